@@ -1,0 +1,1 @@
+//! Forwarding between host and child namespace. Empty until published ports land; see LIMITS.md.

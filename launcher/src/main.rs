@@ -1,0 +1,2 @@
+//! rootless-launch.
+fn main() {}

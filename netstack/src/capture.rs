@@ -1,0 +1,1 @@
+//! Frame observers and pcap.

@@ -1,0 +1,2 @@
+//! DHCP.
+pub mod lease; pub mod v6;

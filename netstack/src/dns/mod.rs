@@ -1,0 +1,2 @@
+//! DNS.
+pub mod records; pub mod tcp;

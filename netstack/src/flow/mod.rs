@@ -1,0 +1,52 @@
+//! Flows: one tracked conversation each.
+
+pub mod policy;
+pub mod table;
+
+use std::net::SocketAddr;
+
+/// Transport protocol of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// TCP, RFC 9293.
+    Tcp,
+    /// UDP, RFC 768.
+    Udp,
+    /// ICMP echo, RFC 792.
+    Icmp,
+    /// ICMPv6 echo, RFC 4443.
+    Icmpv6,
+}
+
+/// Names one flow. The generation makes a stale id of a reused slot harmless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FlowId {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+impl FlowId {
+    /// The id as one integer, for use as an event token. At most 62 bits are used.
+    pub fn to_bits(self) -> u64 {
+        (u64::from(self.generation & 0x3fff_ffff) << 32) | u64::from(self.index)
+    }
+
+    /// The inverse of [`FlowId::to_bits`].
+    pub fn from_bits(bits: u64) -> Self {
+        FlowId { index: bits as u32, generation: (bits >> 32) as u32 & 0x3fff_ffff }
+    }
+}
+
+/// Protocol and addresses of a flow as seen from the child.
+///
+/// UDP and ICMP flows are *bindings* (RFC 4787, endpoint-independent mapping): their `remote` is the
+/// unspecified address of the family, and for ICMP the port is the echo identifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// The child's address and port.
+    pub child: SocketAddr,
+    /// The address and port the child wrote.
+    pub remote: SocketAddr,
+}

@@ -1,0 +1,2 @@
+//! Offloads.
+pub mod checksum; pub mod coalesce; pub mod segment; pub mod vnet_hdr;

@@ -1,0 +1,97 @@
+//! Counters. Plain `u64`, no metrics system is imposed; [`Stats`] is `Copy`, so a snapshot is an assignment.
+
+use crate::error::DropReason;
+
+/// Traffic of one kind in both directions, in packets (TCP: frames) and payload bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets received from the child.
+    pub packets_from_child: u64,
+    /// Payload bytes received from the child.
+    pub bytes_from_child: u64,
+    /// Packets sent to the child.
+    pub packets_to_child: u64,
+    /// Payload bytes sent to the child.
+    pub bytes_to_child: u64,
+}
+
+/// Counters of one stack since its creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// TCP segments and payload.
+    pub tcp: Traffic,
+    /// UDP datagrams and payload.
+    pub udp: Traffic,
+    /// ICMP and ICMPv6 echo.
+    pub icmp: Traffic,
+    /// DNS messages.
+    pub dns: Traffic,
+    /// DHCPv4 and DHCPv6 messages.
+    pub dhcp: Traffic,
+    /// Frames of any kind.
+    pub frames: Traffic,
+    /// TCP connections whose host side was asked to connect.
+    pub tcp_opened: u64,
+    /// TCP connections that the host could not connect.
+    pub tcp_connect_failed: u64,
+    /// TCP connections that ended by a RST from either side.
+    pub tcp_reset: u64,
+    /// DNS answers served from static names.
+    pub dns_static: u64,
+    /// DNS queries that ended in SERVFAIL because no server answered.
+    pub dns_servfail: u64,
+    drops: [u64; DropReason::ALL.len()],
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Stats {
+            tcp: Traffic::default(),
+            udp: Traffic::default(),
+            icmp: Traffic::default(),
+            dns: Traffic::default(),
+            dhcp: Traffic::default(),
+            frames: Traffic::default(),
+            tcp_opened: 0,
+            tcp_connect_failed: 0,
+            tcp_reset: 0,
+            dns_static: 0,
+            dns_servfail: 0,
+            drops: [0; DropReason::ALL.len()],
+        }
+    }
+}
+
+impl Stats {
+    /// Counts one drop.
+    pub fn count_drop(&mut self, reason: DropReason) {
+        self.drops[reason as usize] += 1;
+    }
+
+    /// How often `reason` was counted.
+    pub fn drops(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize]
+    }
+
+    /// The reasons that were counted at least once.
+    pub fn all_drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        DropReason::ALL.iter().map(|&reason| (reason, self.drops(reason))).filter(|&(_, n)| n > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_counter() {
+        let mut stats = Stats::default();
+        for (index, &reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(reason as usize, index);
+            stats.count_drop(reason);
+            assert_eq!(stats.drops(reason), 1);
+        }
+        assert_eq!(stats.all_drops().count(), DropReason::ALL.len());
+    }
+}
