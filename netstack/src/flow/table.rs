@@ -1,1 +1,167 @@
-//! Flow table.
+//! Table of flows: O(1) from key to flow and from id to flow, whatever their number.
+//!
+//! # Theory of operation
+//! Flows live in a slab; a hash index over their keys holds slab indices. The hash is keyed by the
+//! configuration's seed, because the remote end chooses addresses and ports. A [`FlowId`] carries the
+//! generation of its slot, so that events for a flow that is gone find nothing.
+
+use std::hash::{BuildHasher, Hash, Hasher};
+
+use hashbrown::HashTable;
+use slab::Slab;
+
+use super::{FlowId, FlowKey};
+
+/// One entry: the caller's value with its key.
+#[derive(Debug)]
+pub struct Entry<T> {
+    /// Key the entry is found by.
+    pub key: FlowKey,
+    /// The value.
+    pub value: T,
+    generation: u32,
+}
+
+/// Flows by id and by key.
+#[derive(Debug)]
+pub struct FlowTable<T> {
+    entries: Slab<Entry<T>>,
+    index: HashTable<u32>,
+    hasher: foldhash::fast::FixedState,
+    generation: u32,
+}
+
+impl<T> FlowTable<T> {
+    /// An empty table whose hash is keyed by `seed`.
+    pub fn new(seed: u64) -> Self {
+        FlowTable {
+            entries: Slab::new(),
+            index: HashTable::new(),
+            hasher: foldhash::fast::FixedState::with_seed(seed),
+            generation: 0,
+        }
+    }
+
+    /// Adds a flow. The key must not be in the table.
+    pub fn insert(&mut self, key: FlowKey, value: T) -> FlowId {
+        self.generation = (self.generation + 1) & 0x3fff_ffff;
+        let generation = self.generation;
+        let index = self.entries.insert(Entry { key, value, generation }) as u32;
+        let hash = hash(&self.hasher, &key);
+        let (entries, hasher) = (&self.entries, &self.hasher);
+        self.index.insert_unique(hash, index, |&at| hash_of(hasher, entries, at));
+        FlowId { index, generation }
+    }
+
+    /// Removes a flow.
+    pub fn remove(&mut self, id: FlowId) -> Option<Entry<T>> {
+        let key = self.get(id)?.key;
+        let entries = &self.entries;
+        let hash = hash(&self.hasher, &key);
+        if let Ok(found) = self.index.find_entry(hash, |&at| at == id.index) {
+            found.remove();
+        }
+        debug_assert!(entries.contains(id.index as usize));
+        self.entries.try_remove(id.index as usize)
+    }
+
+    /// The flow of that key.
+    pub fn find(&self, key: &FlowKey) -> Option<FlowId> {
+        let hash = hash(&self.hasher, key);
+        let found = self.index.find(hash, |&at| self.entries.get(at as usize).is_some_and(|e| e.key == *key));
+        found.and_then(|&at| self.id_at(at))
+    }
+
+    /// The flow of that id.
+    pub fn get(&self, id: FlowId) -> Option<&Entry<T>> {
+        self.entries.get(id.index as usize).filter(|entry| entry.generation == id.generation)
+    }
+
+    /// The flow of that id.
+    pub fn get_mut(&mut self, id: FlowId) -> Option<&mut Entry<T>> {
+        self.entries.get_mut(id.index as usize).filter(|entry| entry.generation == id.generation)
+    }
+
+    /// The id of the flow in slot `index`, for timers keyed by slot.
+    pub fn id_at(&self, index: u32) -> Option<FlowId> {
+        self.entries.get(index as usize).map(|entry| FlowId { index, generation: entry.generation })
+    }
+
+    /// Number of flows.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is no flow.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// All flows in slot order.
+    pub fn iter(&self) -> impl Iterator<Item = (FlowId, &Entry<T>)> {
+        self.entries
+            .iter()
+            .map(|(index, entry)| (FlowId { index: index as u32, generation: entry.generation }, entry))
+    }
+}
+
+fn hash(hasher: &foldhash::fast::FixedState, key: &FlowKey) -> u64 {
+    let mut state = hasher.build_hasher();
+    key.hash(&mut state);
+    state.finish()
+}
+
+fn hash_of<T>(hasher: &foldhash::fast::FixedState, entries: &Slab<Entry<T>>, at: u32) -> u64 {
+    entries.get(at as usize).map_or(0, |entry| hash(hasher, &entry.key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::Protocol;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn key(n: u16) -> FlowKey {
+        FlowKey {
+            protocol: Protocol::Tcp,
+            child: ([10, 0, 42, 100], n).into(),
+            remote: ([192, 0, 2, 1], 80).into(),
+        }
+    }
+
+    #[test]
+    fn a_stale_id_finds_nothing() {
+        let mut table = FlowTable::new(1);
+        let old = table.insert(key(1), ());
+        assert!(table.remove(old).is_some());
+        let new = table.insert(key(1), ());
+        assert_eq!(old.index, new.index);
+        assert!(table.get(old).is_none());
+        assert!(table.remove(old).is_none());
+        assert_eq!(table.find(&key(1)), Some(new));
+        assert_eq!(FlowId::from_bits(new.to_bits()), new);
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_a_map(steps in prop::collection::vec((any::<bool>(), 0u16..64), 1..400)) {
+            let mut table = FlowTable::new(7);
+            let mut model = BTreeMap::new();
+            for (insert, n) in steps {
+                match (insert, model.get(&n).copied()) {
+                    (true, None) => { model.insert(n, table.insert(key(n), n)); }
+                    (false, Some(id)) => {
+                        prop_assert_eq!(table.remove(id).map(|e| e.value), Some(n));
+                        model.remove(&n);
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(table.len(), model.len());
+                for n in 0..64 {
+                    prop_assert_eq!(table.find(&key(n)), model.get(&n).copied());
+                }
+            }
+        }
+    }
+}

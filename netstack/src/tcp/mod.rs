@@ -1,1 +1,136 @@
-//! TCP.
+//! TCP: the child's connection and the host's stream stitched together (RFC 9293).
+//!
+//! # Theory of operation
+//! Goal: the child sees what it would see if it had connected itself: refusals, unreachable hosts, half-close,
+//! resets, back-pressure. Not handled: urgent data (the bytes stay in the stream), TCP Fast Open (data in a SYN
+//! is ignored and repeated by the child), ECN, options beyond MSS, window scale and SACK.
+//!
+//! | phase | entered by | left by |
+//! |---|---|---|
+//! | [`Phase::Connecting`] | SYN; the SYN-ACK is withheld, the host connects | the host's answer |
+//! | [`Phase::Open`] | connected: the SYN-ACK goes out | both directions closed, or a reset |
+//! | [`Phase::Resetting`] | refused, or the host's side was reset | the RST is sent |
+//!
+//! Timers, one wheel entry per flow: smoltcp's own (delayed ACK, retransmission, zero-window probe, keepalive);
+//! idle memory ([`TRIM_AFTER`]); `timeouts.tcp_half_closed` and `timeouts.tcp_closing`.
+//!
+//! Data from the child: frame → ring (one copy, by smoltcp) → `write` by the driver. Data to the child: `read` by
+//! the driver into the ring → frame in the driver's buffer (one copy, by smoltcp) → TAP.
+
+pub(crate) mod endpoint;
+pub(crate) mod relay;
+pub(crate) mod rings;
+pub(crate) mod window;
+
+use std::net::SocketAddr;
+
+use self::endpoint::{ChildSide, Endpoint};
+use self::relay::{Relay, View};
+use self::window::SendWindow;
+use crate::config::Timeouts;
+use crate::dns::tcp::LengthPrefix;
+use crate::time::{Duration, Instant};
+
+pub use self::rings::{RegionSource, RingSize};
+
+/// Silence after which a flow's empty rings give their pages back.
+pub(crate) const TRIM_AFTER: Duration = Duration::from_secs(1);
+
+/// Where a flow is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The host's connect is under way; the child waits for its SYN-ACK.
+    Connecting,
+    /// Both sides are connected, at least in one direction.
+    Open,
+    /// A RST is on its way to the child.
+    Resetting,
+}
+
+/// Who is at the other end.
+#[derive(Debug)]
+pub(crate) enum Peer {
+    /// A host socket connected to this address.
+    Host(SocketAddr),
+    /// The engine's own DNS service.
+    Dns(Box<DnsStream>),
+}
+
+/// A child's TCP connection to the DNS address (RFC 7766).
+#[derive(Debug, Default)]
+pub(crate) struct DnsStream {
+    pub(crate) decoder: LengthPrefix,
+    /// Framed answers that wait for room in the ring.
+    pub(crate) answers: Vec<u8>,
+    /// Queries that are not answered yet.
+    pub(crate) pending: usize,
+}
+
+/// One TCP flow.
+#[derive(Debug)]
+pub(crate) struct TcpFlow {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) phase: Phase,
+    pub(crate) peer: Peer,
+    pub(crate) relay: Relay,
+    pub(crate) window: SendWindow,
+    /// Sequence number of the SYN, for quoting it in ICMP errors.
+    pub(crate) syn: u32,
+    pub(crate) last_active: Instant,
+    /// Whether ring pages may have been touched since they were last given back.
+    pub(crate) touched: bool,
+    pub(crate) bytes_from_child: u64,
+    pub(crate) bytes_to_child: u64,
+}
+
+impl TcpFlow {
+    pub(crate) fn new(now: Instant, endpoint: Endpoint, peer: Peer, syn: u32) -> Self {
+        let window = SendWindow::new(endpoint.ring_size().to_child);
+        TcpFlow {
+            endpoint,
+            phase: Phase::Connecting,
+            peer,
+            relay: Relay::default(),
+            window,
+            syn,
+            last_active: now,
+            touched: false,
+            bytes_from_child: 0,
+            bytes_to_child: 0,
+        }
+    }
+
+    /// What the relay decides on.
+    pub(crate) fn view(&self) -> View {
+        let queued = self.endpoint.send_queue();
+        View {
+            child: self.endpoint.child_side(),
+            recv_queue: self.endpoint.recv_queue(),
+            send_queue: queued,
+            room: if self.endpoint.may_send() { self.window.room(queued) } else { 0 },
+        }
+    }
+
+    /// The earliest instant at which the flow itself has something to do, beside smoltcp's timers.
+    pub(crate) fn deadline(&self, timeouts: &Timeouts) -> Option<Instant> {
+        let trim = self.touched.then_some(self.last_active + TRIM_AFTER);
+        let ending = self.silence_allowed(timeouts).map(|allowed| self.last_active + allowed);
+        [trim, ending].into_iter().flatten().min()
+    }
+
+    /// Whether the flow has been silent for longer than its state allows.
+    pub(crate) fn is_overdue(&self, now: Instant, timeouts: &Timeouts) -> bool {
+        self.silence_allowed(timeouts).is_some_and(|allowed| now >= self.last_active + allowed)
+    }
+
+    fn silence_allowed(&self, timeouts: &Timeouts) -> Option<Duration> {
+        let child_finished = self.endpoint.child_side() == ChildSide::Finished;
+        match self.phase {
+            Phase::Connecting => None,
+            _ if self.relay.is_closing() => Some(timeouts.tcp_closing),
+            _ if self.relay.is_half_closed() || child_finished => Some(timeouts.tcp_half_closed),
+            Phase::Open => None,
+            Phase::Resetting => Some(timeouts.tcp_closing),
+        }
+    }
+}
