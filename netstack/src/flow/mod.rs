@@ -1,5 +1,6 @@
 //! Flows: one tracked conversation each.
 
+pub(crate) mod lru;
 pub mod policy;
 pub mod table;
 

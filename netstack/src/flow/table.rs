@@ -44,24 +44,26 @@ impl<T> FlowTable<T> {
 
     /// Adds a flow. The key must not be in the table.
     pub fn insert(&mut self, key: FlowKey, value: T) -> FlowId {
+        let id = self.insert_hidden(key, value);
+        let (entries, hasher) = (&self.entries, &self.hasher);
+        self.index.insert_unique(hash(hasher, &key), id.index, |&at| hash_of(hasher, entries, at));
+        id
+    }
+
+    /// Adds a flow that is never found by its key: one of the engine's own.
+    pub fn insert_hidden(&mut self, key: FlowKey, value: T) -> FlowId {
         self.generation = (self.generation + 1) & 0x3fff_ffff;
         let generation = self.generation;
         let index = self.entries.insert(Entry { key, value, generation }) as u32;
-        let hash = hash(&self.hasher, &key);
-        let (entries, hasher) = (&self.entries, &self.hasher);
-        self.index.insert_unique(hash, index, |&at| hash_of(hasher, entries, at));
         FlowId { index, generation }
     }
 
     /// Removes a flow.
     pub fn remove(&mut self, id: FlowId) -> Option<Entry<T>> {
-        let key = self.get(id)?.key;
-        let entries = &self.entries;
-        let hash = hash(&self.hasher, &key);
+        let hash = hash(&self.hasher, &self.get(id)?.key);
         if let Ok(found) = self.index.find_entry(hash, |&at| at == id.index) {
             found.remove();
         }
-        debug_assert!(entries.contains(id.index as usize));
         self.entries.try_remove(id.index as usize)
     }
 

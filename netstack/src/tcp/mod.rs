@@ -10,6 +10,7 @@
 //! | [`Phase::Connecting`] | SYN; the SYN-ACK is withheld, the host connects | the host's answer |
 //! | [`Phase::Open`] | connected: the SYN-ACK goes out | both directions closed, or a reset |
 //! | [`Phase::Resetting`] | refused, or the host's side was reset | the RST is sent |
+//! | [`Phase::Finishing`] | both directions are closed | the last ACK is sent |
 //!
 //! Timers, one wheel entry per flow: smoltcp's own (delayed ACK, retransmission, zero-window probe, keepalive);
 //! idle memory ([`TRIM_AFTER`]); `timeouts.tcp_half_closed` and `timeouts.tcp_closing`.
@@ -45,6 +46,8 @@ pub enum Phase {
     Open,
     /// A RST is on its way to the child.
     Resetting,
+    /// The last ACK is on its way to the child.
+    Finishing,
 }
 
 /// Who is at the other end.
@@ -129,8 +132,8 @@ impl TcpFlow {
             Phase::Connecting => None,
             _ if self.relay.is_closing() => Some(timeouts.tcp_closing),
             _ if self.relay.is_half_closed() || child_finished => Some(timeouts.tcp_half_closed),
-            Phase::Open => None,
-            Phase::Resetting => Some(timeouts.tcp_closing),
+            Phase::Open if self.endpoint.is_established() => None,
+            _ => Some(timeouts.tcp_closing),
         }
     }
 }
