@@ -1,1 +1,2 @@
 //! Driver.
+pub mod resolver;
