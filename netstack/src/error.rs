@@ -207,4 +207,7 @@ pub enum ConfigError {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// More egress rules than are looked through for a flow: how many, and the most there may be.
+    #[error("{0} policy rules are more than {1}")]
+    PolicyTooLong(usize, usize),
 }
