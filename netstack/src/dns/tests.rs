@@ -555,7 +555,10 @@ fn broken_records_behind_a_static_question_are_told_so() {
     let opt = one[one.len() - 11..].to_vec();
     let mut two = [one.clone(), opt].concat();
     two[11] = 2;
-    for bad in [&one[..one.len() - 1], &two] {
+    // An OPT record of a name other than the root.
+    let mut owned = one.clone();
+    owned.splice(one.len() - 11..one.len() - 10, [1, b'a', 0]);
+    for bad in [&one[..one.len() - 1], &two, &owned] {
         t.query(udp(1), bad).unwrap();
         let message = judge(&t.expect_answer(udp(1), AnswerKind::Static));
         assert_eq!(message.metadata.response_code, ResponseCode::FormErr);
