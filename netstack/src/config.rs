@@ -530,7 +530,8 @@ fn check_ipv4(plan: &Ipv4Plan) -> Result<(), ConfigError> {
         return Err(ConfigError::CidrTooSmall(subnet.to_string()));
     }
     let network = subnet.network;
-    if network.is_loopback() || network.is_multicast() || network.is_link_local() || network.octets()[0] == 0 {
+    if network.is_loopback() || network.is_multicast() || network.is_link_local() || network.octets()[0] == 0
+    {
         return Err(ConfigError::CidrReserved(subnet.to_string()));
     }
     let roles = [plan.gateway, plan.dns, plan.child];

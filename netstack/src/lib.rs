@@ -23,8 +23,17 @@ pub mod udp;
 
 #[cfg(feature = "driver")]
 pub mod driver;
-#[cfg(feature = "driver")]
 #[expect(unsafe_code, reason = "system calls that no safe wrapper offers; every block states its invariant")]
 pub mod sys;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+
+pub use config::{Config, ConfigBuilder};
+#[cfg(feature = "driver")]
+pub use driver::{Driver, DriverError};
+pub use error::{ConfigError, DropReason};
+pub use frame::{Frame, FrameOut, LinkCapabilities};
+pub use stack::Stack;
+pub use stats::Stats;
+#[cfg(feature = "driver")]
+pub use sys::tap::{Tap, TapError};

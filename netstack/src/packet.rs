@@ -187,12 +187,14 @@ impl IpPacket {
         loop {
             match next {
                 protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION => {
-                    let &[following, len] = ip.get(at..).and_then(|h| h.first_chunk()).ok_or(DropReason::Truncated)?;
+                    let &[following, len] =
+                        ip.get(at..).and_then(|h| h.first_chunk()).ok_or(DropReason::Truncated)?;
                     next = following;
                     at += (usize::from(len) + 1) * 8;
                 }
                 protocol::FRAGMENT if fragment.is_none() => {
-                    let header: &[u8; 8] = ip.get(at..).and_then(|h| h.first_chunk()).ok_or(DropReason::Truncated)?;
+                    let header: &[u8; 8] =
+                        ip.get(at..).and_then(|h| h.first_chunk()).ok_or(DropReason::Truncated)?;
                     let field = u16::from_be_bytes([header[2], header[3]]);
                     fragment = Some(Fragment {
                         id: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),

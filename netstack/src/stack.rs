@@ -36,7 +36,7 @@ use crate::icmp::{self as icmp_wire, IcmpErrorKind, RateLimit};
 use crate::ndp::NdpResponder;
 use crate::neighbor::NeighborTable;
 use crate::offload::checksum;
-use crate::packet::{self, ETHERNET_LEN, Ethernet, IpPacket, Mac, ethertype, protocol};
+use crate::packet::{self, Ethernet, IpPacket, Mac, ethertype, protocol};
 use crate::stats::Stats;
 use crate::tcp::endpoint::Network;
 use crate::tcp::rings::RingPool;
@@ -102,6 +102,8 @@ pub struct Stack {
     host_has_ipv6: bool,
     trim_rings_at: Option<Instant>,
     fragment_id: u32,
+    /// The latest frame that an action refers to.
+    slot_in_use: Option<u32>,
     /// The `now` of the latest call, for what the polls decide.
     now: Instant,
     stats: Stats,
@@ -222,6 +224,7 @@ impl Stack {
             host_has_ipv6: false,
             trim_rings_at: None,
             fragment_id: config.seed as u32,
+            slot_in_use: None,
             now,
             stats: Stats::default(),
             link,
@@ -294,7 +297,7 @@ impl Stack {
             self.stats.count_drop(DropReason::ReassemblyTimeout);
         }
         self.dns.handle_timeout(now);
-        self.drain_dns(now);
+        self.drain_dns();
         while let Some(message) = self.ndp.poll(now) {
             self.send_ndp(message);
         }
@@ -322,8 +325,7 @@ impl Stack {
             }
             None => self.poll_tcp_frame(now, out)?,
         };
-        self.stats.frames.packets_to_child += 1;
-        self.stats.frames.bytes_to_child += frame.len as u64;
+        self.count_frame_to_child(frame.len);
         Some(frame)
     }
 
@@ -355,6 +357,23 @@ impl Stack {
             self.host_has_ipv6 = available;
             self.apply_ipv6_offer(now);
         }
+    }
+
+    /// Whether an action that has not been taken for done refers to the frame handed in as `slot`; its buffer
+    /// must not be reused until [`Stack::release_slots`].
+    pub fn refers_to_slot(&self, slot: u32) -> bool {
+        self.slot_in_use == Some(slot)
+    }
+
+    /// All actions that refer to frames have been performed.
+    pub fn release_slots(&mut self) {
+        self.slot_in_use = None;
+    }
+
+    /// Counts a frame that went to the child without passing [`Stack::poll_frame`].
+    pub fn count_frame_to_child(&mut self, bytes: usize) {
+        self.stats.frames.packets_to_child += 1;
+        self.stats.frames.bytes_to_child += bytes as u64;
     }
 
     /// Counts a frame that the link did not take, or gave us spoilt.
@@ -451,12 +470,12 @@ impl Stack {
         let ip = &received.ip;
         let Some(fragment) = ip.fragment else { return Ok(()) };
         let key = FragmentKey { src: ip.src, dst: ip.dst, id: fragment.id, protocol: ip.protocol };
-        let more = if fragment.more { MoreFragments::Yes } else { MoreFragments::No };
-        let Some(payload) =
-            self.reassembly.insert(now, key, fragment.offset, more, received.transport())?
-        else {
-            return Ok(());
-        };
+        let more = if fragment.more { MoreFragments::More } else { MoreFragments::Last };
+        let inserted = self.reassembly.insert(now, key, fragment.offset, more, received.transport());
+        for _ in 0..self.reassembly.take_evicted() {
+            self.stats.count_drop(DropReason::ReassemblyFull);
+        }
+        let Some(payload) = inserted? else { return Ok(()) };
         let header = packet::IpHeader { src: ip.src, dst: ip.dst, protocol: ip.protocol, ttl: ip.ttl };
         if header.len() + payload.len() > usize::from(u16::MAX) {
             return Err(DropReason::BadFragment);
@@ -666,6 +685,3 @@ impl FlowState {
         FlowState { kind, mac, wake_at: None, in_relay_queue: false, in_egress_queue: false }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,2 +1,536 @@
-//! Driver.
+//! The event loop that owns file descriptors: everything impure around a [`Stack`].
+//!
+//! # Theory of operation
+//! One thread, one mio `Poll`, edge-triggered. A turn of the loop:
+//!
+//! 1. wait for events, or not at all while work is left over from the last turn;
+//! 2. tell the stack about each event;
+//! 3. read a batch of frames from the TAP ([`TAP_BATCH`]);
+//! 4. perform actions and write frames until neither is left. Datagrams of one batch leave together.
+//!
+//! What a batch leaves unread is remembered (`tap_readable`, `readable`), because no new edge will tell.
+//!
+//! A TCP frame is copied into its flow's ring before the next one is read, so all of them share one buffer, which
+//! stays in the cache; a datagram keeps its buffer until it is sent, and the next frame gets another.
+//!
+//! A frame that the TAP does not take for want of memory is kept and tried again: TCP would need a second to
+//! notice its loss. Out of file descriptors, connections fail one by one and are counted; nothing spins,
+//! because nothing is accepted here.
+
+pub mod clock;
+mod datagrams;
+mod host_sockets;
 pub mod resolver;
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Read};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
+use std::time::Duration as StdDuration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use thiserror::Error;
+
+use self::clock::MonotonicClock;
+use self::datagrams::{Outgoing, OutgoingBytes, Receive};
+use self::host_sockets::{Connect, HostSockets, SocketKind};
+use self::resolver::{ResolverWatch, read_resolv_conf};
+use crate::action::{Action, HostEvent, Payload};
+use crate::capture::FrameObserver;
+use crate::config::{Config, Ipv6Mode};
+use crate::error::DropReason;
+use crate::flow::FlowId;
+use crate::frame::{Frame, Offload};
+use crate::offload::vnet_hdr::{self, VirtioNetHdr};
+use crate::stack::{FRAME_BUFFER, FlowInfo, Stack};
+use crate::stats::Stats;
+use crate::sys::netlink::RouteWatch;
+use crate::sys::region::Region;
+use crate::sys::socket::{self, SendBatch};
+use crate::sys::tap::{Tap, TapError};
+use crate::time::Instant;
+
+/// Frames read from the TAP per turn.
+const TAP_BATCH: usize = 64;
+/// Actions performed before frames are written again: bytes go on while they are in the cache.
+const ACTION_BATCH: usize = 4;
+/// A pause before a frame is tried again that the TAP had no memory for.
+const RETRY: StdDuration = StdDuration::from_millis(1);
+
+const TAP: Token = Token(usize::MAX);
+const STOP: Token = Token(usize::MAX - 1);
+const RESOLV_CONF: Token = Token(usize::MAX - 2);
+const ROUTES: Token = Token(usize::MAX - 3);
+
+/// What ends a driver; one variant per system call.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DriverError {
+    /// The TAP cannot be used.
+    #[error("the TAP cannot be used")]
+    Tap(#[from] TapError),
+    /// epoll failed.
+    #[error("waiting for events failed")]
+    Poll(#[source] io::Error),
+    /// A descriptor could not be watched.
+    #[error("watching the {what} failed")]
+    Register {
+        /// Which one.
+        what: &'static str,
+        /// Error of the system call.
+        #[source]
+        source: io::Error,
+    },
+    /// No randomness for sequence numbers and DNS ids.
+    #[error("reading randomness failed")]
+    Random(#[source] io::Error),
+    /// The TAP is gone: its network namespace has ended, or the interface was deleted.
+    #[error("reading from the TAP failed: its namespace or interface is gone")]
+    TapGone(#[source] io::Error),
+}
+
+/// A stack with everything it needs: TAP, host sockets, clock, the host's resolvers and routes.
+pub struct Driver {
+    stack: Stack,
+    tap: Tap,
+    poll: Poll,
+    clock: MonotonicClock,
+    sockets: HostSockets,
+    resolver: Option<ResolverWatch>,
+    resolv_conf: PathBuf,
+    routes: Option<RouteWatch>,
+    observer: Option<Box<dyn FrameObserver + Send>>,
+    slots: Vec<Box<[u8]>>,
+    frame: Box<[u8]>,
+    /// A frame that the TAP did not take: its length in `frame`, and what the link owes it.
+    unwritten: Option<(usize, Offload)>,
+    tap_readable: bool,
+    readable: VecDeque<FlowId>,
+    outgoing: Vec<Outgoing>,
+    send_batch: SendBatch,
+    receive: Receive,
+}
+
+impl Driver {
+    /// Serves the namespace behind `tap` as `config` says. The host's side is the network namespace of the
+    /// calling thread.
+    ///
+    /// # Errors
+    /// When the TAP or one of the kernel's event sources cannot be used.
+    pub fn new(tap: Tap, mut config: Config) -> Result<Self, DriverError> {
+        if config.seed == 0 {
+            config.seed = random_seed().map_err(DriverError::Random)?;
+        }
+        match socket::raise_file_limit() {
+            Ok(limit) => log::debug!("up to {limit} open files"),
+            Err(error) => log::warn!("the limit of open files cannot be raised: {error}"),
+        }
+        let poll = Poll::new().map_err(DriverError::Poll)?;
+        let registry = poll.registry().try_clone().map_err(DriverError::Poll)?;
+        let clock = MonotonicClock::new();
+        let watch_ipv6 = config.ipv6_mode() == Ipv6Mode::Auto;
+        let stack = Stack::with_memory(config, tap.capabilities(), clock.now(), Region::mapped);
+        let mut driver = Driver {
+            stack,
+            tap,
+            poll,
+            clock,
+            sockets: HostSockets::new(registry),
+            resolver: None,
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            routes: None,
+            observer: None,
+            slots: vec![zeroed(FRAME_BUFFER)],
+            frame: zeroed(FRAME_BUFFER),
+            unwritten: None,
+            tap_readable: true,
+            readable: VecDeque::new(),
+            outgoing: Vec::new(),
+            send_batch: SendBatch::new(),
+            receive: Receive::new(),
+        };
+        let tap_interest = Interest::READABLE | Interest::WRITABLE;
+        driver.watch("TAP", driver.tap.as_fd().as_raw_fd(), TAP, tap_interest)?;
+        if driver.stack.config().dns().servers.is_empty() {
+            driver.follow_resolv_conf()?;
+        }
+        if watch_ipv6 {
+            driver.follow_routes()?;
+        }
+        Ok(driver)
+    }
+
+    /// Shows every frame to `observer` from now on.
+    pub fn set_observer(&mut self, observer: Box<dyn FrameObserver + Send>) {
+        self.observer = Some(observer);
+    }
+
+    /// The stack, for settings.
+    pub fn stack_mut(&mut self) -> &mut Stack {
+        &mut self.stack
+    }
+
+    /// Counters so far.
+    pub fn stats(&self) -> Stats {
+        self.stack.stats()
+    }
+
+    /// Flows of the child at this moment.
+    pub fn flows(&self) -> impl Iterator<Item = FlowInfo> + '_ {
+        self.stack.flows()
+    }
+
+    /// The TAP, with what it does for us.
+    pub fn tap(&self) -> &Tap {
+        &self.tap
+    }
+
+    /// Serves until `stop` is readable or closed by its other end.
+    ///
+    /// # Errors
+    /// When waiting fails, or the TAP is gone.
+    pub fn run_until(&mut self, stop: impl AsFd) -> Result<(), DriverError> {
+        self.watch("stop descriptor", stop.as_fd().as_raw_fd(), STOP, Interest::READABLE)?;
+        let mut events = Events::with_capacity(256);
+        let result = loop {
+            match self.turn(&mut events) {
+                Ok(false) => {}
+                Ok(true) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        let _ = self.poll.registry().deregister(&mut SourceFd(&stop.as_fd().as_raw_fd()));
+        result
+    }
+
+    /// One turn of the loop; says whether to stop.
+    fn turn(&mut self, events: &mut Events) -> Result<bool, DriverError> {
+        if let Err(error) = self.poll.poll(events, self.patience()) {
+            if error.kind() == io::ErrorKind::Interrupted {
+                return Ok(false);
+            }
+            return Err(DriverError::Poll(error));
+        }
+        let now = self.clock.now();
+        let mut stop = false;
+        for event in events.iter() {
+            match event.token() {
+                TAP => self.tap_readable |= event.is_readable() || event.is_error(),
+                STOP => stop = true,
+                RESOLV_CONF => self.handle_resolv_conf(),
+                ROUTES => self.handle_routes(now),
+                token => self.handle_socket(now, FlowId::from_bits(token.0 as u64), event),
+            }
+        }
+        if stop {
+            return Ok(true);
+        }
+        if self.stack.poll_timeout().is_some_and(|at| at <= now) {
+            self.stack.handle_timeout(now);
+        }
+        self.read_datagrams(now);
+        self.read_tap(now)?;
+        self.drain(now);
+        Ok(false)
+    }
+
+    /// How long the loop may sleep.
+    fn patience(&self) -> Option<StdDuration> {
+        if self.tap_readable || !self.readable.is_empty() {
+            return Some(StdDuration::ZERO);
+        }
+        let now = self.clock.now();
+        let timer = self.stack.poll_timeout().map(|at| {
+            // Rounded up: epoll counts milliseconds, and waking early means waking twice.
+            let micros = u64::try_from(at.total_micros() - now.total_micros()).unwrap_or(0);
+            StdDuration::from_millis(micros.div_ceil(1000))
+        });
+        let retry = self.unwritten.is_some().then_some(RETRY);
+        [timer, retry].into_iter().flatten().min()
+    }
+
+    fn read_tap(&mut self, now: Instant) -> Result<(), DriverError> {
+        let mut slot = 0;
+        for _ in 0..TAP_BATCH {
+            if !self.tap_readable {
+                break;
+            }
+            let mut header = [0; VirtioNetHdr::LEN];
+            let len = match self.tap.read(&mut header, &mut self.slots[slot]) {
+                Ok(len) => len,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => {
+                        self.tap_readable = false;
+                        break;
+                    }
+                    Some(libc::EINTR) => continue,
+                    // EBADFD: the device is gone, with its namespace or by deletion.
+                    _ => return Err(DriverError::TapGone(error)),
+                },
+            };
+            let bytes = &mut self.slots[slot][..len];
+            let offload = match vnet_hdr::accept(&header, bytes) {
+                Ok(offload) => offload,
+                Err(reason) => {
+                    self.stack.count_drop(reason);
+                    continue;
+                }
+            };
+            if let Some(observer) = &mut self.observer {
+                observer.from_child(now, bytes, offload);
+            }
+            // The reason is counted; nothing else is to be done about it here.
+            let _ = self.stack.handle_frame(now, Frame { bytes, offload, slot: slot as u32 });
+            if self.stack.refers_to_slot(slot as u32) {
+                slot += 1;
+                if slot == self.slots.len() {
+                    self.slots.push(zeroed(FRAME_BUFFER));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Performs actions and writes frames until there are none.
+    fn drain(&mut self, now: Instant) {
+        if !self.retry_frame(now) {
+            return;
+        }
+        loop {
+            let mut idle = true;
+            for _ in 0..ACTION_BATCH {
+                let Some(action) = self.stack.poll_action() else { break };
+                idle = false;
+                self.perform(now, action);
+            }
+            if idle {
+                idle = !self.flush_datagrams(now);
+            }
+            while let Some(frame) = self.stack.poll_frame(now, &mut self.frame) {
+                idle = false;
+                if !self.write_frame(now, frame.len, frame.offload) {
+                    // Datagrams refer to buffers that the next turn reads into.
+                    self.flush_datagrams(now);
+                    return;
+                }
+            }
+            if idle {
+                return;
+            }
+        }
+    }
+
+    /// Tries the frame again that the TAP did not take; says whether the way is free.
+    fn retry_frame(&mut self, now: Instant) -> bool {
+        match self.unwritten.take() {
+            Some((len, offload)) => self.write_frame(now, len, offload),
+            None => true,
+        }
+    }
+
+    /// Writes the frame in `self.frame`; `false` if the TAP has no memory for it now.
+    fn write_frame(&mut self, now: Instant, len: usize, offload: Offload) -> bool {
+        let frame = &self.frame[..len];
+        let header = vnet_hdr::emit_for_frame(offload, frame);
+        match self.tap.write(&[IoSlice::new(&header), IoSlice::new(frame)]) {
+            Ok(_) => {
+                if let Some(observer) = &mut self.observer {
+                    observer.to_child(now, frame, offload);
+                }
+                true
+            }
+            Err(error) if is_temporary(&error) => {
+                self.unwritten = Some((len, offload));
+                false
+            }
+            Err(_) => {
+                self.stack.count_drop(DropReason::TapWriteFailed);
+                true
+            }
+        }
+    }
+
+    fn perform(&mut self, now: Instant, action: Action) {
+        match action {
+            Action::Connect { flow, remote } => {
+                let event = match self.sockets.connect(flow, remote) {
+                    Connect::Connected => HostEvent::Connected,
+                    Connect::UnderWay => return,
+                    Connect::Failed(error) => HostEvent::ConnectFailed(error),
+                };
+                self.stack.handle_host(now, flow, event);
+            }
+            Action::HostWrite { flow } => {
+                if let Some(socket) = self.sockets.get(flow) {
+                    self.stack.with_host_tx(now, flow, |bytes| socket.write(bytes));
+                }
+            }
+            Action::HostRead { flow } => {
+                if let Some(socket) = self.sockets.get(flow) {
+                    self.stack.with_host_rx(now, flow, |room| socket.read(room));
+                }
+            }
+            Action::ShutdownWrite { flow } => {
+                if let Some(socket) = self.sockets.get(flow) {
+                    socket::shutdown_write(socket.fd.as_fd());
+                }
+            }
+            Action::Close { flow, abort } => {
+                // What was sent before the close has to leave before it.
+                if self.outgoing.iter().any(|datagram| datagram.flow == flow) {
+                    self.flush_datagrams(now);
+                }
+                self.sockets.close(flow, abort);
+            }
+            Action::OpenDatagram { flow, kind, ipv6 } => {
+                if let Err(error) = self.sockets.open_datagram(flow, kind, ipv6) {
+                    self.stack.handle_host(now, flow, HostEvent::OpenFailed(error));
+                }
+            }
+            Action::SendDatagram { flow, remote, payload, gso, hop } => {
+                let bytes = match payload {
+                    Payload::InFrame { slot, range } => {
+                        OutgoingBytes::Slot(slot as usize, range.start as usize..range.end as usize)
+                    }
+                    Payload::Owned(bytes) => OutgoingBytes::Owned(bytes),
+                };
+                self.outgoing.push(Outgoing { flow, remote, bytes, gso, hop });
+            }
+        }
+    }
+
+    fn handle_socket(&mut self, now: Instant, flow: FlowId, event: &mio::event::Event) {
+        let Some(socket) = self.sockets.get_mut(flow) else { return };
+        if matches!(socket.kind, SocketKind::Datagram { .. }) {
+            if event.is_error() {
+                self.read_errors(now, flow);
+            }
+            if event.is_readable() {
+                self.readable.push_back(flow);
+            }
+            return;
+        }
+        if event.is_read_closed() {
+            socket.handle_read_closed();
+        }
+        if socket.is_connecting() {
+            match self.sockets.finish_connect(flow) {
+                Some(Ok(())) => self.stack.handle_host(now, flow, HostEvent::Connected),
+                Some(Err(error)) => {
+                    self.stack.handle_host(now, flow, HostEvent::ConnectFailed(error));
+                }
+                None => {}
+            }
+            return;
+        }
+        if event.is_error() && socket::take_error(socket.fd.as_fd()).is_err() {
+            return self.stack.handle_host(now, flow, HostEvent::Reset);
+        }
+        if event.is_readable() || event.is_read_closed() {
+            self.stack.handle_host(now, flow, HostEvent::Readable);
+        }
+        if event.is_writable() {
+            self.stack.handle_host(now, flow, HostEvent::Writable);
+        }
+    }
+
+    /// Starts to follow resolv.conf.
+    fn follow_resolv_conf(&mut self) -> Result<(), DriverError> {
+        match ResolverWatch::new(&self.resolv_conf) {
+            Ok(watch) => {
+                self.watch("resolv.conf", watch.as_fd().as_raw_fd(), RESOLV_CONF, Interest::READABLE)?;
+                self.resolver = Some(watch);
+            }
+            Err(error) => log::warn!("changes of {} are not noticed: {error}", self.resolv_conf.display()),
+        }
+        self.read_resolvers();
+        Ok(())
+    }
+
+    fn handle_resolv_conf(&mut self) {
+        let Some(watch) = &mut self.resolver else { return };
+        match watch.read_changes() {
+            Ok(false) => {}
+            Ok(true) => self.read_resolvers(),
+            Err(error) => {
+                log::warn!("changes of {} are no longer noticed: {error}", self.resolv_conf.display());
+                self.resolver = None;
+            }
+        }
+    }
+
+    fn read_resolvers(&mut self) {
+        match read_resolv_conf(&self.resolv_conf) {
+            Ok(conf) => {
+                log::debug!("resolvers: {:?}", conf.servers);
+                self.stack.set_dns_servers(&conf.servers);
+            }
+            Err(error) => log::warn!("reading {} failed: {error}", self.resolv_conf.display()),
+        }
+    }
+
+    /// Starts to follow the host's IPv6 default route.
+    fn follow_routes(&mut self) -> Result<(), DriverError> {
+        match RouteWatch::new() {
+            Ok(watch) => {
+                self.watch("routes", watch.as_raw_fd(), ROUTES, Interest::READABLE)?;
+                self.routes = Some(watch);
+                self.read_routes(self.clock.now());
+            }
+            Err(error) => log::warn!("the host's IPv6 routes cannot be followed, IPv6 is off: {error}"),
+        }
+        Ok(())
+    }
+
+    fn handle_routes(&mut self, now: Instant) {
+        match self.routes.as_mut().map(RouteWatch::read_changes) {
+            Some(Ok(true)) => self.read_routes(now),
+            Some(Err(error)) => log::warn!("the host's IPv6 routes are no longer followed: {error}"),
+            Some(Ok(false)) | None => {}
+        }
+    }
+
+    fn read_routes(&mut self, now: Instant) {
+        match self.routes.as_ref().map(RouteWatch::has_ipv6_default_route) {
+            Some(Ok(available)) => self.stack.set_host_ipv6(now, available),
+            Some(Err(error)) => log::warn!("asking for the host's IPv6 default route failed: {error}"),
+            None => {}
+        }
+    }
+
+    fn watch(
+        &self,
+        what: &'static str,
+        fd: i32,
+        token: Token,
+        interest: Interest,
+    ) -> Result<(), DriverError> {
+        self.poll
+            .registry()
+            .register(&mut SourceFd(&fd), token, interest)
+            .map_err(|source| DriverError::Register { what, source })
+    }
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver").field("tap", &self.tap).field("stack", &self.stack).finish_non_exhaustive()
+    }
+}
+
+/// Memory whose pages cost nothing until they are touched.
+fn zeroed(len: usize) -> Box<[u8]> {
+    vec![0; len].into_boxed_slice()
+}
+
+/// Whether a system call failed for want of memory or room that will be there again.
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM))
+}
+
+fn random_seed() -> io::Result<u64> {
+    let mut seed = [0; 8];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut seed)?;
+    Ok(u64::from_ne_bytes(seed).max(1))
+}

@@ -48,12 +48,12 @@ impl Stack {
         self.stats.dns.packets_from_child += 1;
         self.stats.dns.bytes_from_child += message.len() as u64;
         let result = self.dns.handle_query(now, origin, message);
-        self.drain_dns(now);
+        self.drain_dns();
         result
     }
 
     /// Carries out what the forwarder decided.
-    pub(super) fn drain_dns(&mut self, now: Instant) {
+    pub(super) fn drain_dns(&mut self) {
         while let Some(action) = self.dns.poll_action() {
             match action {
                 DnsAction::Ask { query, server, transport, message } => {
@@ -136,7 +136,7 @@ impl Stack {
             return Err(DropReason::NoFlow);
         };
         let result = self.dns.handle_answer(now, query, message);
-        self.drain_dns(now);
+        self.drain_dns();
         result.map(|()| ToChild::Queued)
     }
 
@@ -161,7 +161,7 @@ impl Stack {
         let Some(query) = self.upstream(flow).map(|upstream| upstream.query) else { return };
         self.close_dns_flow(query);
         self.dns.handle_failure(now, query);
-        self.drain_dns(now);
+        self.drain_dns();
     }
 
     pub(super) fn with_dns_tx(&mut self, flow: FlowId, mut write: impl FnMut(&[u8]) -> HostIo) {
@@ -176,12 +176,7 @@ impl Stack {
         }
     }
 
-    pub(super) fn with_dns_rx(
-        &mut self,
-        now: Instant,
-        flow: FlowId,
-        read: impl FnOnce(&mut [u8]) -> HostIo,
-    ) {
+    pub(super) fn with_dns_rx(&mut self, now: Instant, flow: FlowId, read: impl FnOnce(&mut [u8]) -> HostIo) {
         let mut buffer = [0; 4096];
         let io = read(&mut buffer);
         let Some(upstream) = self.upstream(flow) else { return };
@@ -193,10 +188,11 @@ impl Stack {
             HostIo::Eof | HostIo::Failed => return self.handle_dns_failure(now, flow),
         };
         let mut bytes = &buffer[..n.min(buffer.len())];
-        while let Some(message) = self.upstream(flow).and_then(|upstream| upstream.answer.decode(&mut bytes)) {
+        while let Some(message) = self.upstream(flow).and_then(|upstream| upstream.answer.decode(&mut bytes))
+        {
             let result = self.dns.handle_answer(now, query, &message);
             let _ = self.counted(result);
-            self.drain_dns(now);
+            self.drain_dns();
         }
         if more && self.upstream(flow).is_some() {
             self.actions.push_back(Action::HostRead { flow });

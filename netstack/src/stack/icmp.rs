@@ -27,7 +27,11 @@ const ECHO_REPLY_V6: u8 = 129;
 const ECHO_LEN: usize = 8;
 
 impl Stack {
-    pub(super) fn icmp_from_child(&mut self, now: Instant, received: &Received<'_>) -> Result<(), DropReason> {
+    pub(super) fn icmp_from_child(
+        &mut self,
+        now: Instant,
+        received: &Received<'_>,
+    ) -> Result<(), DropReason> {
         self.check_source(received)?;
         match received.transport().first_chunk::<ECHO_LEN>() {
             None => Err(DropReason::Truncated),
@@ -106,6 +110,7 @@ impl Stack {
             gso: None,
             hop,
         });
+        self.slot_in_use = received.slot.or(self.slot_in_use);
         self.refresh_binding(now, id);
         Ok(())
     }

@@ -92,7 +92,12 @@ impl Stack {
         Ok(())
     }
 
-    fn handle_dhcpv6(&mut self, received: &Received<'_>, port: u16, payload: &[u8]) -> Result<(), DropReason> {
+    fn handle_dhcpv6(
+        &mut self,
+        received: &Received<'_>,
+        port: u16,
+        payload: &[u8],
+    ) -> Result<(), DropReason> {
         if !self.is_ipv6_offered() {
             return Err(DropReason::Ipv6Off);
         }

@@ -173,7 +173,7 @@ impl Stack {
                 }
                 Peer::Host(SocketAddr::new(address, syn.dst))
             }
-            Ok(Destination::Dns) if syn.dst == 53 => Peer::Dns(Box::new(DnsStream::new())),
+            Ok(Destination::Dns) if syn.dst == 53 => Peer::Dns(Box::new(DnsStream::default())),
             Ok(Destination::Dns) => {
                 self.reject_segment(now, received);
                 return Err(DropReason::NoSuchService);
@@ -384,8 +384,7 @@ impl Stack {
             };
             self.egress_queue.rotate_left(1);
             self.stats.tcp.packets_to_child += 1;
-            let ethertype =
-                if entry.key.child.is_ipv4() { ethertype::IPV4 } else { ethertype::IPV6 };
+            let ethertype = if entry.key.child.is_ipv4() { ethertype::IPV4 } else { ethertype::IPV6 };
             packet::emit_ethernet(out, self.config.mac, mac, ethertype);
             return Some(FrameOut { len: ETHERNET_LEN + len, offload });
         }
@@ -486,7 +485,9 @@ impl Stack {
         match tcp.endpoint.child_side() {
             ChildSide::Gone => return self.drop_tcp(id, true),
             ChildSide::Done => tcp.phase = Phase::Finishing,
-            ChildSide::Finished if idle && tcp.endpoint.recv_queue() == 0 && tcp.endpoint.send_queue() == 0 => {
+            ChildSide::Finished
+                if idle && tcp.endpoint.recv_queue() == 0 && tcp.endpoint.send_queue() == 0 =>
+            {
                 tcp.endpoint.close();
             }
             ChildSide::Finished | ChildSide::Open => {}

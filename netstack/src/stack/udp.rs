@@ -2,8 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Destination, FlowKind, FlowState, PingBinding, Received, Refusal, Stack};
-use crate::action::{Action, DatagramError, DatagramErrorKind, DatagramKind, Hop, HostEvent, OpenError, Payload};
+use super::{Destination, FlowKind, FlowState, Received, Refusal, Stack};
+use crate::action::{
+    Action, DatagramError, DatagramErrorKind, DatagramKind, Hop, HostEvent, OpenError, Payload,
+};
 use crate::error::DropReason;
 use crate::flow::{FlowId, FlowKey, Protocol};
 use crate::frame::{Checksum, Gso, Offload};
@@ -12,7 +14,7 @@ use crate::offload::checksum;
 use crate::packet::{self, ETHERNET_LEN, IpHeader, MAX_HEADERS, UDP_LEN, Udp, protocol};
 use crate::time::{Duration, Instant};
 use crate::udp::UdpBinding;
-use crate::udp::fragment;
+use crate::udp::fragment::{self, FragmentedPacket};
 
 /// How a datagram from the host travels to the child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +101,7 @@ impl Stack {
             gso,
             hop,
         });
+        self.slot_in_use = received.slot.or(self.slot_in_use);
         self.refresh_binding(now, id);
         Ok(())
     }
@@ -153,7 +156,8 @@ impl Stack {
             return Err(DropReason::UnexpectedSource);
         }
         binding.bytes_to_child += total as u64;
-        self.stats.udp.packets_to_child += gso.map_or(1, |size| total.div_ceil(usize::from(size).max(1)) as u64);
+        self.stats.udp.packets_to_child +=
+            gso.map_or(1, |size| total.div_ceil(usize::from(size).max(1)) as u64);
         self.stats.udp.bytes_to_child += total as u64;
         self.refresh_binding(now, flow);
         let ip = IpHeader { src: source, dst: child.ip(), protocol: protocol::UDP, ttl: packet::DEFAULT_TTL };
@@ -169,8 +173,7 @@ impl Stack {
         ip.emit(UDP_LEN + total, &mut frame[ETHERNET_LEN..]);
         let udp = &mut frame[ETHERNET_LEN + ip.len()..];
         packet::emit_udp(ports.0, ports.1, total, udp);
-        let pseudo =
-            checksum::pseudo_header_sum(ip.src, ip.dst, protocol::UDP, (UDP_LEN + total) as u32);
+        let pseudo = checksum::pseudo_header_sum(ip.src, ip.dst, protocol::UDP, (UDP_LEN + total) as u32);
         if self.link.checksum {
             udp[6..8].copy_from_slice(&pseudo.to_be_bytes());
             let gso = gso.filter(|&size| total > usize::from(size)).map_or(Gso::None, Gso::Udp);
@@ -207,11 +210,13 @@ impl Stack {
             frames.push(packet::ethernet_frame(own, mac, ip.ethertype(), packet));
         };
         match (ip.src, ip.dst) {
-            (IpAddr::V4(src), IpAddr::V4(dst)) => fragment::fragment_v4(
-                src, dst, ip.protocol, ip.ttl, ident as u16, transport, mtu, &mut push,
-            ),
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                let header = FragmentedPacket { src, dst, protocol: ip.protocol, ttl: ip.ttl, ident };
+                fragment::fragment_v4(&header, transport, mtu, &mut push);
+            }
             (IpAddr::V6(src), IpAddr::V6(dst)) => {
-                fragment::fragment_v6(src, dst, ip.protocol, ip.ttl, ident, transport, mtu, &mut push);
+                let header = FragmentedPacket { src, dst, protocol: ip.protocol, ttl: ip.ttl, ident };
+                fragment::fragment_v6(&header, transport, mtu, &mut push);
             }
             _ => debug_assert!(false, "mixed address families: {ip:?}"),
         }
@@ -231,8 +236,7 @@ impl Stack {
         let Some(entry) = self.flows.get(id) else { return Err(DropReason::NoFlow) };
         let (child, mac) = (entry.key.child, entry.value.mac);
         let written = SocketAddr::new(self.address_for_child(remote.ip()), remote.port());
-        let original =
-            icmp_wire::udp_original(child, written, packet::DEFAULT_TTL, quoted, quoted.len());
+        let original = icmp_wire::udp_original(child, written, packet::DEFAULT_TTL, quoted, quoted.len());
         let from = self.error_source(error, child.is_ipv4());
         self.tell_from(now, error_kind(error.kind), from, &original, mac);
         Ok(())
@@ -305,7 +309,11 @@ impl Stack {
         }
         let is_udp = matches!(kind, FlowKind::Udp(_));
         let id = self.flows.insert(key, FlowState::new(kind, mac));
-        if is_udp { self.udp_lru.insert(id.index) } else { self.ping_lru.insert(id.index) }
+        if is_udp {
+            self.udp_lru.insert(id.index)
+        } else {
+            self.ping_lru.insert(id.index)
+        }
         self.wake_flow_at(id, self.now + timeout);
         self.actions.push_back(Action::OpenDatagram { flow: id, kind: socket, ipv6: key.child.is_ipv6() });
         Ok(id)
@@ -325,7 +333,7 @@ impl Stack {
         let Some(entry) = self.flows.get_mut(id) else { return };
         let (last_active, lru) = match &mut entry.value.kind {
             FlowKind::Udp(binding) => (&mut binding.last_active, &mut self.udp_lru),
-            FlowKind::Ping(PingBinding { last_active, .. }) => (last_active, &mut self.ping_lru),
+            FlowKind::Ping(binding) => (&mut binding.last_active, &mut self.ping_lru),
             FlowKind::Tcp(_) | FlowKind::DnsQuery(_) => return,
         };
         if now >= *last_active + REFRESH {

@@ -74,11 +74,6 @@ impl<T> Loan<T> {
         &mut self.value
     }
 
-    /// Length of the region in bytes.
-    pub(crate) fn len(&self) -> usize {
-        self.region.len()
-    }
-
     /// Gives the pages back to the kernel; they read as zeros afterwards. For a region whose rings hold no
     /// bytes that anybody will read.
     pub(crate) fn release_pages(&mut self) {
@@ -180,7 +175,7 @@ mod tests {
         let mut loan = Loan::new(region, |bytes| bytes);
         assert_eq!(loan.get()[0], 7);
         loan.get_mut()[1] = 8;
-        assert_eq!(loan.len(), 64);
+        assert_eq!(loan.end().len(), 64);
     }
 
     #[cfg(feature = "driver")]

@@ -184,7 +184,8 @@ impl Endpoint {
             socket.set_keep_alive(Some(keepalive));
             socket.set_timeout(Some(keepalive + Duration::from_secs(600)));
             socket.pause_synack(true);
-            let listening = socket.listen(IpListenEndpoint { addr: Some(local.ip().into()), port: local.port() });
+            let listening =
+                socket.listen(IpListenEndpoint { addr: Some(local.ip().into()), port: local.port() });
             debug_assert!(listening.is_ok(), "listening on {local}");
             let mut set = SocketSet::new(Vec::with_capacity(1));
             handle = Some(set.add(socket));
@@ -426,11 +427,7 @@ fn ip_len(packet: &[u8]) -> usize {
 fn addresses(packet: &[u8]) -> (IpAddr, IpAddr) {
     let v4 = |at: usize| <[u8; 4]>::try_from(&packet[at..at + 4]).unwrap_or_default();
     let v6 = |at: usize| <[u8; 16]>::try_from(&packet[at..at + 16]).unwrap_or_default();
-    if ip_len(packet) == IPV4_LEN {
-        (v4(12).into(), v4(16).into())
-    } else {
-        (v6(8).into(), v6(24).into())
-    }
+    if ip_len(packet) == IPV4_LEN { (v4(12).into(), v4(16).into()) } else { (v6(8).into(), v6(24).into()) }
 }
 
 /// Computes the TCP checksum of a packet that smoltcp made.

@@ -69,6 +69,11 @@ pub(crate) struct DnsStream {
     pub(crate) pending: usize,
 }
 
+impl DnsStream {
+    /// Queries of one connection that are under way at a time; further ones wait in its ring.
+    pub(crate) const MAX_PENDING: usize = 64;
+}
+
 /// One TCP flow.
 #[derive(Debug)]
 pub(crate) struct TcpFlow {

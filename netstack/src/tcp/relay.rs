@@ -180,9 +180,6 @@ mod tests {
     #[test]
     fn a_reset_child_aborts_whatever_is_queued() {
         let mut relay = relay();
-        assert_eq!(
-            relay.next(View { child: ChildSide::Gone, recv_queue: 9, ..IDLE }),
-            Some(Step::Abort)
-        );
+        assert_eq!(relay.next(View { child: ChildSide::Gone, recv_queue: 9, ..IDLE }), Some(Step::Abort));
     }
 }

@@ -37,7 +37,7 @@ pub type RegionSource = fn(usize) -> Option<Region>;
 
 /// Lends ring memory within a limit.
 #[derive(Debug)]
-pub struct RingPool {
+pub(crate) struct RingPool {
     limit: usize,
     lent: usize,
     source: RegionSource,
@@ -50,12 +50,12 @@ impl RingPool {
     const SPARE: usize = 32;
 
     /// A pool that lends at most `limit` bytes at a time.
-    pub fn new(limit: usize, source: RegionSource) -> Self {
+    pub(crate) fn new(limit: usize, source: RegionSource) -> Self {
         RingPool { limit, lent: 0, source, spare: Vec::new() }
     }
 
     /// Memory for one endpoint, or `None` when the limit is reached.
-    pub fn lend(&mut self) -> Option<(Region, RingSize)> {
+    pub(crate) fn lend(&mut self) -> Option<(Region, RingSize)> {
         let size = self.size_now()?;
         let region = match self.spare.pop() {
             Some(region) if size == RingSize::LARGE => region,
@@ -69,7 +69,7 @@ impl RingPool {
     }
 
     /// Takes memory back.
-    pub fn give_back(&mut self, region: Region) {
+    pub(crate) fn give_back(&mut self, region: Region) {
         self.lent = self.lent.saturating_sub(region.len());
         if region.len() == RingSize::LARGE.total() && self.spare.len() < Self::SPARE {
             self.spare.push(region);
@@ -77,23 +77,24 @@ impl RingPool {
     }
 
     /// Lets go of the regions kept for reuse. Called when connections stopped coming.
-    pub fn trim(&mut self) {
+    pub(crate) fn trim(&mut self) {
         self.spare.clear();
     }
 
     /// Whether regions are kept for reuse.
-    pub fn has_spare(&self) -> bool {
+    pub(crate) fn has_spare(&self) -> bool {
         !self.spare.is_empty()
     }
 
     /// Bytes lent now.
-    pub fn lent(&self) -> usize {
+    pub(crate) fn lent(&self) -> usize {
         self.lent
     }
 
     fn size_now(&self) -> Option<RingSize> {
         let steps = [(RingSize::LARGE, 40), (RingSize::MEDIUM, 60), (RingSize::SMALL, 100)];
-        let fits = |&(size, percent): &(RingSize, usize)| self.lent + size.total() <= self.limit / 100 * percent;
+        let fits =
+            |&(size, percent): &(RingSize, usize)| self.lent + size.total() <= self.limit / 100 * percent;
         steps.iter().find(|step| fits(step)).map(|&(size, _)| size)
     }
 }

@@ -1,0 +1,329 @@
+//! Datagrams between host sockets and the stack, many per system call.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::os::fd::AsFd;
+
+use super::host_sockets::SocketKind;
+use super::{Driver, is_temporary, zeroed};
+use crate::action::Hop;
+use crate::error::DropReason;
+use crate::flow::FlowId;
+use crate::offload::IpVersion;
+use crate::offload::coalesce::{RunLimits, runs};
+use crate::offload::vnet_hdr;
+use crate::packet::MAX_HEADERS;
+use crate::stack::ToChild;
+use crate::sys::socket::{self, BATCH, Incoming, RecvBatch};
+use crate::time::Instant;
+
+/// Length of a buffer for one received datagram, or several joined by the kernel.
+const DATAGRAM: usize = 65536;
+/// Longest datagram that is joined with others on the host's side: what an Ethernet takes.
+const HOST_MTU: u16 = 1500;
+/// Bytes of a datagram that an ICMP error quotes at most.
+const QUOTE: usize = 1500;
+
+/// A datagram to send, or several equal ones.
+pub(super) struct Outgoing {
+    pub(super) flow: FlowId,
+    pub(super) remote: SocketAddr,
+    pub(super) bytes: OutgoingBytes,
+    pub(super) gso: Option<u16>,
+    pub(super) hop: Hop,
+}
+
+/// Where its bytes are.
+pub(super) enum OutgoingBytes {
+    /// In that receive buffer of the TAP.
+    Slot(usize, Range<usize>),
+    Owned(Vec<u8>),
+}
+
+impl OutgoingBytes {
+    fn slice<'a>(&'a self, slots: &'a [Box<[u8]>]) -> &'a [u8] {
+        match self {
+            OutgoingBytes::Slot(slot, range) => &slots[*slot][range.clone()],
+            OutgoingBytes::Owned(bytes) => bytes,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            OutgoingBytes::Slot(_, range) => range.len(),
+            OutgoingBytes::Owned(bytes) => bytes.len(),
+        }
+    }
+}
+
+/// Buffers for datagrams from the host.
+pub(super) struct Receive {
+    batch: RecvBatch,
+    /// [`BATCH`] buffers of [`DATAGRAM`] bytes, touched only as far as datagrams are long.
+    buffers: Box<[u8]>,
+    incoming: Vec<Incoming>,
+    sizes: Vec<usize>,
+}
+
+impl Receive {
+    pub(super) fn new() -> Self {
+        Receive {
+            batch: RecvBatch::new(),
+            buffers: zeroed(BATCH * DATAGRAM),
+            incoming: Vec::with_capacity(BATCH),
+            sizes: Vec::with_capacity(BATCH),
+        }
+    }
+}
+
+impl Driver {
+    /// Sends what waits in `outgoing`; says whether there was anything.
+    pub(super) fn flush_datagrams(&mut self, now: Instant) -> bool {
+        let outgoing = std::mem::take(&mut self.outgoing);
+        let mut rest = outgoing.as_slice();
+        while let Some(first) = rest.first() {
+            let alike = |other: &&Outgoing| other.flow == first.flow && other.hop == first.hop;
+            let (group, following) = rest.split_at(rest.iter().take_while(alike).count());
+            self.send_group(now, group);
+            rest = following;
+        }
+        let any = !outgoing.is_empty();
+        // The allocation serves the next batch.
+        self.outgoing = outgoing;
+        self.outgoing.clear();
+        self.stack.release_slots();
+        any
+    }
+
+    /// Sends datagrams of one flow.
+    fn send_group(&mut self, now: Instant, mut group: &[Outgoing]) {
+        let Some(flow) = group.first().map(|first| first.flow) else { return };
+        let Some(socket) = self.sockets.get_mut(flow) else { return };
+        socket.set_hop(group[0].hop);
+        let mut tries = 0;
+        while !group.is_empty() {
+            match self.send_some(flow, group) {
+                Ok(sent) => {
+                    group = &group[sent.max(1)..];
+                    tries = 0;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Once for the error of an earlier datagram, which the kernel reports instead of sending (the
+                // error queue says which); once more without segmentation.
+                Err(error) if tries < 2 && !is_temporary(&error) => {
+                    tries += 1;
+                    self.read_errors(now, flow);
+                    self.give_up_segmentation(flow, &error);
+                }
+                Err(error) => {
+                    let busy = is_temporary(&error);
+                    self.stack.count_drop(if busy {
+                        DropReason::HostBusy
+                    } else {
+                        DropReason::HostSendFailed
+                    });
+                    self.read_errors(now, flow);
+                    group = &group[1..];
+                    tries = 0;
+                }
+            }
+        }
+    }
+
+    /// Sends as many of `group` as one system call takes.
+    fn send_some(&mut self, flow: FlowId, group: &[Outgoing]) -> io::Result<usize> {
+        let Some(socket) = self.sockets.get(flow) else { return Ok(group.len()) };
+        let SocketKind::Datagram { ipv6, connected, segmentation, .. } = socket.kind else {
+            return Ok(group.len());
+        };
+        let slots = &self.slots;
+        let to = |remote| if connected { None } else { Some(remote) };
+        if let Some(segment) = group[0].gso.filter(|_| !segmentation) {
+            // A super-datagram of the child over a way that does not take it.
+            let whole = group[0].bytes.slice(slots);
+            let parts = whole.chunks(usize::from(segment).max(1)).map(|part| socket::Outgoing {
+                remote: to(group[0].remote),
+                pieces: std::iter::once(part),
+                segment: None,
+            });
+            self.send_batch.send(socket.fd.as_fd(), parts)?;
+            return Ok(1);
+        }
+        let version = if ipv6 { IpVersion::V6 } else { IpVersion::V4 };
+        let mut limits = RunLimits::for_link(HOST_MTU, version);
+        if !segmentation {
+            limits.count = 1;
+        }
+        let sizes = &mut self.receive.sizes;
+        sizes.clear();
+        sizes.extend(group.iter().map(|datagram| datagram.bytes.len()));
+        let mut at = 0;
+        let mut ends = [0; BATCH];
+        let mut count = 0;
+        let datagrams = std::iter::from_fn(|| {
+            let first = group.get(at)?;
+            let (len, segment) = match first.gso {
+                Some(segment) => (1, Some(segment)),
+                None => {
+                    let same = |other: &&Outgoing| other.remote == first.remote && other.gso.is_none();
+                    let extent = group[at..].iter().take(limits.count).take_while(same).count();
+                    let run = runs(&sizes[at..at + extent], limits).next()?;
+                    (run.range.len(), run.gso)
+                }
+            };
+            let pieces = group[at..at + len].iter().map(|datagram| datagram.bytes.slice(slots));
+            at += len;
+            *ends.get_mut(count)? = at;
+            count += 1;
+            Some(socket::Outgoing { remote: to(first.remote), pieces, segment })
+        });
+        let sent = self.send_batch.send(socket.fd.as_fd(), datagrams)?;
+        Ok(sent.checked_sub(1).map_or(0, |last| ends[last]))
+    }
+
+    /// Notes that a socket's way out does not take `UDP_SEGMENT`: the datagrams exceed its MTU (EINVAL), or it
+    /// computes no checksums (EIO).
+    fn give_up_segmentation(&mut self, flow: FlowId, error: &io::Error) {
+        if let Some(socket) = self.sockets.get_mut(flow)
+            && let SocketKind::Datagram { segmentation, .. } = &mut socket.kind
+            && matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE))
+        {
+            *segmentation = false;
+        }
+    }
+
+    /// Passes what the error queue of a socket holds on to the child.
+    pub(super) fn read_errors(&mut self, now: Instant, flow: FlowId) {
+        let mut quote = [0; QUOTE];
+        // The queue is bounded by the socket's buffer.
+        while let Some(socket) = self.sockets.get(flow) {
+            match socket::recv_error(socket.fd.as_fd(), &mut quote) {
+                Ok(Some(queued)) => {
+                    let quoted = &quote[..queued.quoted.min(QUOTE)];
+                    self.stack.handle_datagram_error(now, flow, queued.remote, queued.error, quoted);
+                }
+                Ok(None) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Reads a batch from each socket that has datagrams.
+    pub(super) fn read_datagrams(&mut self, now: Instant) {
+        for _ in 0..self.readable.len() {
+            let Some(flow) = self.readable.pop_front() else { return };
+            if self.read_batch(now, flow) {
+                self.readable.push_back(flow);
+            }
+        }
+    }
+
+    /// Reads one batch and passes it on; says whether there may be more.
+    fn read_batch(&mut self, now: Instant, flow: FlowId) -> bool {
+        let Some(socket) = self.sockets.get(flow) else { return false };
+        let mut incoming = std::mem::take(&mut self.receive.incoming);
+        let buffers = self.receive.buffers.chunks_exact_mut(DATAGRAM);
+        let received = self.receive.batch.recv(socket.fd.as_fd(), buffers, &mut incoming);
+        let more = match received {
+            Ok(count) => count == BATCH,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            // The error of a datagram that was sent: the error queue has it.
+            Err(_) => {
+                self.read_errors(now, flow);
+                true
+            }
+        };
+        let mut rest = incoming.as_slice();
+        while !rest.is_empty() {
+            let taken = self.pass_on(now, flow, rest);
+            rest = &rest[taken..];
+        }
+        incoming.clear();
+        self.receive.incoming = incoming;
+        more && self.sockets.get(flow).is_some()
+    }
+
+    /// Passes the first datagrams of `incoming` on, as many as fit one frame; says how many.
+    fn pass_on(&mut self, now: Instant, flow: FlowId, incoming: &[Incoming]) -> usize {
+        let first = incoming[0];
+        let link = self.stack.link();
+        let version = if first.from.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+        let limits = RunLimits::for_link(self.stack.config().mtu(), version);
+        let (taken, gso) = match first.segment {
+            Some(segment) if link.uso && usize::from(segment) <= limits.datagram => (1, Some(segment)),
+            Some(segment) => {
+                let range = first.slot * DATAGRAM..first.slot * DATAGRAM + first.len;
+                let mut at = range.start;
+                while at < range.end {
+                    let end = range.end.min(at + usize::from(segment));
+                    self.send_to_child(now, flow, first.from, &[at..end], None);
+                    at = end;
+                }
+                return 1;
+            }
+            None if link.uso => {
+                let alike = |other: &&Incoming| other.from == first.from && other.segment.is_none();
+                let extent = incoming.iter().take(limits.count).take_while(alike).count();
+                let sizes = &mut self.receive.sizes;
+                sizes.clear();
+                sizes.extend(incoming[..extent].iter().map(|datagram| datagram.len));
+                runs(sizes, limits).next().map_or((1, None), |run| (run.range.len(), run.gso))
+            }
+            None => (1, None),
+        };
+        let mut ranges = [const { 0..0 }; BATCH];
+        for (range, datagram) in ranges.iter_mut().zip(&incoming[..taken]) {
+            *range = datagram.slot * DATAGRAM..datagram.slot * DATAGRAM + datagram.len;
+        }
+        self.send_to_child(now, flow, first.from, &ranges[..taken], gso);
+        taken
+    }
+
+    /// Sends the bytes at `ranges` of the receive buffers as one frame.
+    fn send_to_child(
+        &mut self,
+        now: Instant,
+        flow: FlowId,
+        from: SocketAddr,
+        ranges: &[Range<usize>],
+        gso: Option<u16>,
+    ) {
+        let buffers = &self.receive.buffers;
+        let total = ranges.iter().map(Range::len).sum();
+        let mut headers = [0; MAX_HEADERS];
+        let first = &buffers[ranges[0].clone()];
+        let Ok(ToChild::Frame { start, offload }) =
+            self.stack.handle_datagram(now, flow, from, first, total, gso, &mut headers)
+        else {
+            return;
+        };
+        let headers = &headers[start..];
+        let offsets = crate::offload::HeaderOffsets {
+            ip_version: if from.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 },
+            transport: crate::offload::Transport::Udp,
+            l4_start: (headers.len() - crate::packet::UDP_LEN) as u16,
+            header_len: headers.len() as u16,
+            l4_end: (headers.len() + total) as u32,
+        };
+        let vnet = vnet_hdr::emit(offload, &offsets);
+        let mut parts = [IoSlice::new(&[]); BATCH + 2];
+        parts[0] = IoSlice::new(&vnet);
+        parts[1] = IoSlice::new(headers);
+        for (part, range) in parts[2..].iter_mut().zip(ranges) {
+            *part = IoSlice::new(&buffers[range.clone()]);
+        }
+        match self.tap.write(&parts[..2 + ranges.len()]) {
+            Ok(_) => {
+                self.stack.count_frame_to_child(headers.len() + total);
+                if let Some(observer) = &mut self.observer {
+                    let frame: Vec<u8> = parts[1..].iter().flat_map(|part| part.iter().copied()).collect();
+                    observer.to_child(now, &frame, offload);
+                }
+            }
+            // Datagrams are not kept: the sender's loss is its own to notice (RFC 8085 section 3.1).
+            Err(error) if is_temporary(&error) => self.stack.count_drop(DropReason::ToChildQueueFull),
+            Err(_) => self.stack.count_drop(DropReason::TapWriteFailed),
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The host's side of flows: performs [`Action`](crate::action::Action)s on sockets and reads them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+
+use crate::action::{ConnectError, DatagramKind, Hop, OpenError};
+use crate::flow::FlowId;
+use crate::stack::HostIo;
+use crate::sys::socket::{self, Kind};
+
+/// Sockets by flow.
+#[derive(Debug)]
+pub(super) struct HostSockets {
+    /// By the flow's slot; an entry belongs to the flow only if the ids are equal.
+    sockets: Vec<Option<HostSocket>>,
+    registry: Registry,
+}
+
+#[derive(Debug)]
+pub(super) struct HostSocket {
+    flow: FlowId,
+    pub(super) fd: OwnedFd,
+    pub(super) kind: SocketKind,
+}
+
+#[derive(Debug)]
+pub(super) enum SocketKind {
+    Stream {
+        /// Set until the connect has an answer.
+        connecting: Option<SocketAddr>,
+        /// The peer has sent FIN: a short read is not the end of what there is (epoll is edge-triggered).
+        read_closed: bool,
+    },
+    Datagram {
+        ipv6: bool,
+        connected: bool,
+        /// What the socket is set to.
+        hop: Option<Hop>,
+        /// Whether the way out takes `UDP_SEGMENT`.
+        segmentation: bool,
+    },
+}
+
+/// Outcome of starting a connection.
+pub(super) enum Connect {
+    Connected,
+    UnderWay,
+    Failed(ConnectError),
+}
+
+impl HostSockets {
+    pub(super) fn new(registry: Registry) -> Self {
+        HostSockets { sockets: Vec::new(), registry }
+    }
+
+    pub(super) fn get(&self, flow: FlowId) -> Option<&HostSocket> {
+        self.sockets.get(flow.index as usize)?.as_ref().filter(|socket| socket.flow == flow)
+    }
+
+    pub(super) fn get_mut(&mut self, flow: FlowId) -> Option<&mut HostSocket> {
+        self.sockets.get_mut(flow.index as usize)?.as_mut().filter(|socket| socket.flow == flow)
+    }
+
+    /// Starts a TCP connection.
+    pub(super) fn connect(&mut self, flow: FlowId, remote: SocketAddr) -> Connect {
+        let fd = match socket::open(Kind::Tcp, remote.is_ipv6()) {
+            Ok(fd) => fd,
+            Err(error) => return Connect::Failed(connect_error(&error)),
+        };
+        socket::prepare_tcp(fd.as_fd());
+        let outcome = match start_connect(&fd, remote) {
+            Ok(()) => Connect::Connected,
+            Err(error) if is_under_way(&error) => Connect::UnderWay,
+            Err(error) => return Connect::Failed(connect_error(&error)),
+        };
+        let connecting = matches!(outcome, Connect::UnderWay).then_some(remote);
+        let kind = SocketKind::Stream { connecting, read_closed: false };
+        match self.insert(flow, fd, kind, Interest::READABLE | Interest::WRITABLE) {
+            Ok(()) => outcome,
+            Err(error) => Connect::Failed(connect_error(&error)),
+        }
+    }
+
+    /// What became of a connection under way; `None` while it is.
+    pub(super) fn finish_connect(&mut self, flow: FlowId) -> Option<Result<(), ConnectError>> {
+        let socket = self.get_mut(flow)?;
+        let SocketKind::Stream { connecting, .. } = &mut socket.kind else { return None };
+        let remote = (*connecting)?;
+        if let Err(error) = socket::take_error(socket.fd.as_fd()) {
+            return Some(Err(connect_error(&error)));
+        }
+        match socket::connect(socket.fd.as_fd(), remote) {
+            Err(error) if is_under_way(&error) => None,
+            Err(error) if error.raw_os_error() != Some(libc::EISCONN) => Some(Err(connect_error(&error))),
+            _ => {
+                *connecting = None;
+                Some(Ok(()))
+            }
+        }
+    }
+
+    /// Opens a datagram socket.
+    pub(super) fn open_datagram(
+        &mut self,
+        flow: FlowId,
+        kind: DatagramKind,
+        ipv6: bool,
+    ) -> Result<(), OpenError> {
+        let socket_kind = if kind == DatagramKind::Ping { Kind::Ping } else { Kind::Udp };
+        let fd = socket::open(socket_kind, ipv6).map_err(|error| match error.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM) if kind == DatagramKind::Ping => OpenError::PingForbidden,
+            Some(libc::EAFNOSUPPORT) => OpenError::Unreachable,
+            _ => OpenError::Resources,
+        })?;
+        socket::prepare_datagram(fd.as_fd(), socket_kind, ipv6);
+        let mut connected = false;
+        if let DatagramKind::UdpConnected(server) = kind {
+            socket::connect(fd.as_fd(), server).map_err(|_| OpenError::Unreachable)?;
+            connected = true;
+        }
+        let kind = SocketKind::Datagram { ipv6, connected, hop: None, segmentation: true };
+        self.insert(flow, fd, kind, Interest::READABLE).map_err(|_| OpenError::Resources)
+    }
+
+    /// Closes the flow's socket, if it has one.
+    pub(super) fn close(&mut self, flow: FlowId, abort: bool) {
+        if self.get(flow).is_none() {
+            return;
+        }
+        // Closing the only descriptor also takes it out of epoll.
+        if let Some(socket) = self.sockets[flow.index as usize].take()
+            && abort
+        {
+            socket::reset_on_close(socket.fd.as_fd());
+        }
+    }
+
+    fn insert(&mut self, flow: FlowId, fd: OwnedFd, kind: SocketKind, interest: Interest) -> io::Result<()> {
+        let token = Token(flow.to_bits() as usize);
+        self.registry.register(&mut SourceFd(&fd.as_raw_fd()), token, interest)?;
+        let index = flow.index as usize;
+        if index >= self.sockets.len() {
+            self.sockets.resize_with(index + 1, || None);
+        }
+        self.sockets[index] = Some(HostSocket { flow, fd, kind });
+        Ok(())
+    }
+}
+
+impl HostSocket {
+    /// Reads into `room`.
+    pub(super) fn read(&self, room: &mut [u8]) -> HostIo {
+        let SocketKind::Stream { read_closed, .. } = self.kind else { return HostIo::Failed };
+        if room.is_empty() {
+            return HostIo::WouldBlock;
+        }
+        loop {
+            return match socket::recv(self.fd.as_fd(), room) {
+                Ok(0) => HostIo::Eof,
+                Ok(n) if n < room.len() && !read_closed => HostIo::MovedAll(n),
+                Ok(n) => HostIo::Moved(n),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => HostIo::WouldBlock,
+                    io::ErrorKind::Interrupted => continue,
+                    _ => HostIo::Failed,
+                },
+            };
+        }
+    }
+
+    /// Writes `bytes`.
+    pub(super) fn write(&self, bytes: &[u8]) -> HostIo {
+        loop {
+            return match socket::send(self.fd.as_fd(), bytes) {
+                Ok(n) if n < bytes.len() => HostIo::MovedAll(n),
+                Ok(n) => HostIo::Moved(n),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => HostIo::WouldBlock,
+                    io::ErrorKind::Interrupted => continue,
+                    _ => HostIo::Failed,
+                },
+            };
+        }
+    }
+
+    /// Notes that the peer has finished.
+    pub(super) fn handle_read_closed(&mut self) {
+        if let SocketKind::Stream { read_closed, .. } = &mut self.kind {
+            *read_closed = true;
+        }
+    }
+
+    /// Whether a connect is under way.
+    pub(super) fn is_connecting(&self) -> bool {
+        matches!(self.kind, SocketKind::Stream { connecting: Some(_), .. })
+    }
+
+    /// Sets TTL and fragmentation for what is sent next, where it is not set so already.
+    pub(super) fn set_hop(&mut self, wanted: Hop) {
+        let SocketKind::Datagram { ipv6, hop, .. } = &mut self.kind else { return };
+        if hop.is_none_or(|hop| hop.ttl != wanted.ttl) {
+            socket::set_ttl(self.fd.as_fd(), wanted.ttl, *ipv6);
+        }
+        if hop.is_none_or(|hop| hop.dont_fragment != wanted.dont_fragment) {
+            socket::set_dont_fragment(self.fd.as_fd(), wanted.dont_fragment, *ipv6);
+        }
+        *hop = Some(wanted);
+    }
+}
+
+/// Connects, and looks once more: a local connection stands as soon as the call has returned.
+fn start_connect(fd: &OwnedFd, remote: SocketAddr) -> io::Result<()> {
+    match socket::connect(fd.as_fd(), remote) {
+        Err(error) if is_under_way(&error) && remote.ip().is_loopback() => {
+            socket::connect(fd.as_fd(), remote)
+        }
+        result => result,
+    }
+}
+
+fn is_under_way(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EALREADY))
+}
+
+fn connect_error(error: &io::Error) -> ConnectError {
+    match error.raw_os_error() {
+        Some(libc::ECONNREFUSED | libc::ECONNRESET) => ConnectError::Refused,
+        Some(libc::ENETUNREACH | libc::EAFNOSUPPORT | libc::ENETDOWN) => ConnectError::NetUnreachable,
+        Some(libc::ETIMEDOUT) => ConnectError::TimedOut,
+        Some(libc::EACCES | libc::EPERM) => ConnectError::Forbidden,
+        Some(
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL | libc::EAGAIN,
+        ) => ConnectError::Resources,
+        _ => ConnectError::HostUnreachable,
+    }
+}
