@@ -5,8 +5,8 @@
 //! end of the channel tells it in either case.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use log::{debug, error};
 use netstack::config::Config;
@@ -15,6 +15,7 @@ use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, dup2_stdin, dup2_stdout, setsid};
 
@@ -88,7 +89,34 @@ fn serve(task: &EngineTask<'_>, config: &Config) -> Result<(), Failure> {
     };
     let _ = (config, task.pcap, task.report);
     task.channel.send(&Message::EngineReady, None).map_err(talk)?;
-    run_driver(tap, task.channel.as_fd()).map_err(|error| Failure::new(Step::Engine, "", error))
+    let last = tap.try_clone().map_err(talk)?;
+    let served = run_driver(tap, task.channel.as_fd()).map_err(|error| Failure::new(Step::Engine, "", error));
+    close_in_background(last);
+    served
+}
+
+/// Leaves the last descriptor of the TAP to the kernel's garbage collector.
+///
+/// Closing it removes the device, which takes some 20 ms of waiting for RCU, and whoever runs the command would
+/// wait for that. A socket that is only referred to by a message in its own queue is collected by a kernel
+/// thread, and so is what the message carries (unix(7); before Linux 6.9 this thread is the caller, and
+/// nothing is won). If it does not work, the descriptor is closed here.
+fn close_in_background(tap: OwnedFd) {
+    let Ok((sender, itself)) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+    else {
+        return;
+    };
+    let fds = [itself.as_raw_fd(), tap.as_raw_fd()];
+    let _ = sendmsg::<()>(
+        sender.as_raw_fd(),
+        &[IoSlice::new(b"x")],
+        &[ControlMessage::ScmRights(&fds)],
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    );
+    drop((tap, itself));
+    // This close finds the cycle.
+    drop(sender);
 }
 
 /// Reads and forgets frames.
