@@ -1,1 +1,22 @@
-//! Launcher.
+//! Runs a command in its own namespaces, without root, behind a usermode network engine.
+//!
+//! Three processes: the launcher ([`parent`]) stays where it was called and waits; the engine ([`engine`]) owns the
+//! TAP and the host's sockets; the child ([`child`]) sets up its namespaces and becomes CMD. [`plan`] decides,
+//! [`apply`] does, [`handshake`] brings the three together.
+
+pub mod apply;
+pub mod check;
+pub mod child;
+pub mod cli;
+pub mod engine;
+pub mod error;
+pub mod handshake;
+pub mod hint;
+pub mod logger;
+pub mod netlink;
+pub mod parent;
+pub mod plan;
+pub mod signals;
+pub mod sweep;
+#[expect(unsafe_code, reason = "system calls that no safe wrapper offers; every block states its invariant")]
+pub mod sys;

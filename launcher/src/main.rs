@@ -1,2 +1,36 @@
-//! rootless-launch.
-fn main() {}
+//! `rootless-launch`: parse, run, tell.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use launcher::cli::{Cli, Command};
+use launcher::error::{Ending, LaunchError};
+use launcher::{check, hint, logger, parent, signals};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logger::install(cli.run.verbose);
+    if let Some(Command::Check(args)) = cli.command {
+        return check::run(&args);
+    }
+    match parent::run(&cli.run) {
+        Ok(Ending::Exited(status)) => ExitCode::from(status as u8),
+        Ok(Ending::Killed(signal)) => signals::die_of(signal),
+        Err(error) => tell(&error),
+    }
+}
+
+/// Prints the error, its causes and what to do about it.
+fn tell(error: &LaunchError) -> ExitCode {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    log::error!("{text}");
+    if let Some(hint) = hint::for_error(error) {
+        log::error!("{hint}");
+    }
+    ExitCode::from(error.exit_code())
+}

@@ -1,0 +1,123 @@
+//! Sets up the child's network, in the child.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use log::{info, warn};
+use nix::net::if_::if_nametoindex;
+
+use crate::error::{Failure, Step};
+use crate::netlink::message::{Batch, Interface, IpFamily, LOOPBACK};
+use crate::netlink::socket::{Refused, Socket};
+use crate::plan::net::{EnginePlan, Ipv6Offer, TAP_NAME, TAP_QUEUE};
+use crate::sys::tap;
+
+/// How long the child waits for its IPv6 default route. The engine sends it at once; this bounds a fault.
+const IPV6_ROUTE_PATIENCE_MS: u16 = 1000;
+
+/// The child's TAP, up and addressed.
+#[derive(Debug)]
+pub struct TapLink {
+    /// Descriptor of the TAP, for the engine.
+    pub tap: OwnedFd,
+    /// Hears of the IPv6 default route, if it comes at once.
+    pub ipv6_route: Option<Socket>,
+}
+
+/// Sets the loopback device up.
+///
+/// # Errors
+/// netlink.
+pub fn loopback() -> Result<(), Failure> {
+    let mut batch = Batch::new();
+    batch.link_up(LOOPBACK);
+    perform(&open()?, &batch)
+}
+
+/// Creates the TAP, addresses and routes.
+///
+/// # Errors
+/// The step that failed.
+pub fn tap_link(plan: &EnginePlan) -> Result<TapLink, Failure> {
+    let tap = tap::open_device().map_err(|error| Failure::new(Step::OpenTun, tap::DEVICE, error))?;
+    tap::create(&tap, TAP_NAME).map_err(|error| Failure::new(Step::CreateTap, TAP_NAME, error))?;
+    let index = if_nametoindex(TAP_NAME).map_err(|error| Failure::new(Step::CreateTap, TAP_NAME, error))?;
+    let interface = Interface(index);
+    let has_ipv6 = prepare_ipv6(plan.ipv6);
+    let ipv6_route = match (plan.ipv6, has_ipv6) {
+        (Ipv6Offer::Now, true) => Some(
+            Socket::subscribe_ipv6_routes()
+                .map_err(|error| Failure::new(Step::Network, "route events", error))?,
+        ),
+        _ => None,
+    };
+
+    let ipv4 = plan.config.ipv4();
+    let mut batch = Batch::new();
+    batch.link_up(LOOPBACK);
+    batch.link_up_with(interface, plan.config.mtu().into(), TAP_QUEUE);
+    batch.add_ipv4(interface, ipv4.child, ipv4.subnet.prefix(), ipv4.subnet.broadcast());
+    batch.add_default_route(interface, ipv4.gateway);
+    if let Some((address, prefix)) = plan.ipv6_address().filter(|_| has_ipv6) {
+        batch.add_ipv6(interface, address, prefix);
+    }
+    perform(&open()?, &batch)?;
+    Ok(TapLink { tap, ipv6_route })
+}
+
+/// Waits for the default route of the engine's first router advertisement.
+///
+/// # Errors
+/// netlink.
+pub fn wait_ipv6_route(events: &Socket) -> Result<(), Failure> {
+    let come = events.wait_default_route(IpFamily::V6, IPV6_ROUTE_PATIENCE_MS);
+    if !come.map_err(|error| Failure::new(Step::Network, "route events", error))? {
+        warn!("the IPv6 default route has not come; the command starts without it");
+    }
+    Ok(())
+}
+
+/// Lets every group of the child use ping sockets, up to `last_gid`.
+pub fn allow_ping(last_gid: u32) {
+    // The kernel wants both ends mapped, and the highest it takes is 2^31 - 1.
+    let last_gid = last_gid.min(i32::MAX.cast_unsigned());
+    sysctl("net/ipv4/ping_group_range", &format!("0\t{last_gid}"));
+}
+
+/// Sets the TAP's IPv6 behaviour before it comes up; returns whether the kernel has IPv6.
+fn prepare_ipv6(offer: Ipv6Offer) -> bool {
+    if !fs::exists(format!("/proc/sys/net/ipv6/conf/{TAP_NAME}")).unwrap_or(false) {
+        if offer != Ipv6Offer::Never {
+            info!("the kernel has no IPv6; the child gets IPv4 only");
+        }
+        return false;
+    }
+    let set = |name: &str, value: &str| sysctl(&format!("net/ipv6/conf/{TAP_NAME}/{name}"), value);
+    if offer == Ipv6Offer::Never {
+        set("disable_ipv6", "1");
+        return false;
+    }
+    // Nobody else is on this link: no duplicate can be there, and nothing has to be spread over time.
+    set("accept_dad", "0");
+    set("dad_transmits", "0");
+    set("router_solicitation_delay", "0");
+    // The address is set by hand; advertisements bring the route, also if the child becomes a router.
+    set("autoconf", "0");
+    set("accept_ra", "2");
+    true
+}
+
+fn sysctl(name: &str, value: &str) {
+    if let Err(error) = fs::write(format!("/proc/sys/{name}"), value) {
+        info!("cannot write {value:?} to /proc/sys/{name}: {error}");
+    }
+}
+
+fn open() -> Result<Socket, Failure> {
+    Socket::open().map_err(|error: io::Error| Failure::new(Step::Network, "netlink", error))
+}
+
+fn perform(socket: &Socket, batch: &Batch) -> Result<(), Failure> {
+    socket.perform(batch).map_err(|Refused { request, error }| Failure::new(Step::Network, request, error))
+}

@@ -1,0 +1,241 @@
+//! The command line. Help texts are the manual.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use netstack::config::{Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering};
+
+/// Run a command in its own namespaces, without root, behind a usermode network engine.
+///
+/// CMD runs in new user, mount and network namespaces. It sees itself as root (uid 0); outside it is the
+/// caller. Every packet it sends goes through an engine process of the caller, which opens ordinary
+/// sockets: no privilege is needed. CMD and everything it starts end together with the launcher.
+///
+/// Exit status: CMD's own; if CMD died of a signal the launcher dies of the same. 2 for a wrong command line,
+/// 1 if the launch or the engine failed, 126 if CMD cannot be executed, 127 if it was not found.
+#[derive(Debug, Parser)]
+#[command(
+    name = "rootless-launch",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+pub struct Cli {
+    /// What to do instead of running a command.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to run the command.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Things to do instead of running a command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say what this machine lacks, and the one command that mends each
+    ///
+    /// Tries everything for real in a process that is thrown away. Exit status 0 if a launch works, else 1.
+    Check(CheckArgs),
+}
+
+/// Options of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Print a JSON array of {"name", "verdict", "finding", "fix"} instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of a launch.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The child's IPv4 network, prefix 8 to 25: gateway .2, DNS .3, child .100
+    #[arg(long, value_name = "NET", default_value = "10.0.42.0/24")]
+    pub cidr: Ipv4Net,
+
+    /// The child's IPv6 network, a /64: gateway ::2, DNS ::3, child ::100
+    #[arg(long, value_name = "NET", default_value = "fd42:10:42::/64")]
+    pub cidr6: Ipv6Net,
+
+    /// MTU of the child's network device, 576 to 65520 (at least 1280 with IPv6)
+    ///
+    /// The engine moves up to 64 KiB at once at any MTU; a larger one is not faster for TCP.
+    #[arg(long, value_name = "N", default_value_t = 1500)]
+    pub mtu: u16,
+
+    /// Whether the child is offered IPv6
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Ipv6Arg::Auto)]
+    pub ipv6: Ipv6Arg,
+
+    /// DNS server to ask, an address or ADDRESS:PORT; repeat for more [default: the host's resolv.conf]
+    #[arg(long, value_name = "SERVER", value_parser = parse_server)]
+    pub dns: Vec<SocketAddr>,
+
+    /// A name that the child resolves to an address, in DNS and in /etc/hosts; repeat for more
+    ///
+    /// host.internal and gateway.internal (the gateway) and dns.internal are always there.
+    #[arg(long, value_name = "NAME=IP", value_parser = parse_name)]
+    pub dns_name: Vec<(String, IpAddr)>,
+
+    /// Search domain of the child; repeat for more [default: the host's search list]
+    #[arg(long, value_name = "DOMAIN")]
+    pub dns_search: Vec<String>,
+
+    /// Let the child reach the host's loopback (127.0.0.1, ::1) through the gateway address
+    #[arg(long)]
+    pub allow_host_loopback: bool,
+
+    /// Let the child reach link-local addresses such as the cloud metadata service 169.254.169.254
+    #[arg(long)]
+    pub allow_link_local: bool,
+
+    /// Egress rule, or @FILE with one rule per line; repeat for more, the first match wins
+    #[arg(long, value_name = "RULE|@FILE")]
+    pub policy: Vec<String>,
+
+    /// Who may answer the child's UDP datagrams (RFC 4787 section 5)
+    #[arg(long, value_name = "BEHAVIOUR", value_enum, default_value_t = UdpFilteringArg::Address)]
+    pub udp_filtering: UdpFilteringArg,
+
+    /// Write every frame to this capture file (pcap)
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+
+    /// What network the child gets
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = NetArg::Engine)]
+    pub net: NetArg,
+
+    /// Print the engine's statistics to stderr at the end
+    #[arg(long)]
+    pub stats: bool,
+
+    /// Say more on stderr; -vv and -vvv say still more
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+
+    /// The command and its arguments, after --
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub cmd: Vec<OsString>,
+}
+
+/// `--ipv6`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Ipv6Arg {
+    /// Only while the host itself has an IPv6 default route
+    Auto,
+    /// Always
+    On,
+    /// Never
+    Off,
+}
+
+impl From<Ipv6Arg> for Ipv6Mode {
+    fn from(arg: Ipv6Arg) -> Self {
+        match arg {
+            Ipv6Arg::Auto => Ipv6Mode::Auto,
+            Ipv6Arg::On => Ipv6Mode::On,
+            Ipv6Arg::Off => Ipv6Mode::Off,
+        }
+    }
+}
+
+/// `--udp-filtering`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UdpFilteringArg {
+    /// Only hosts that the child has sent to
+    Address,
+    /// Anybody who knows the port
+    Endpoint,
+}
+
+impl From<UdpFilteringArg> for UdpFiltering {
+    fn from(arg: UdpFilteringArg) -> Self {
+        match arg {
+            UdpFilteringArg::Address => UdpFiltering::AddressDependent,
+            UdpFilteringArg::Endpoint => UdpFiltering::EndpointIndependent,
+        }
+    }
+}
+
+/// `--net`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NetArg {
+    /// A network namespace behind our engine
+    Engine,
+    /// A network namespace with a loopback device only
+    None,
+    /// The host's own network
+    Host,
+}
+
+fn parse_server(text: &str) -> Result<SocketAddr, &'static str> {
+    const DNS_PORT: u16 = 53;
+    let bare = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, DNS_PORT));
+    bare.or_else(|_| text.parse())
+        .map_err(|_| "not an address or ADDRESS:PORT such as 9.9.9.9 or [fd00::1]:53")
+}
+
+fn parse_name(text: &str) -> Result<(String, IpAddr), &'static str> {
+    let (name, address) = text.split_once('=').ok_or("not NAME=IP")?;
+    Ok((name.to_owned(), address.parse().map_err(|_| "what follows = is not an IP address")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(["rootless-launch"].iter().chain(args))
+    }
+
+    fn fault(args: &[&str]) -> ErrorKind {
+        parse(args).unwrap_err().kind()
+    }
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn everything_after_the_dashes_belongs_to_the_command() {
+        let cli = parse(&["-vv", "--", "sh", "-c", "--net=none"]).unwrap();
+        assert_eq!(cli.run.cmd, ["sh", "-c", "--net=none"]);
+        assert_eq!(cli.run.verbose, 2);
+        assert_eq!(cli.run.net, NetArg::Engine);
+    }
+
+    #[test]
+    fn a_command_may_be_called_check() {
+        let cli = parse(&["--", "check"]).unwrap();
+        assert!(cli.command.is_none());
+        assert!(matches!(
+            parse(&["check", "--json"]).unwrap().command,
+            Some(Command::Check(CheckArgs { json: true }))
+        ));
+    }
+
+    #[test]
+    fn servers_and_names_are_read() {
+        let cli = parse(&["--dns=9.9.9.9", "--dns=[::1]:5353", "--dns-name=a.b=::2", "--", "true"]).unwrap();
+        assert_eq!(cli.run.dns, ["9.9.9.9:53".parse().unwrap(), "[::1]:5353".parse::<SocketAddr>().unwrap()]);
+        assert_eq!(cli.run.dns_name, [("a.b".to_owned(), "::2".parse::<IpAddr>().unwrap())]);
+    }
+
+    #[test]
+    fn faults_are_refused() {
+        assert_eq!(fault(&[]), ErrorKind::MissingRequiredArgument);
+        assert_eq!(fault(&["--cidr=10.0.42.1/24", "--", "true"]), ErrorKind::ValueValidation);
+        assert_eq!(fault(&["--cidr=nonsense", "--", "true"]), ErrorKind::ValueValidation);
+        assert_eq!(fault(&["--dns=example.org", "--", "true"]), ErrorKind::ValueValidation);
+        assert_eq!(fault(&["--dns-name=a", "--", "true"]), ErrorKind::ValueValidation);
+        assert_eq!(fault(&["--net=bridge", "--", "true"]), ErrorKind::InvalidValue);
+        assert_eq!(fault(&["--mtu=70000", "--", "true"]), ErrorKind::ValueValidation);
+        assert_eq!(fault(&["true"]), ErrorKind::UnknownArgument);
+    }
+}

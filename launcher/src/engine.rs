@@ -1,0 +1,177 @@
+//! The engine process: stays in the host's namespaces, owns the TAP and the host's sockets, and guards the child.
+//!
+//! It leaves when the launcher says so, or when the launcher is dead: then it first kills everything that runs in
+//! the child's user namespace, because nobody else would. It has no parent-death signal for that reason; the
+//! end of the channel tells it in either case.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use log::{debug, error};
+use netstack::config::Config;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+use nix::sys::stat::Mode;
+use nix::unistd::{chdir, dup2_stdin, dup2_stdout, setsid};
+
+use crate::error::{Failure, Step};
+use crate::handshake::channel::{Channel, Received};
+use crate::handshake::message::Message;
+use crate::plan::net::NetPlan;
+use crate::sweep::UserNamespace;
+use crate::sys::clone::exit_now;
+use crate::sys::fd::close_all_except;
+use crate::sys::signal::{Disposition, set_disposition};
+
+/// What the engine tells at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// Nothing.
+    Quiet,
+    /// Statistics on stderr.
+    Statistics,
+}
+
+/// Everything the engine process needs; made before it is.
+#[derive(Debug)]
+pub struct EngineTask<'a> {
+    /// Whether there is an engine at all, and its settings.
+    pub net: &'a NetPlan,
+    /// Where frames are recorded.
+    pub pcap: Option<&'a File>,
+    /// What to tell at the end.
+    pub report: Report,
+    /// The line to the launcher.
+    pub channel: &'a Channel,
+}
+
+/// Runs the process; ends in an exit.
+pub fn main(task: &EngineTask<'_>) -> ! {
+    match run(task) {
+        Ok(()) => exit_now(0),
+        Err(failure) => {
+            // If the launcher is dead there is nobody to tell.
+            let _ = task.channel.send(&Message::Failed(failure), None);
+            exit_now(1)
+        }
+    }
+}
+
+fn run(task: &EngineTask<'_>) -> Result<(), Failure> {
+    detach(task).map_err(|error| Failure::new(Step::ForkEngine, "", error))?;
+    let talk = |error: io::Error| Failure::new(Step::Talk, "", error);
+    // Closed before there is a child to guard: it dies by itself.
+    let Some(Received { message, fd }) = task.channel.receive().map_err(talk)? else { return Ok(()) };
+    let (Message::Guard, Some(namespace)) = (message, fd) else { return Err(talk(Errno::EBADMSG.into())) };
+    let child = UserNamespace::from(namespace);
+    let served = match task.net {
+        NetPlan::Engine(plan) => serve(task, &plan.config),
+        NetPlan::Loopback | NetPlan::Host => guard(task),
+    };
+    if served.is_ok() {
+        leave(task.channel, &child);
+    }
+    served
+}
+
+/// Runs the engine until the channel has something to say.
+fn serve(task: &EngineTask<'_>, config: &Config) -> Result<(), Failure> {
+    let talk = |error: io::Error| Failure::new(Step::Talk, "", error);
+    let tap = match task.channel.receive().map_err(talk)? {
+        Some(Received { message: Message::Serve, fd: Some(tap) }) => tap,
+        Some(_) => return Err(talk(Errno::EBADMSG.into())),
+        None => return Ok(()),
+    };
+    let _ = (config, task.pcap, task.report);
+    task.channel.send(&Message::EngineReady, None).map_err(talk)?;
+    let last = tap.try_clone().map_err(talk)?;
+    let served = run_driver(tap, task.channel.as_fd()).map_err(|error| Failure::new(Step::Engine, "", error));
+    close_in_background(last);
+    served
+}
+
+/// Leaves the last descriptor of the TAP to the kernel's garbage collector.
+///
+/// Closing it removes the device, which takes some 20 ms of waiting for RCU, and whoever runs the command would
+/// wait for that. A socket that is only referred to by a message in its own queue is collected by a kernel
+/// thread, and so is what the message carries (unix(7); before Linux 6.9 this thread is the caller, and
+/// nothing is won). If it does not work, the descriptor is closed here.
+fn close_in_background(tap: OwnedFd) {
+    let Ok((sender, itself)) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+    else {
+        return;
+    };
+    let fds = [itself.as_raw_fd(), tap.as_raw_fd()];
+    let _ = sendmsg::<()>(
+        sender.as_raw_fd(),
+        &[IoSlice::new(b"x")],
+        &[ControlMessage::ScmRights(&fds)],
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    );
+    drop((tap, itself));
+    // This close finds the cycle.
+    drop(sender);
+}
+
+/// Reads and forgets frames.
+fn run_driver(tap: OwnedFd, stop: BorrowedFd<'_>) -> io::Result<()> {
+    let mut frame = vec![0; 1 << 16];
+    loop {
+        let mut fds = [PollFd::new(tap.as_fd(), PollFlags::POLLIN), PollFd::new(stop, PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::NONE)?;
+        if fds[1].any().unwrap_or(true) {
+            return Ok(());
+        }
+        let _ = nix::unistd::read(&tap, &mut frame);
+    }
+}
+
+/// No engine is wanted: waits until the channel has something to say.
+fn guard(task: &EngineTask<'_>) -> Result<(), Failure> {
+    let talk = |error: io::Error| Failure::new(Step::Talk, "", error);
+    task.channel.send(&Message::EngineReady, None).map_err(talk)?;
+    loop {
+        match poll(&mut [PollFd::new(task.channel.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+            Err(Errno::EINTR) => {}
+            other => return other.map(drop).map_err(|error| talk(error.into())),
+        }
+    }
+}
+
+/// Looks why it is over, and kills what the dead launcher left.
+fn leave(channel: &Channel, child: &UserNamespace) {
+    match channel.receive() {
+        Ok(Some(Received { message: Message::Stop, .. })) => debug!("the engine stops"),
+        _ => match child.kill_all() {
+            Ok(count) => debug!("the launcher is gone; {count} processes killed"),
+            Err(error) => error!("cannot kill what the launcher left: {error}"),
+        },
+    }
+}
+
+/// Cuts everything that ties this process to the caller: terminal, directory, descriptors, signals.
+fn detach(task: &EngineTask<'_>) -> io::Result<()> {
+    setsid()?;
+    prctl::set_name(match task.net {
+        NetPlan::Engine(_) => c"rl-engine",
+        NetPlan::Loopback | NetPlan::Host => c"rl-guard",
+    })?;
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    drop(null);
+    let mut keep = vec![task.channel.as_fd()];
+    keep.extend(task.pcap.iter().map(|file| file.as_fd()));
+    close_all_except(&keep)?;
+    chdir("/")?;
+    // A reader of stderr that went away must not stop the network.
+    set_disposition(Signal::SIGPIPE, Disposition::Ignore);
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! What went wrong, at which step, and what the user can do about it.
+
+use std::fmt;
+use std::io;
+
+use netstack::error::ConfigError;
+use nix::sys::signal::Signal;
+use thiserror::Error;
+
+/// A mistake in the command line; exit status 2.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum UsageError {
+    /// The engine's settings contradict each other or are out of range.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A file of `--policy @FILE` could not be read.
+    #[error("cannot read the policy file {path:?}")]
+    PolicyFile {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file of `--pcap` could not be created.
+    #[error("cannot create the capture file {path:?}")]
+    PcapFile {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// An option that needs the engine, without the engine.
+    #[error("{option} has no meaning with --net={net}: there is no engine")]
+    NeedsEngine {
+        /// The option.
+        option: &'static str,
+        /// The value of `--net`.
+        net: &'static str,
+    },
+}
+
+/// A launch that did not come to its end; exit status 1, or 126 and 127 as a shell does if CMD cannot run.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum LaunchError {
+    /// The command line.
+    #[error(transparent)]
+    Usage(#[from] UsageError),
+    /// A step of the launch failed.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// The engine process ended while CMD was running; CMD was killed.
+    #[error("the network engine {0}; the command was killed, because its network is gone")]
+    EngineDied(Ending),
+    /// The child ended before it could run CMD and said nothing.
+    #[error("the child process {0} before it could run the command")]
+    ChildDied(Ending),
+    /// A message came out of order between our own processes.
+    #[error("handshake: {0}")]
+    Handshake(#[from] crate::handshake::state::HandshakeError),
+}
+
+impl LaunchError {
+    /// Exit status of the launcher.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            LaunchError::Usage(_) => 2,
+            LaunchError::Failed(Failure { step: Step::Execute, errno, .. }) => match *errno {
+                libc::ENOENT | libc::ENOTDIR => 127,
+                _ => 126,
+            },
+            _ => 1,
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// exit(2) with this status.
+    Exited(i32),
+    /// Killed by the signal of this number.
+    Killed(i32),
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ending::Exited(status) => write!(f, "exited with status {status}"),
+            Ending::Killed(signal) => match Signal::try_from(*signal) {
+                Ok(name) => write!(f, "was killed by {name}"),
+                Err(_) => write!(f, "was killed by signal {signal}"),
+            },
+        }
+    }
+}
+
+/// A step that failed, with the value it worked on. Travels between our processes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What was being done.
+    pub step: Step,
+    /// The value it was done with; may be empty.
+    pub value: String,
+    /// Why it failed, errno(3); 0 if `value` says all.
+    pub errno: i32,
+}
+
+impl Failure {
+    /// `step` on `value` failed with `error`.
+    pub fn new(step: Step, value: impl Into<String>, error: impl Into<io::Error>) -> Self {
+        let error = error.into();
+        match error.raw_os_error() {
+            Some(errno) => Failure { step, value: value.into(), errno },
+            None => Failure { step, value: format!("{}: {error}", value.into()), errno: 0 },
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot {}", self.step.description())?;
+        if !self.value.is_empty() {
+            write!(f, " {}", self.value)?;
+        }
+        if self.errno != 0 {
+            write!(f, ": {}", io::Error::from_raw_os_error(self.errno))?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Failure {}
+
+macro_rules! steps {
+    ($($(#[$doc:meta])* $name:ident = $code:literal: $text:literal,)*) => {
+        /// The steps of a launch.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[non_exhaustive]
+        #[repr(u8)]
+        pub enum Step {
+            $($(#[$doc])* $name = $code,)*
+        }
+
+        impl Step {
+            /// Every step.
+            pub const ALL: &[Step] = &[$(Step::$name),*];
+
+            /// In words, to follow "cannot".
+            pub fn description(self) -> &'static str {
+                match self { $(Step::$name => $text,)* }
+            }
+
+            /// The step of a code, as it travels in a message.
+            pub fn from_code(code: u8) -> Option<Step> {
+                Step::ALL.iter().copied().find(|&step| step as u8 == code)
+            }
+        }
+    };
+}
+
+steps! {
+    /// Signal mask, signalfd, socketpairs of the launcher itself.
+    Prepare = 1: "prepare the launch:",
+    /// clone3(2) with namespaces.
+    CloneNamespaces = 2: "create the namespaces",
+    /// clone3(2) of the engine process.
+    ForkEngine = 3: "start the engine process",
+    /// uid_map and gid_map.
+    MapIds = 4: "map user and group ids:",
+    /// A message between our processes.
+    Talk = 5: "talk to our own process:",
+    /// open(2) of /dev/net/tun.
+    OpenTun = 6: "open",
+    /// TUNSETIFF.
+    CreateTap = 7: "create the TAP device",
+    /// A netlink request in the child.
+    Network = 8: "set up the child's network:",
+    /// A mount in the child.
+    Mount = 9: "mount",
+    /// exec of CMD.
+    Execute = 10: "execute",
+    /// The engine could not start or stopped with an error.
+    Engine = 11: "run the network engine:",
+    /// PR_SET_PDEATHSIG and the like.
+    Guard = 12: "guard the child against orphanage:",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_survive_their_code() {
+        for &step in Step::ALL {
+            assert_eq!(Step::from_code(step as u8), Some(step));
+        }
+        assert_eq!(Step::from_code(0), None);
+    }
+
+    #[test]
+    fn a_command_that_cannot_run_ends_as_in_a_shell() {
+        let failed = |errno| LaunchError::from(Failure { step: Step::Execute, value: "x".into(), errno });
+        assert_eq!(failed(libc::ENOENT).exit_code(), 127);
+        assert_eq!(failed(libc::EACCES).exit_code(), 126);
+        assert_eq!(failed(libc::ENOEXEC).exit_code(), 126);
+    }
+
+    #[test]
+    fn a_failure_names_step_value_and_reason() {
+        let failure = Failure { step: Step::OpenTun, value: "/dev/net/tun".into(), errno: libc::EACCES };
+        assert_eq!(failure.to_string(), "cannot open /dev/net/tun: Permission denied (os error 13)");
+    }
+}

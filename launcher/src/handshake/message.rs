@@ -1,0 +1,158 @@
+//! The messages between our processes: one byte of kind, then fixed fields in little endian, then text.
+
+use thiserror::Error;
+
+use crate::error::{Failure, Step};
+
+/// Longest message in bytes; longer texts are cut.
+pub const MAX_MESSAGE: usize = 4096;
+
+/// What our processes tell each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Child: the TAP is up; its descriptor comes along.
+    TapReady,
+    /// Launcher to engine: guard the child, whose user namespace comes along as a descriptor.
+    Guard,
+    /// Launcher to engine: serve the TAP whose descriptor comes along.
+    Serve,
+    /// Launcher to child: uid_map and gid_map are written; group ids from 0 up to this one exist.
+    IdsMapped {
+        /// Highest group id in the child's user namespace.
+        last_gid: u32,
+    },
+    /// Child: addresses, routes and mounts are done.
+    NetworkReady,
+    /// Engine: frames are handled from now on.
+    EngineReady,
+    /// Launcher to child: run CMD.
+    Execute,
+    /// Launcher to engine: CMD is dead and so is everything it started; leave.
+    Stop,
+    /// Child or engine: the launch is over.
+    Failed(Failure),
+}
+
+/// Bytes that are not a message.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("malformed message")]
+pub struct MalformedMessage;
+
+impl Message {
+    /// The bytes of one packet, at most [`MAX_MESSAGE`].
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![self.kind()];
+        match self {
+            Message::IdsMapped { last_gid } => bytes.extend(last_gid.to_le_bytes()),
+            Message::Failed(failure) => {
+                bytes.push(failure.step as u8);
+                bytes.extend(failure.errno.to_le_bytes());
+                let room = MAX_MESSAGE - bytes.len();
+                bytes.extend(&failure.value.as_bytes()[..failure.value.floor_char_boundary(room)]);
+            }
+            _ => {}
+        }
+        bytes
+    }
+
+    /// Reads what [`encode`](Message::encode) wrote.
+    ///
+    /// # Errors
+    /// Unknown kind, or too short or too long for it.
+    pub fn decode(bytes: &[u8]) -> Result<Message, MalformedMessage> {
+        let (&kind, rest) = bytes.split_first().ok_or(MalformedMessage)?;
+        let (message, rest) = match kind {
+            1 => (Message::TapReady, rest),
+            2 => (Message::Serve, rest),
+            3 => {
+                let (last_gid, rest) = take(rest)?;
+                (Message::IdsMapped { last_gid: u32::from_le_bytes(last_gid) }, rest)
+            }
+            4 => (Message::NetworkReady, rest),
+            5 => (Message::EngineReady, rest),
+            6 => (Message::Execute, rest),
+            7 => (Message::Stop, rest),
+            8 => {
+                let ([step], rest) = take(rest)?;
+                let (errno, text) = take(rest)?;
+                let failure = Failure {
+                    step: Step::from_code(step).ok_or(MalformedMessage)?,
+                    value: String::from_utf8(text.to_vec()).map_err(|_| MalformedMessage)?,
+                    errno: i32::from_le_bytes(errno),
+                };
+                (Message::Failed(failure), &[][..])
+            }
+            9 => (Message::Guard, rest),
+            _ => return Err(MalformedMessage),
+        };
+        if rest.is_empty() { Ok(message) } else { Err(MalformedMessage) }
+    }
+
+    fn kind(&self) -> u8 {
+        match self {
+            Message::TapReady => 1,
+            Message::Serve => 2,
+            Message::IdsMapped { .. } => 3,
+            Message::NetworkReady => 4,
+            Message::EngineReady => 5,
+            Message::Execute => 6,
+            Message::Stop => 7,
+            Message::Failed(_) => 8,
+            Message::Guard => 9,
+        }
+    }
+}
+
+fn take<const N: usize>(bytes: &[u8]) -> Result<([u8; N], &[u8]), MalformedMessage> {
+    bytes.split_first_chunk().map(|(head, rest)| (*head, rest)).ok_or(MalformedMessage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples() -> Vec<Message> {
+        vec![
+            Message::TapReady,
+            Message::Guard,
+            Message::Serve,
+            Message::IdsMapped { last_gid: 65536 },
+            Message::NetworkReady,
+            Message::EngineReady,
+            Message::Execute,
+            Message::Stop,
+            Message::Failed(Failure { step: Step::Network, value: "route".into(), errno: libc::EPERM }),
+        ]
+    }
+
+    #[test]
+    fn messages_survive_the_wire() {
+        for message in samples() {
+            assert_eq!(Message::decode(&message.encode()), Ok(message));
+        }
+    }
+
+    #[test]
+    fn every_shorter_or_longer_form_is_refused() {
+        for message in samples() {
+            let mut bytes = message.encode();
+            let fixed = if matches!(message, Message::Failed(_)) { 6 } else { bytes.len() };
+            for end in 0..fixed {
+                assert_eq!(Message::decode(&bytes[..end]), Err(MalformedMessage), "{message:?} cut to {end}");
+            }
+            if !matches!(message, Message::Failed(_)) {
+                bytes.push(0);
+                assert_eq!(Message::decode(&bytes), Err(MalformedMessage), "{message:?}");
+            }
+        }
+        assert_eq!(Message::decode(&[99]), Err(MalformedMessage));
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        let failure = Failure { step: Step::Mount, value: "ä".repeat(MAX_MESSAGE), errno: 0 };
+        let bytes = Message::Failed(failure).encode();
+        assert!(bytes.len() <= MAX_MESSAGE);
+        assert!(matches!(Message::decode(&bytes), Ok(Message::Failed(_))));
+    }
+}

@@ -1,0 +1,108 @@
+//! The rtnetlink socket.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
+};
+
+use super::message::{Batch, IpFamily, Reply, replies};
+
+/// Room for the answers of one batch: each repeats the request's header only, or the request after an error.
+const RECEIVE_BUFFER: usize = 16 * 1024;
+
+/// A request that the kernel refused.
+#[derive(Debug)]
+pub struct Refused {
+    /// What it should have done.
+    pub request: &'static str,
+    /// Why not.
+    pub error: io::Error,
+}
+
+/// A socket in the network namespace of the process that opened it.
+#[derive(Debug)]
+pub struct Socket(OwnedFd);
+
+impl Socket {
+    /// Opens a socket for requests.
+    ///
+    /// # Errors
+    /// socket(2).
+    pub fn open() -> io::Result<Self> {
+        let fd = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkRoute,
+        )?;
+        Ok(Socket(fd))
+    }
+
+    /// Opens a socket that hears of new IPv6 routes from now on.
+    ///
+    /// # Errors
+    /// socket(2), bind(2).
+    pub fn subscribe_ipv6_routes() -> io::Result<Self> {
+        let socket = Socket::open()?;
+        bind(socket.0.as_raw_fd(), &NetlinkAddr::new(0, libc::RTMGRP_IPV6_ROUTE as u32))?;
+        Ok(socket)
+    }
+
+    /// Performs every request of the batch, in order; goes on after a refusal.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub fn perform(&self, batch: &Batch) -> Result<(), Refused> {
+        let io = |error: Errno| Refused { request: "talking to the kernel", error: error.into() };
+        send(self.0.as_raw_fd(), batch.bytes(), MsgFlags::empty()).map_err(io)?;
+        let mut buffer = vec![0; RECEIVE_BUFFER];
+        let mut refused = None;
+        let mut missing = batch.len();
+        while missing > 0 {
+            let length = self.receive(&mut buffer).map_err(io)?;
+            for reply in replies(&buffer[..length]) {
+                let Reply::Acknowledged { sequence, errno } = reply else { continue };
+                missing = missing.saturating_sub(1);
+                if errno != 0 && refused.is_none() {
+                    let error = io::Error::from_raw_os_error(errno);
+                    refused = Some(Refused { request: batch.name(sequence), error });
+                }
+            }
+        }
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Waits until a default route of `family` appears, at most `milliseconds`. Returns whether it did.
+    ///
+    /// # Errors
+    /// poll(2), recv(2).
+    pub fn wait_default_route(&self, family: IpFamily, milliseconds: u16) -> io::Result<bool> {
+        let mut buffer = vec![0; RECEIVE_BUFFER];
+        loop {
+            // A further event starts the wait again; a fresh namespace has a handful of them.
+            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], PollTimeout::from(milliseconds))
+            {
+                Ok(0) => return Ok(false),
+                Err(Errno::EINTR) => continue,
+                other => other?,
+            };
+            let length = self.receive(&mut buffer)?;
+            if replies(&buffer[..length]).any(|reply| reply == Reply::DefaultRoute(family)) {
+                return Ok(true);
+            }
+        }
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        loop {
+            match recv(self.0.as_raw_fd(), buffer, MsgFlags::empty()) {
+                Err(Errno::EINTR) => {}
+                other => return other,
+            }
+        }
+    }
+}

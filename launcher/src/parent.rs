@@ -1,0 +1,341 @@
+//! The launcher process: starts the child and the engine, brings them together, and waits.
+//!
+//! It has one thread: parent-death signals are tied to the thread that forked.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+
+use log::{debug, warn};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::CloneFlags;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getpid};
+
+use crate::apply;
+use crate::apply::idmap::Mapping;
+use crate::child::{self, ChildTask, Inherited};
+use crate::cli::RunArgs;
+use crate::engine::{self, EngineTask, Report};
+use crate::error::{Ending, Failure, LaunchError, Step, UsageError};
+use crate::handshake::channel::Channel;
+use crate::handshake::message::Message;
+use crate::handshake::state::{Action, Link, ParentHandshake, Peer};
+use crate::plan::Plan;
+use crate::plan::net::NetPlan;
+use crate::signals::{Received, Signals};
+use crate::sweep::UserNamespace;
+use crate::sys::clone::{self, ExitSignal, Fork};
+use crate::sys::signal::{Disposition, inherited_sigpipe, set_disposition};
+use crate::sys::wait::{self, Event};
+
+/// Runs CMD and returns how it ended. On return everything that was started is dead.
+///
+/// # Errors
+/// The launch failed, or the engine died before CMD.
+pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
+    let facts = apply::facts::collect();
+    let plan = Plan::new(args, &policy_text(&args.policy)?, &facts)?;
+    let pcap = args.pcap.as_ref().map(|path| {
+        File::create(path).map_err(|source| UsageError::PcapFile { path: path.display().to_string(), source })
+    });
+    let pcap = pcap.transpose()?;
+    plan.warnings.iter().for_each(|text| warn!("{text}"));
+    let cmd = args.cmd.iter().map(|word| CString::new(word.as_bytes()));
+    let cmd: Vec<CString> = cmd.collect::<Result<_, _>>().map_err(prepare("the command's arguments"))?;
+
+    let sigchld = set_disposition(Signal::SIGCHLD, Disposition::Default);
+    let signals = Signals::block().map_err(prepare("signals"))?;
+    // Orphans of CMD become ours, so that their end is seen here.
+    prctl::set_child_subreaper(true).map_err(prepare("subreaper"))?;
+
+    let inherited = Inherited { mask: signals.inherited_mask(), sigpipe: inherited_sigpipe(), sigchld };
+    let mut processes = Processes::start(&plan, &cmd, inherited, pcap.as_ref(), report(args))?;
+    drop(pcap);
+    processes.supervise(&signals, link(&plan))
+}
+
+/// Everything that runs because of this launch. Dropping it ends and reaps all of it.
+struct Processes {
+    child: Option<Pid>,
+    engine: Option<Pid>,
+    namespace: Option<UserNamespace>,
+    /// Closed when the child has executed CMD.
+    to_child: Option<Channel>,
+    to_engine: Channel,
+}
+
+impl Processes {
+    /// Starts child and engine and maps the child's ids.
+    fn start(
+        plan: &Plan,
+        cmd: &[CString],
+        inherited: Inherited,
+        pcap: Option<&File>,
+        report: Report,
+    ) -> Result<Self, LaunchError> {
+        let (to_child, childs_end) = Channel::pair().map_err(prepare("a socket"))?;
+        let parent = getpid();
+        let fork = clone::fork(namespaces(&plan.net), ExitSignal::Child);
+        let child = match fork.map_err(|error| Failure::new(Step::CloneNamespaces, "", error))? {
+            Fork::Parent(child) => child,
+            Fork::Child => {
+                drop(to_child);
+                child::main(&ChildTask { plan, cmd, channel: &childs_end, parent, inherited })
+            }
+        };
+        drop(childs_end);
+        // From here on, whatever fails, both are ended.
+        let (to_engine, engines_end) = Channel::pair().map_err(prepare("a socket"))?;
+        let mut processes = Processes {
+            child: Some(child),
+            engine: None,
+            namespace: None,
+            to_child: Some(to_child),
+            to_engine,
+        };
+        let mapping = Mapping::start(&plan.ids, child);
+        let namespace = UserNamespace::of(child).map_err(prepare("the child's user namespace"))?;
+        // The engine does not report by SIGCHLD: the end of its channel does, and waiting for CMD's orphans
+        // never finds it.
+        let fork = clone::fork(CloneFlags::empty(), ExitSignal::None);
+        let engine = match fork.map_err(|error| Failure::new(Step::ForkEngine, "", error))? {
+            Fork::Parent(engine) => engine,
+            Fork::Child => engine::main(&EngineTask { net: &plan.net, pcap, report, channel: &engines_end }),
+        };
+        processes.engine = Some(engine);
+        drop(engines_end);
+        processes.to_engine.send(&Message::Guard, Some(namespace.as_fd())).map_err(talk)?;
+        processes.namespace = Some(namespace);
+
+        let last_gid = mapping.finish()?;
+        // A child that failed meanwhile has left a message, which says more than a broken pipe.
+        let _ = processes.tell_child(&Message::IdsMapped { last_gid });
+        Ok(processes)
+    }
+
+    /// Brings child and engine together, then waits for CMD's end.
+    fn supervise(&mut self, signals: &Signals, link: Link) -> Result<Ending, LaunchError> {
+        let mut handshake = ParentHandshake::new(link);
+        loop {
+            let ready = self.wait(signals)?;
+            if ready.engine {
+                self.handle_engine(&mut handshake)?;
+            }
+            if ready.child {
+                self.handle_child(&mut handshake)?;
+            }
+            if ready.signals {
+                self.forward(signals)?;
+                if let Some(ending) = self.handle_children()? {
+                    // What it said before it died says more.
+                    while self.to_child.is_some() {
+                        self.handle_child(&mut handshake)?;
+                    }
+                    if !handshake.is_running() {
+                        return Err(LaunchError::ChildDied(ending));
+                    }
+                    return self.finish(ending);
+                }
+            }
+        }
+    }
+
+    fn wait(&self, signals: &Signals) -> Result<Ready, LaunchError> {
+        let mut fds = vec![
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.to_engine.as_fd(), PollFlags::POLLIN),
+        ];
+        fds.extend(self.to_child.iter().map(|channel| PollFd::new(channel.as_fd(), PollFlags::POLLIN)));
+        loop {
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(Errno::EINTR) => {}
+                other => break other.map(drop).map_err(prepare("poll"))?,
+            }
+        }
+        let is_ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
+        Ok(Ready { signals: is_ready(0), engine: is_ready(1), child: is_ready(2) })
+    }
+
+    fn handle_engine(&mut self, handshake: &mut ParentHandshake) -> Result<(), LaunchError> {
+        match self.to_engine.receive().map_err(talk)? {
+            Some(received) => self.perform(handshake.handle_message(Peer::Engine, received.message)?, None),
+            None => {
+                let Some(engine) = self.engine.take() else { return Ok(()) };
+                Err(LaunchError::EngineDied(
+                    wait::wait_end(engine).map_err(prepare("waiting for the engine"))?,
+                ))
+            }
+        }
+    }
+
+    fn handle_child(&mut self, handshake: &mut ParentHandshake) -> Result<(), LaunchError> {
+        let Some(channel) = &self.to_child else { return Ok(()) };
+        match channel.receive().map_err(talk)? {
+            Some(received) => {
+                self.perform(handshake.handle_message(Peer::Child, received.message)?, received.fd)
+            }
+            None => {
+                handshake.handle_child_closed();
+                self.to_child = None;
+                Ok(())
+            }
+        }
+    }
+
+    fn perform(&mut self, action: Action, fd: Option<std::os::fd::OwnedFd>) -> Result<(), LaunchError> {
+        match action {
+            Action::Wait => Ok(()),
+            // An engine that is dead will be noticed by its channel.
+            Action::PassTap => {
+                let _ = self.to_engine.send(&Message::Serve, fd.as_ref().map(AsFd::as_fd));
+                Ok(())
+            }
+            Action::Execute => {
+                let _ = self.tell_child(&Message::Execute);
+                Ok(())
+            }
+            Action::Fail(failure) => Err(failure.into()),
+        }
+    }
+
+    fn tell_child(&self, message: &Message) -> io::Result<()> {
+        self.to_child.as_ref().map_or(Ok(()), |channel| channel.send(message, None))
+    }
+
+    /// Hands to CMD what was sent to the launcher alone. What the terminal sends goes to the whole process group,
+    /// CMD included; what CMD itself sends it need not get back.
+    fn forward(&self, signals: &Signals) -> Result<(), LaunchError> {
+        while let Some(Received { signal, sender, by_kernel }) =
+            signals.next().map_err(prepare("signalfd"))?
+        {
+            let Some(child) = self.child else { continue };
+            if signal != libc::SIGCHLD && !by_kernel && sender != child {
+                debug!("signal {signal} is passed on to the command");
+                // Fails only for a process that is dead already.
+                let _ = wait::kill(child, signal);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at every child that changed; returns how CMD ended if it did.
+    fn handle_children(&mut self) -> Result<Option<Ending>, LaunchError> {
+        loop {
+            match wait::next_change().map_err(prepare("waitpid"))? {
+                Event::Ended(pid, ending) if Some(pid) == self.child => {
+                    self.child = None;
+                    return Ok(Some(ending));
+                }
+                Event::Stopped(pid, signal) if Some(pid) == self.child => {
+                    Signals::stop_self(signal).map_err(prepare("stopping"))?;
+                }
+                Event::Ended(..) | Event::Stopped(..) => {}
+                Event::Nothing | Event::NoChild => return Ok(None),
+            }
+        }
+    }
+
+    /// CMD is dead: ends what it left, then the engine.
+    fn finish(&mut self, ending: Ending) -> Result<Ending, LaunchError> {
+        self.sweep();
+        // If the engine died in this moment, CMD's own end counts.
+        let _ = self.to_engine.send(&Message::Stop, None);
+        if let Some(engine) = self.engine.take() {
+            wait::wait_end(engine).map_err(prepare("waiting for the engine"))?;
+        }
+        Ok(ending)
+    }
+
+    /// Kills and reaps what CMD left running.
+    fn sweep(&self) {
+        if matches!(reap(), Ok(Event::NoChild)) {
+            return;
+        }
+        let Some(namespace) = &self.namespace else { return };
+        match namespace.kill_all() {
+            Ok(0) => {}
+            Ok(count) => debug!("{count} processes that the command left were killed"),
+            Err(error) => warn!("cannot kill what the command left: {error}"),
+        }
+        let _ = reap();
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        for pid in self.child.take().into_iter().chain(self.engine.take()) {
+            // Fails only for a process that is dead already.
+            let _ = wait::kill(pid, libc::SIGKILL);
+            let _ = wait::wait_end(pid);
+        }
+        if self.namespace.is_some() {
+            self.sweep();
+        }
+    }
+}
+
+struct Ready {
+    signals: bool,
+    engine: bool,
+    child: bool,
+}
+
+/// Reaps what is dead; says whether anybody is left.
+fn reap() -> io::Result<Event> {
+    loop {
+        match wait::next_change()? {
+            Event::Ended(..) | Event::Stopped(..) => {}
+            last => return Ok(last),
+        }
+    }
+}
+
+fn namespaces(net: &NetPlan) -> CloneFlags {
+    let always = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
+    match net {
+        NetPlan::Engine(_) | NetPlan::Loopback => always | CloneFlags::CLONE_NEWNET,
+        NetPlan::Host => always,
+    }
+}
+
+fn link(plan: &Plan) -> Link {
+    match plan.net {
+        NetPlan::Engine(_) => Link::Tap,
+        NetPlan::Loopback | NetPlan::Host => Link::None,
+    }
+}
+
+fn report(args: &RunArgs) -> Report {
+    if args.stats { Report::Statistics } else { Report::Quiet }
+}
+
+/// All rules, one per line; `@FILE` stands for the lines of a file.
+fn policy_text(rules: &[String]) -> Result<String, UsageError> {
+    let mut text = String::new();
+    for rule in rules {
+        match rule.strip_prefix('@') {
+            None => text.push_str(rule),
+            Some(path) => {
+                let lines = fs::read_to_string(path);
+                text.push_str(
+                    &lines.map_err(|source| UsageError::PolicyFile { path: path.to_owned(), source })?,
+                );
+            }
+        }
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+fn prepare<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Failure {
+    move |error| Failure::new(Step::Prepare, what, error)
+}
+
+fn talk(error: io::Error) -> Failure {
+    Failure::new(Step::Talk, "", error)
+}

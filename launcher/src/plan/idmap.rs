@@ -1,0 +1,245 @@
+//! Which user and group ids exist in the child (user_namespaces(7), subuid(5)).
+//!
+//! The caller's own id becomes 0. With subordinate ids, 1 and up are those ranges one after the other. Real
+//! root keeps all ids as they are. Each plan has the single id as its last resort.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use super::facts::HostFacts;
+
+/// Most lines that the kernel takes (Linux 4.15).
+const MAX_EXTENTS: usize = 340;
+
+/// One line of uid_map or gid_map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First id in the child.
+    pub inside: u32,
+    /// First id outside.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
+}
+
+impl fmt::Display for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.inside, self.outside, self.count)
+    }
+}
+
+/// How one of the two maps is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MapPlan {
+    /// By newuidmap(1) or newgidmap(1), which is allowed to map subordinate ids.
+    Helper {
+        /// The program.
+        program: PathBuf,
+        /// The lines.
+        extents: Vec<Extent>,
+    },
+    /// By ourselves: the caller is privileged.
+    Direct(Vec<Extent>),
+    /// By ourselves: the caller's own id only. Why not more stands here.
+    Single(SingleReason),
+}
+
+/// Why only one id is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SingleReason {
+    /// newuidmap or newgidmap is not installed.
+    NoHelper,
+    /// The caller has no subordinate ids.
+    NoRange,
+}
+
+impl fmt::Display for SingleReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SingleReason::NoHelper => "newuidmap and newgidmap are not installed",
+            SingleReason::NoRange => "the user has no subordinate ids in /etc/subuid and /etc/subgid",
+        })
+    }
+}
+
+impl MapPlan {
+    /// Highest id in the child.
+    pub fn last_id(&self) -> u32 {
+        let extents = match self {
+            MapPlan::Helper { extents, .. } | MapPlan::Direct(extents) => &extents[..],
+            MapPlan::Single(_) => &[],
+        };
+        extents.iter().map(|extent| extent.inside.saturating_add(extent.count - 1)).max().unwrap_or(0)
+    }
+}
+
+/// Both maps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdMapPlan {
+    /// The caller's user id.
+    pub uid: u32,
+    /// The caller's group id.
+    pub gid: u32,
+    /// User ids.
+    pub users: MapPlan,
+    /// Group ids.
+    pub groups: MapPlan,
+}
+
+impl IdMapPlan {
+    /// Decides by the caller and his subordinate ids. Both maps or none: a file owned by a mapped user and an
+    /// unmapped group helps nobody.
+    pub fn new(facts: &HostFacts) -> Self {
+        let plan = |users, groups| IdMapPlan { uid: facts.uid, gid: facts.gid, users, groups };
+        if facts.uid == 0 {
+            return plan(
+                MapPlan::Direct(identity(&facts.uid_map)),
+                MapPlan::Direct(identity(&facts.gid_map)),
+            );
+        }
+        let (Some(newuidmap), Some(newgidmap)) = (&facts.newuidmap, &facts.newgidmap) else {
+            return plan(MapPlan::Single(SingleReason::NoHelper), MapPlan::Single(SingleReason::NoHelper));
+        };
+        // Both files are keyed by the user, not the group (subgid(5)).
+        let users = subordinate(&facts.subuid, facts, facts.uid);
+        let groups = subordinate(&facts.subgid, facts, facts.gid);
+        if users.is_empty() || groups.is_empty() {
+            return plan(MapPlan::Single(SingleReason::NoRange), MapPlan::Single(SingleReason::NoRange));
+        }
+        plan(
+            MapPlan::Helper { program: newuidmap.clone(), extents: after_own(facts.uid, &users) },
+            MapPlan::Helper { program: newgidmap.clone(), extents: after_own(facts.gid, &groups) },
+        )
+    }
+}
+
+/// Every id that exists here, unchanged.
+fn identity(map: &str) -> Vec<Extent> {
+    map.lines()
+        .filter_map(|line| {
+            let mut fields = line.split_ascii_whitespace();
+            let inside = fields.next()?.parse().ok()?;
+            let count = fields.nth(1)?.parse().ok()?;
+            Some(Extent { inside, outside: inside, count })
+        })
+        .collect()
+}
+
+/// The ranges of a subuid(5) text for this user, by name or by number, without the id `own`, which is
+/// mapped already and may not be mapped twice.
+fn subordinate(text: &str, facts: &HostFacts, own: u32) -> Vec<Range<u32>> {
+    let number = facts.uid.to_string();
+    let is_caller = |owner: &str| owner == number || facts.user.as_deref() == Some(owner);
+    text.lines()
+        .filter_map(|line| {
+            let mut fields = line.split(':');
+            let owner = fields.next()?;
+            let start: u32 = fields.next()?.trim().parse().ok()?;
+            let count: u32 = fields.next()?.trim().parse().ok()?;
+            is_caller(owner).then_some(start..start.checked_add(count)?)
+        })
+        .flat_map(
+            |range| {
+                if range.contains(&own) { [range.start..own, own + 1..range.end] } else { [range, 0..0] }
+            },
+        )
+        .filter(|range| !range.is_empty())
+        .collect()
+}
+
+/// `own` as 0, the ranges from 1 on.
+fn after_own(own: u32, ranges: &[Range<u32>]) -> Vec<Extent> {
+    let mut extents = vec![Extent { inside: 0, outside: own, count: 1 }];
+    let mut inside: u32 = 1;
+    for range in ranges.iter().take(MAX_EXTENTS - 1) {
+        let count = range.end - range.start;
+        // The last id, -1, means "unchanged" to chown(2) and exists nowhere.
+        let Some(next) = inside.checked_add(count) else { break };
+        extents.push(Extent { inside, outside: range.start, count });
+        inside = next;
+    }
+    extents
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user() -> HostFacts {
+        HostFacts {
+            uid: 1000,
+            gid: 100,
+            user: Some("ann".into()),
+            subuid: "bob:1:2\nann:100000:65536\n".into(),
+            subgid: "ann:200000:65536\n".into(),
+            newuidmap: Some("/usr/bin/newuidmap".into()),
+            newgidmap: Some("/usr/bin/newgidmap".into()),
+            ..HostFacts::default()
+        }
+    }
+
+    fn lines(plan: &MapPlan) -> Vec<String> {
+        match plan {
+            MapPlan::Helper { extents, .. } | MapPlan::Direct(extents) => {
+                extents.iter().map(Extent::to_string).collect()
+            }
+            MapPlan::Single(reason) => vec![reason.to_string()],
+        }
+    }
+
+    #[test]
+    fn own_id_is_root_and_subordinate_ids_follow() {
+        let plan = IdMapPlan::new(&user());
+        assert_eq!(lines(&plan.users), ["0 1000 1", "1 100000 65536"]);
+        assert_eq!(lines(&plan.groups), ["0 100 1", "1 200000 65536"]);
+        assert_eq!(plan.groups.last_id(), 65536);
+    }
+
+    #[test]
+    fn ranges_by_number_and_several_ranges_are_joined() {
+        let facts = HostFacts { subuid: "1000:300000:10\nann:100000:5\n1000x:1:1\n".into(), ..user() };
+        assert_eq!(lines(&IdMapPlan::new(&facts).users), ["0 1000 1", "1 300000 10", "11 100000 5"]);
+    }
+
+    #[test]
+    fn own_id_inside_a_range_is_mapped_once() {
+        let facts = HostFacts { subuid: "ann:900:200\n".into(), ..user() };
+        assert_eq!(lines(&IdMapPlan::new(&facts).users), ["0 1000 1", "1 900 100", "101 1001 99"]);
+        let facts = HostFacts { subuid: "ann:1000:1\n".into(), ..user() };
+        assert_eq!(IdMapPlan::new(&facts).users, MapPlan::Single(SingleReason::NoRange));
+    }
+
+    #[test]
+    fn without_helper_or_range_a_single_id_is_mapped() {
+        let facts = HostFacts { newgidmap: None, ..user() };
+        assert_eq!(IdMapPlan::new(&facts).users, MapPlan::Single(SingleReason::NoHelper));
+        let facts = HostFacts { subgid: String::new(), ..user() };
+        let plan = IdMapPlan::new(&facts);
+        assert_eq!(plan.users, MapPlan::Single(SingleReason::NoRange));
+        assert_eq!(plan.groups.last_id(), 0);
+    }
+
+    #[test]
+    fn torn_lines_and_overflow_are_left_out() {
+        let subuid = "ann\nann:\nann:5\nann:x:y\nann:4294967295:2\nann:10:0\n\nann:7:3\n".to_owned();
+        let facts = HostFacts { subuid, ..user() };
+        assert_eq!(lines(&IdMapPlan::new(&facts).users), ["0 1000 1", "1 7 3"]);
+    }
+
+    #[test]
+    fn real_root_keeps_every_id() {
+        let map = "         0          0 4294967295\n".to_owned();
+        let facts = HostFacts { uid: 0, gid: 0, uid_map: map.clone(), gid_map: map, ..user() };
+        let plan = IdMapPlan::new(&facts);
+        assert_eq!(lines(&plan.users), ["0 0 4294967295"]);
+        assert_eq!(plan.groups.last_id(), 4294967294);
+    }
+
+    #[test]
+    fn root_of_a_container_keeps_the_ids_that_exist_there() {
+        let map = "0 1000 1\n1 100000 65536\n".to_owned();
+        let facts = HostFacts { uid: 0, gid: 0, uid_map: map.clone(), gid_map: map, ..user() };
+        assert_eq!(lines(&IdMapPlan::new(&facts).users), ["0 0 1", "1 1 65536"]);
+    }
+}

@@ -1,0 +1,39 @@
+//! What will be done, decided from the command line and facts about the host. Pure.
+
+pub mod facts;
+pub mod idmap;
+pub mod mounts;
+pub mod net;
+
+use self::facts::HostFacts;
+use self::idmap::IdMapPlan;
+use self::mounts::MountPlan;
+use self::net::NetPlan;
+use crate::cli::RunArgs;
+use crate::error::UsageError;
+
+/// A launch, valid by construction.
+#[derive(Debug)]
+pub struct Plan {
+    /// User and group ids.
+    pub ids: IdMapPlan,
+    /// The child's network.
+    pub net: NetPlan,
+    /// The child's files.
+    pub mounts: MountPlan,
+    /// What the user should know before it starts.
+    pub warnings: Vec<String>,
+}
+
+impl Plan {
+    /// Plans a launch. `policy` is the text of all egress rules, one per line.
+    ///
+    /// # Errors
+    /// Settings that cannot work.
+    pub fn new(args: &RunArgs, policy: &str, facts: &HostFacts) -> Result<Plan, UsageError> {
+        let net = NetPlan::new(args, policy, facts)?;
+        let mounts = MountPlan::new(&net, args, facts);
+        let warnings = net.overlaps(facts);
+        Ok(Plan { ids: IdMapPlan::new(facts), net, mounts, warnings })
+    }
+}

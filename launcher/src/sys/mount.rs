@@ -1,0 +1,83 @@
+//! The mount calls of Linux 5.2: file systems and mounts as descriptors (fsopen(2), open_tree(2), move_mount(2)).
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+
+use super::check;
+
+const FSCONFIG_SET_STRING: libc::c_uint = 1;
+const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+const FSOPEN_CLOEXEC: libc::c_uint = 1;
+const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
+const MOVE_MOUNT_T_SYMLINKS: libc::c_uint = 0x10;
+
+/// Makes a new tmpfs that is not attached anywhere yet.
+///
+/// # Errors
+/// fsopen(2), fsconfig(2), fsmount(2).
+pub(crate) fn new_tmpfs(mode: &CStr) -> io::Result<OwnedFd> {
+    // SAFETY: a NUL-terminated string and flags; returns a new descriptor.
+    let context = own(unsafe { libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), FSOPEN_CLOEXEC) })?;
+    fsconfig(context.as_fd(), FSCONFIG_SET_STRING, Some((c"mode", mode)))?;
+    fsconfig(context.as_fd(), FSCONFIG_CMD_CREATE, None)?;
+    let attributes =
+        (libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC) as libc::c_uint;
+    // SAFETY: a descriptor and two integers; returns a new descriptor.
+    own(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, attributes) })
+}
+
+/// A copy of the mount at `path` (relative to `dir`), to be attached elsewhere; with what is mounted below it.
+///
+/// # Errors
+/// open_tree(2).
+pub(crate) fn clone_tree(dir: BorrowedFd<'_>, path: &CStr) -> io::Result<OwnedFd> {
+    let flags = libc::OPEN_TREE_CLONE
+        | libc::OPEN_TREE_CLOEXEC
+        | libc::AT_RECURSIVE as libc::c_uint
+        | libc::AT_SYMLINK_NOFOLLOW as libc::c_uint;
+    // SAFETY: a descriptor, a NUL-terminated string and flags; returns a new descriptor.
+    own(unsafe { libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), path.as_ptr(), flags) })
+}
+
+/// Attaches `mount` at `target`, following a symbolic link there.
+///
+/// # Errors
+/// move_mount(2); `ENOENT` if the target does not exist or is a dangling link.
+pub(crate) fn attach(mount: BorrowedFd<'_>, target: &CStr) -> io::Result<()> {
+    attach_at(mount, None, target)
+}
+
+/// As [`attach`], with `target` relative to `dir`.
+///
+/// # Errors
+/// move_mount(2).
+pub(crate) fn attach_at(mount: BorrowedFd<'_>, dir: Option<BorrowedFd<'_>>, target: &CStr) -> io::Result<()> {
+    let dir = dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd());
+    // SAFETY: descriptors, NUL-terminated strings and flags only.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            dir,
+            target.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS,
+        )
+    })
+    .map(drop)
+}
+
+fn fsconfig(context: BorrowedFd<'_>, command: libc::c_uint, pair: Option<(&CStr, &CStr)>) -> io::Result<()> {
+    let (key, value) = pair.map_or((ptr::null(), ptr::null()), |(key, value)| (key.as_ptr(), value.as_ptr()));
+    // SAFETY: key and value are null or NUL-terminated strings that outlive the call, as the command wants.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, key, value, 0) }).map(drop)
+}
+
+fn own(result: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = check(result)? as libc::c_int;
+    // SAFETY: the system call has just returned this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,47 @@
+//! pidfd_open(2), pidfd_send_signal(2) and the parent of a user namespace (ioctl_ns(2)).
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::check;
+
+const NS_GET_PARENT: libc::c_ulong = 0xb702;
+
+/// A descriptor of the process that has this id now; readable once that process is dead.
+///
+/// # Errors
+/// pidfd_open(2); `ESRCH` if there is none.
+pub(crate) fn open(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: two integers; returns a new descriptor.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })? as libc::c_int;
+    // SAFETY: the system call has just returned this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends a signal to exactly that process, never to one that took over its id.
+///
+/// # Errors
+/// pidfd_send_signal(2).
+pub(crate) fn signal(process: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+    let info: *const libc::siginfo_t = ptr::null();
+    // SAFETY: a null siginfo means "as kill(2)".
+    check(unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal as libc::c_int, info, 0)
+    })
+    .map(drop)
+}
+
+/// The user namespace above `namespace`.
+///
+/// # Errors
+/// ioctl_ns(2); `EPERM` if it is outside of what this process may see.
+pub(crate) fn parent_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: NS_GET_PARENT takes no argument and returns a new descriptor.
+    let fd = check(libc::c_long::from(unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_PARENT) }))?;
+    // SAFETY: the ioctl has just returned this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}

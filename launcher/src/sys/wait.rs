@@ -1,0 +1,76 @@
+//! waitpid(2) and kill(2) with plain signal numbers: CMD may die of a real-time signal, which has no name.
+
+use std::io;
+
+use nix::unistd::Pid;
+
+use super::check;
+use crate::error::Ending;
+
+/// What waitpid(2) says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// There is no child of the kind asked for.
+    NoChild,
+    /// No child has changed.
+    Nothing,
+    /// This child is dead and reaped.
+    Ended(Pid, Ending),
+    /// This child was stopped by this signal.
+    Stopped(Pid, i32),
+}
+
+/// Takes the next change of any child that reports with SIGCHLD. Does not wait.
+///
+/// # Errors
+/// waitpid(2).
+pub(crate) fn next_change() -> io::Result<Event> {
+    wait(-1, libc::WNOHANG | libc::WUNTRACED)
+}
+
+/// Waits until `pid`, whatever signal it reports with, is dead, and reaps it.
+///
+/// # Errors
+/// waitpid(2).
+pub(crate) fn wait_end(pid: Pid) -> io::Result<Ending> {
+    loop {
+        match wait(pid.as_raw(), libc::__WALL)? {
+            Event::Ended(_, ending) => return Ok(ending),
+            Event::NoChild => return Err(io::Error::from_raw_os_error(libc::ECHILD)),
+            Event::Nothing | Event::Stopped(..) => {}
+        }
+    }
+}
+
+/// Sends a signal to a process. A child that is not reaped yet keeps its id, so this cannot hit another one.
+///
+/// # Errors
+/// kill(2).
+pub(crate) fn kill(pid: Pid, signal: i32) -> io::Result<()> {
+    // SAFETY: two integers.
+    check(unsafe { libc::kill(pid.as_raw(), signal) }.into()).map(drop)
+}
+
+fn wait(pid: libc::pid_t, flags: libc::c_int) -> io::Result<Event> {
+    let mut status = 0;
+    let pid = loop {
+        // SAFETY: `status` outlives the call.
+        match check(unsafe { libc::waitpid(pid, &raw mut status, flags) }.into()) {
+            Ok(pid) => break Pid::from_raw(pid as libc::pid_t),
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(Event::NoChild),
+            Err(error) => return Err(error),
+        }
+    };
+    Ok(if pid.as_raw() == 0 {
+        Event::Nothing
+    } else if libc::WIFEXITED(status) {
+        Event::Ended(pid, Ending::Exited(libc::WEXITSTATUS(status)))
+    } else if libc::WIFSIGNALED(status) {
+        Event::Ended(pid, Ending::Killed(libc::WTERMSIG(status)))
+    } else if libc::WIFSTOPPED(status) {
+        Event::Stopped(pid, libc::WSTOPSIG(status))
+    } else {
+        Event::Nothing
+    })
+}
