@@ -6,10 +6,11 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use log::{debug, error};
-use netstack::config::Config;
+use netstack::capture::PcapWriter;
+use netstack::{Config, Driver, DriverError, Tap};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -23,6 +24,7 @@ use crate::error::{Failure, Step};
 use crate::handshake::channel::{Channel, Received};
 use crate::handshake::message::Message;
 use crate::plan::net::NetPlan;
+use crate::stats::StatsReport;
 use crate::sweep::UserNamespace;
 use crate::sys::clone::exit_now;
 use crate::sys::fd::close_all_except;
@@ -87,10 +89,22 @@ fn serve(task: &EngineTask<'_>, config: &Config) -> Result<(), Failure> {
         Some(_) => return Err(talk(Errno::EBADMSG.into())),
         None => return Ok(()),
     };
-    let _ = (config, task.pcap, task.report);
-    task.channel.send(&Message::EngineReady, None).map_err(talk)?;
+    let failed = |source: io::Error| Failure::new(Step::Engine, "", source);
     let last = tap.try_clone().map_err(talk)?;
-    let served = run_driver(tap, task.channel.as_fd()).map_err(|error| Failure::new(Step::Engine, "", error));
+    let mut driver = Tap::from_fd(tap)
+        .map_err(DriverError::from)
+        .and_then(|tap| Driver::new(tap, config.clone()))
+        .map_err(|error| failed(io::Error::other(error)))?;
+    if let Some(pcap) = task.pcap {
+        let file = pcap.try_clone().map_err(failed)?;
+        driver.set_observer(Box::new(PcapWriter::new(file, driver.clock().unix_micros_at_zero())));
+    }
+    task.channel.send(&Message::EngineReady, None).map_err(talk)?;
+    let served = driver.run_until(task.channel).map_err(|error| failed(io::Error::other(error)));
+    if task.report == Report::Statistics {
+        eprint!("{}", StatsReport(&driver));
+    }
+    drop(driver);
     close_in_background(last);
     served
 }
@@ -117,19 +131,6 @@ fn close_in_background(tap: OwnedFd) {
     drop((tap, itself));
     // This close finds the cycle.
     drop(sender);
-}
-
-/// Reads and forgets frames.
-fn run_driver(tap: OwnedFd, stop: BorrowedFd<'_>) -> io::Result<()> {
-    let mut frame = vec![0; 1 << 16];
-    loop {
-        let mut fds = [PollFd::new(tap.as_fd(), PollFlags::POLLIN), PollFd::new(stop, PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::NONE)?;
-        if fds[1].any().unwrap_or(true) {
-            return Ok(());
-        }
-        let _ = nix::unistd::read(&tap, &mut frame);
-    }
 }
 
 /// No engine is wanted: waits until the channel has something to say.

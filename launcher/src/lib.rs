@@ -17,6 +17,7 @@ pub mod netlink;
 pub mod parent;
 pub mod plan;
 pub mod signals;
+pub mod stats;
 pub mod sweep;
 #[expect(unsafe_code, reason = "system calls that no safe wrapper offers; every block states its invariant")]
 pub mod sys;

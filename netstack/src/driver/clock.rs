@@ -6,13 +6,21 @@ use crate::time::Instant;
 #[derive(Clone, Copy, Debug)]
 pub struct MonotonicClock {
     start: std::time::Instant,
+    unix_micros_at_zero: i64,
 }
 
 impl MonotonicClock {
     /// A clock that shows zero.
     #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     pub fn new() -> Self {
-        MonotonicClock { start: std::time::Instant::now() }
+        let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let unix_micros_at_zero = since_1970.map_or(0, |since| since.as_micros() as i64);
+        MonotonicClock { start: std::time::Instant::now(), unix_micros_at_zero }
+    }
+
+    /// The wall clock when this clock showed zero, in microseconds since 1970.
+    pub fn unix_micros_at_zero(&self) -> i64 {
+        self.unix_micros_at_zero
     }
 
     /// Time since the clock was made.

@@ -166,6 +166,11 @@ impl Driver {
         self.observer = Some(observer);
     }
 
+    /// The clock that timestamps come from.
+    pub fn clock(&self) -> &MonotonicClock {
+        &self.clock
+    }
+
     /// The stack, for settings.
     pub fn stack_mut(&mut self) -> &mut Stack {
         &mut self.stack
