@@ -32,7 +32,8 @@ impl fmt::Display for StatsReport<'_> {
             ("dhcp", stats.dhcp),
         ];
         writeln!(f, "{:8} {:>24} {:>28}", "", "from child", "to child")?;
-        for (name, Traffic { packets_from_child, bytes_from_child, packets_to_child, bytes_to_child }) in rows {
+        for (name, Traffic { packets_from_child, bytes_from_child, packets_to_child, bytes_to_child }) in rows
+        {
             writeln!(
                 f,
                 "{name:8} {packets_from_child:>10} {bytes_from_child:>13} B {packets_to_child:>12} {bytes_to_child:>13} B"

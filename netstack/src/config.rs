@@ -242,7 +242,7 @@ pub struct Limits {
     pub icmp_bindings: usize,
     /// DNS queries under way; a further query is dropped, the child repeats it. Default 1024.
     pub dns_queries: usize,
-    /// Bytes held for IP reassembly; a further fragment is dropped. Default 4 MiB.
+    /// Bytes held for IP reassembly; the oldest incomplete datagram makes room. Default 4 MiB.
     pub reassembly_bytes: usize,
     /// Ring memory of all TCP flows; rings shrink as it fills, then a SYN is answered by RST. Default 2 GiB.
     pub buffer_bytes: usize,

@@ -360,7 +360,7 @@ pub struct IpHeader {
 
 impl IpHeader {
     /// Length of the header in bytes.
-    pub fn len(&self) -> usize {
+    pub fn header_len(&self) -> usize {
         if self.dst.is_ipv4() { IPV4_LEN } else { IPV6_LEN }
     }
 
@@ -369,7 +369,7 @@ impl IpHeader {
         if self.dst.is_ipv4() { ethertype::IPV4 } else { ethertype::IPV6 }
     }
 
-    /// Writes the header for `payload_len` bytes into the first [`IpHeader::len`] bytes of `out`, with DF set
+    /// Writes the header for `payload_len` bytes into the first [`IpHeader::header_len`] bytes of `out`, with DF set
     /// (RFC 6864: the identification of such a packet may be anything).
     ///
     /// Both addresses must be of one family; the stack's own addresses decide it.
@@ -412,9 +412,9 @@ pub fn udp_frame(src_mac: Mac, dst_mac: Mac, src: SocketAddr, dst: SocketAddr, p
 
 /// Builds a whole frame around a transport payload whose checksum is complete.
 pub fn ip_frame(src_mac: Mac, dst_mac: Mac, ip: &IpHeader, transport: &[u8]) -> Vec<u8> {
-    let mut frame = vec![0; ETHERNET_LEN + ip.len() + transport.len()];
+    let mut frame = vec![0; ETHERNET_LEN + ip.header_len() + transport.len()];
     ip.emit(transport.len(), &mut frame[ETHERNET_LEN..]);
-    frame[ETHERNET_LEN + ip.len()..].copy_from_slice(transport);
+    frame[ETHERNET_LEN + ip.header_len()..].copy_from_slice(transport);
     emit_ethernet(&mut frame, src_mac, dst_mac, ip.ethertype());
     frame
 }

@@ -47,7 +47,7 @@ use crate::udp::UdpBinding;
 use crate::udp::reassembly::{FragmentKey, MoreFragments, Reassembly};
 
 pub use self::tcp::HostIo;
-pub use self::udp::ToChild;
+pub use self::udp::{Datagram, ToChild};
 
 /// Smallest buffer for [`Stack::poll_frame`], in bytes.
 pub const FRAME_BUFFER: usize = crate::tcp::endpoint::MAX_FRAME;
@@ -477,7 +477,7 @@ impl Stack {
         }
         let Some(payload) = inserted? else { return Ok(()) };
         let header = packet::IpHeader { src: ip.src, dst: ip.dst, protocol: ip.protocol, ttl: ip.ttl };
-        if header.len() + payload.len() > usize::from(u16::MAX) {
+        if header.header_len() + payload.len() > usize::from(u16::MAX) {
             return Err(DropReason::BadFragment);
         }
         let frame = packet::ip_frame(received.mac, self.config.mac, &header, &payload);

@@ -1,6 +1,6 @@
 //! Scripts with explicit time. Queries are built and answers judged by hickory-proto.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -98,7 +98,7 @@ fn ids_differ_between_seeds_and_do_not_repeat_soon() {
     assert_eq!(ids(1), ids(1));
     assert_ne!(ids(1), ids(2));
     // A thousand of 65536 collide about 8 times by chance.
-    assert!(ids(1).into_iter().collect::<HashSet<_>>().len() > 970);
+    assert!(ids(1).into_iter().collect::<BTreeSet<_>>().len() > 970);
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn silent_servers_are_asked_in_turn_twice_and_servfail_ends_it() {
         t.pass_timeout();
     }
     assert_eq!(t.now, Instant::from_secs(8));
-    assert_eq!(asks.iter().map(|ask| ask.query).collect::<HashSet<_>>().len(), 4);
+    assert_eq!(asks.iter().map(|ask| ask.query).collect::<BTreeSet<_>>().len(), 4);
     assert_ne!(asks[0].message[..2], asks[2].message[..2]);
     for ask in &asks {
         t.expect_abandon(ask.query);
@@ -686,7 +686,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 #[derive(Default)]
 struct Model {
-    pending: HashSet<(QueryOrigin, u16)>,
+    pending: BTreeSet<(QueryOrigin, u16)>,
     open: BTreeMap<QueryId, Vec<u8>>,
 }
 

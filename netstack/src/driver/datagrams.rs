@@ -14,7 +14,7 @@ use crate::offload::IpVersion;
 use crate::offload::coalesce::{RunLimits, runs};
 use crate::offload::vnet_hdr;
 use crate::packet::MAX_HEADERS;
-use crate::stack::ToChild;
+use crate::stack::{Datagram, ToChild};
 use crate::sys::socket::{self, BATCH, Incoming, RecvBatch};
 use crate::time::Instant;
 
@@ -257,7 +257,7 @@ impl Driver {
                 let mut at = range.start;
                 while at < range.end {
                     let end = range.end.min(at + usize::from(segment));
-                    self.send_to_child(now, flow, first.from, &[at..end], None);
+                    self.send_to_child(now, flow, first.from, std::slice::from_ref(&(at..end)), None);
                     at = end;
                 }
                 return 1;
@@ -293,9 +293,12 @@ impl Driver {
         let total = ranges.iter().map(Range::len).sum();
         let mut headers = [0; MAX_HEADERS];
         let first = &buffers[ranges[0].clone()];
-        let Ok(ToChild::Frame { start, offload }) =
-            self.stack.handle_datagram(now, flow, from, first, total, gso, &mut headers)
-        else {
+        let Ok(ToChild::Frame { start, offload }) = self.stack.handle_datagram(
+            now,
+            flow,
+            Datagram { from, payload: first, total, gso },
+            &mut headers,
+        ) else {
             return;
         };
         let headers = &headers[start..];

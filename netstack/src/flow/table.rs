@@ -5,7 +5,7 @@
 //! configuration's seed, because the remote end chooses addresses and ports. A [`FlowId`] carries the
 //! generation of its slot, so that events for a flow that is gone find nothing.
 
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 
 use hashbrown::HashTable;
 use slab::Slab;
@@ -108,9 +108,7 @@ impl<T> FlowTable<T> {
 }
 
 fn hash(hasher: &foldhash::fast::FixedState, key: &FlowKey) -> u64 {
-    let mut state = hasher.build_hasher();
-    key.hash(&mut state);
-    state.finish()
+    hasher.hash_one(key)
 }
 
 fn hash_of<T>(hasher: &foldhash::fast::FixedState, entries: &Slab<Entry<T>>, at: u32) -> u64 {

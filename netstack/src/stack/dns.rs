@@ -117,7 +117,7 @@ impl Stack {
             protocol: packet::protocol::UDP,
             ttl: packet::DEFAULT_TTL,
         };
-        if header.len() + packet::UDP_LEN + message.len() > usize::from(self.config.mtu) {
+        if header.header_len() + packet::UDP_LEN + message.len() > usize::from(self.config.mtu) {
             self.send_fragments(&header, (server.port(), child.port()), message, mac);
         } else {
             let frame = packet::udp_frame(self.config.mac, mac, server, child, message);

@@ -86,6 +86,7 @@ impl Stack {
         }
         let hop = self.next_hop(now, received)?;
         if self.ping_forbidden_told {
+            self.tell(now, IcmpErrorKind::AdminProhibited, received.packet(), received.mac);
             return Err(DropReason::PingForbidden);
         }
         let key = FlowKey { protocol, child: SocketAddr::new(ip.src, ident), remote: unspecified(ip.src) };
@@ -184,7 +185,7 @@ impl Stack {
         self.stats.icmp.packets_to_child += 1;
         self.stats.icmp.bytes_to_child += (message.len() - ECHO_LEN) as u64;
         let ip = IpHeader { src, dst, protocol, ttl: packet::DEFAULT_TTL };
-        if ip.len() + message.len() > usize::from(self.config.mtu) {
+        if ip.header_len() + message.len() > usize::from(self.config.mtu) {
             self.send_ip_fragments(&ip, message, mac);
         } else {
             let frame = packet::ip_frame(self.config.mac, mac, &ip, message);

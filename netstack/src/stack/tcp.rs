@@ -173,7 +173,7 @@ impl Stack {
                 }
                 Peer::Host(SocketAddr::new(address, syn.dst))
             }
-            Ok(Destination::Dns) if syn.dst == 53 => Peer::Dns(Box::new(DnsStream::default())),
+            Ok(Destination::Dns) if syn.dst == 53 => Peer::Dns(Box::default()),
             Ok(Destination::Dns) => {
                 self.reject_segment(now, received);
                 return Err(DropReason::NoSuchService);
@@ -555,9 +555,9 @@ fn syn_packet(key: &FlowKey, sequence: u32) -> Vec<u8> {
         protocol: protocol::TCP,
         ttl: packet::DEFAULT_TTL,
     };
-    let mut syn = vec![0; ip.len() + 20];
+    let mut syn = vec![0; ip.header_len() + 20];
     ip.emit(20, &mut syn);
-    let tcp = &mut syn[ip.len()..];
+    let tcp = &mut syn[ip.header_len()..];
     tcp[0..2].copy_from_slice(&key.child.port().to_be_bytes());
     tcp[2..4].copy_from_slice(&key.remote.port().to_be_bytes());
     tcp[4..8].copy_from_slice(&sequence.to_be_bytes());

@@ -16,6 +16,20 @@ use crate::time::{Duration, Instant};
 use crate::udp::UdpBinding;
 use crate::udp::fragment::{self, FragmentedPacket};
 
+/// A datagram from the host, or several equal ones.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram<'a> {
+    /// Its source on the host's side.
+    pub from: SocketAddr,
+    /// UDP payload, or for ping sockets the ICMP message. Of several datagrams the first, unless the link
+    /// leaves checksums to us: then all of it.
+    pub payload: &'a [u8],
+    /// Payload bytes of all datagrams.
+    pub total: usize,
+    /// Payload bytes of each datagram but the last, where there are several.
+    pub gso: Option<u16>,
+}
+
 /// How a datagram from the host travels to the child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToChild {
@@ -106,12 +120,8 @@ impl Stack {
         Ok(())
     }
 
-    /// Takes a datagram that a binding's socket received from `from`, and writes the headers for the child
-    /// into the end of `headers`.
-    ///
-    /// `payload` is the datagram, or the first of several equal ones that follow it, `total` bytes in all, with
-    /// `gso` bytes each but the last. With a link that does not complete checksums it is the whole. For ping
-    /// sockets it is the ICMP message.
+    /// Takes what a flow's datagram socket received, and writes the headers for the child into the end of
+    /// `headers`.
     ///
     /// # Errors
     /// Why it is dropped; it is counted already.
@@ -119,17 +129,14 @@ impl Stack {
         &mut self,
         now: Instant,
         flow: FlowId,
-        from: SocketAddr,
-        payload: &[u8],
-        total: usize,
-        gso: Option<u16>,
+        datagram: Datagram<'_>,
         headers: &mut [u8; MAX_HEADERS],
     ) -> Result<ToChild, DropReason> {
         self.now = now;
         let result = match self.flows.get(flow).map(|entry| &entry.value.kind) {
-            Some(FlowKind::Udp(_)) => self.udp_to_child(now, flow, from, payload, total, gso, headers),
-            Some(FlowKind::Ping(_)) => self.echo_to_child(now, flow, from, payload),
-            Some(FlowKind::DnsQuery(_)) => self.handle_dns_answer(now, flow, payload),
+            Some(FlowKind::Udp(_)) => self.udp_to_child(now, flow, &datagram, headers),
+            Some(FlowKind::Ping(_)) => self.echo_to_child(now, flow, datagram.from, datagram.payload),
+            Some(FlowKind::DnsQuery(_)) => self.handle_dns_answer(now, flow, datagram.payload),
             Some(FlowKind::Tcp(_)) | None => Err(DropReason::NoFlow),
         };
         if let Err(reason) = result {
@@ -142,12 +149,10 @@ impl Stack {
         &mut self,
         now: Instant,
         flow: FlowId,
-        from: SocketAddr,
-        payload: &[u8],
-        total: usize,
-        gso: Option<u16>,
+        datagram: &Datagram<'_>,
         headers: &mut [u8; MAX_HEADERS],
     ) -> Result<ToChild, DropReason> {
+        let Datagram { from, payload, total, gso } = *datagram;
         let source = self.address_for_child(from.ip());
         let Some(entry) = self.flows.get_mut(flow) else { return Err(DropReason::NoFlow) };
         let (child, mac) = (entry.key.child, entry.value.mac);
@@ -163,15 +168,15 @@ impl Stack {
         let ip = IpHeader { src: source, dst: child.ip(), protocol: protocol::UDP, ttl: packet::DEFAULT_TTL };
         let ports = (from.port(), child.port());
         let one = gso.map_or(total, usize::from);
-        if ip.len() + UDP_LEN + one > usize::from(self.config.mtu) {
+        if ip.header_len() + UDP_LEN + one > usize::from(self.config.mtu) {
             self.send_fragments(&ip, ports, payload, mac);
             return Ok(ToChild::Queued);
         }
-        let start = MAX_HEADERS - UDP_LEN - ip.len() - ETHERNET_LEN;
+        let start = MAX_HEADERS - UDP_LEN - ip.header_len() - ETHERNET_LEN;
         let frame = &mut headers[start..];
         packet::emit_ethernet(frame, self.config.mac, mac, ip.ethertype());
         ip.emit(UDP_LEN + total, &mut frame[ETHERNET_LEN..]);
-        let udp = &mut frame[ETHERNET_LEN + ip.len()..];
+        let udp = &mut frame[ETHERNET_LEN + ip.header_len()..];
         packet::emit_udp(ports.0, ports.1, total, udp);
         let pseudo = checksum::pseudo_header_sum(ip.src, ip.dst, protocol::UDP, (UDP_LEN + total) as u32);
         if self.link.checksum {

@@ -504,7 +504,7 @@ impl<'a> Iterator for ControlMessages<'a> {
         unsafe {
             let message = self.next.read_unaligned();
             let start = libc::CMSG_DATA(self.next);
-            let len = (message.cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+            let len = message.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
             self.next = libc::CMSG_NXTHDR(self.header, self.next);
             let data = std::slice::from_raw_parts(start, len);
             Some(ControlMessage { level: message.cmsg_level, kind: message.cmsg_type, data })
