@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# The jobs of CI, the same ones locally: ./ci.sh JOB... (without a job: all of them).
+set -euo pipefail
+cd "$(dirname "$0")"
+
+# The user that tests run as when we are root; .ci/setup.sh makes it.
+TEST_USER=rltest
+
+job_setup() { .ci/setup.sh; }
+
+job_build() { cargo build --workspace --release --locked; }
+
+job_fmt() { cargo fmt --all --check; }
+
+job_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
+
+# Each feature set compiles alone: the pure stack is promised to need no system calls.
+job_features() {
+    cargo clippy --locked -p netstack --no-default-features -- -D warnings
+    cargo clippy --locked -p netstack --no-default-features --features testing -- -D warnings
+    cargo clippy --locked -p netstack --all-features --all-targets -- -D warnings
+}
+
+job_doc() { RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked; }
+
+job_deny() {
+    if ! command -v cargo-deny >/dev/null; then
+        echo "deny: installing cargo-deny"
+        cargo install cargo-deny --version '^0.19' --locked --quiet --root "${CARGO_INSTALL_ROOT:-$HOME/.cargo}" || {
+            echo "SKIPPED deny: cargo-deny could not be installed"
+            return 0
+        }
+    fi
+    cargo deny --all-features check bans licenses sources
+    # The advisory database is not a crate; where it cannot be fetched the check is left out by name.
+    if ! cargo deny --all-features check advisories; then
+        if cargo deny --all-features check --disable-fetch advisories >/dev/null 2>&1; then return 0; fi
+        if [ -d "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs" ] && [ -n "$(ls -A "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs" 2>/dev/null)" ]; then
+            return 1
+        fi
+        echo "SKIPPED advisories: the advisory database cannot be fetched from here"
+    fi
+}
+
+# All tests as an ordinary user. Namespace tests want the release build of the product beside them.
+job_test() {
+    job_build
+    local list
+    list=$(mktemp)
+    cargo test --workspace --locked --no-run --message-format=json >"$list"
+    local log
+    log=$(mktemp)
+    local failed=0
+    while IFS=$'\t' read -r directory program; do
+        echo "== ${program##*/}"
+        (cd "$directory" && as_test_user "$program") 2>&1 | tee -a "$log" || failed=1
+    done < <(jq -r 'select(.executable != null and .profile.test) | [(.manifest_path | rtrimstr("/Cargo.toml")), .executable] | @tsv' "$list")
+    cargo test --workspace --locked --doc --quiet || failed=1
+    echo "tests that could not run here: $(grep -c '^SKIPPED' "$log" || true)"
+    grep '^SKIPPED' "$log" || true
+    rm -f "$list" "$log"
+    return "$failed"
+}
+
+# The corpus of every fuzz target, replayed by ordinary tests (they are part of the workspace's tests as well).
+job_fuzz_replay() { cargo test -p fuzz --release --locked; }
+
+job_bench_smoke() { as_test_user target/release/compare --smoke; }
+
+as_test_user() {
+    if [ "$(id -u)" -ne 0 ]; then
+        "$@"
+    else
+        setpriv --reuid="$TEST_USER" --regid="$TEST_USER" --init-groups \
+            env -i HOME=/tmp PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" LANG=C.UTF-8 \
+            ROOTLESS_LAUNCH="$PWD_ROOT/target/release/rootless-launch" "$@"
+    fi
+}
+
+PWD_ROOT=$PWD
+if [ "$#" -eq 0 ]; then
+    set -- setup test fmt clippy features doc deny fuzz_replay bench_smoke
+fi
+for job in "$@"; do
+    echo "==== $job"
+    start=$SECONDS
+    "job_${job//-/_}"
+    echo "==== $job: $((SECONDS - start)) s"
+done
