@@ -26,7 +26,7 @@ job_doc() { RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked;
 job_deny() {
     if ! command -v cargo-deny >/dev/null; then
         echo "deny: installing cargo-deny"
-        cargo install cargo-deny --version '^0.19' --locked --quiet --root "${CARGO_INSTALL_ROOT:-$HOME/.cargo}" || {
+        cargo install cargo-deny --version '^0.20' --locked --quiet --root "${CARGO_INSTALL_ROOT:-$HOME/.cargo}" || {
             echo "SKIPPED deny: cargo-deny could not be installed"
             return 0
         }
