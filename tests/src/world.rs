@@ -65,6 +65,16 @@ pub enum Families {
     V4,
 }
 
+/// Whether the host's users may open ping sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PingSockets {
+    /// `net.ipv4.ping_group_range` contains the caller's group.
+    #[default]
+    Allowed,
+    /// It is empty, as the kernel makes it.
+    Forbidden,
+}
+
 /// What a world is made of.
 #[derive(Debug, Clone, Default)]
 pub struct WorldConfig {
@@ -74,6 +84,8 @@ pub struct WorldConfig {
     pub uplink: Uplink,
     /// The families of the host.
     pub families: Families,
+    /// Whether ping sockets may be opened.
+    pub ping: PingSockets,
 }
 
 /// See the module.
@@ -121,7 +133,9 @@ impl World {
             // Addresses are usable at once, and measurements do not depend on what the machine's default is.
             netns.sysctl("net/ipv6/conf/default/accept_dad", "0");
             netns.sysctl("net/ipv4/tcp_congestion_control", "reno");
-            netns.sysctl("net/ipv4/ping_group_range", "0 0");
+            if config.ping == PingSockets::Allowed {
+                netns.sysctl("net/ipv4/ping_group_range", "0 0");
+            }
             netns.ip("link set lo up");
         }
         let mut world = Self { host, router, far, link: None, dir };

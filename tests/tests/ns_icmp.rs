@@ -2,7 +2,7 @@
 
 use tests::{
     engine::ours,
-    world::{FAR4, FAR6, UNREACHABLE4, World},
+    world::{FAR4, FAR6, PingSockets, UNREACHABLE4, World, WorldConfig},
 };
 
 #[test]
@@ -42,8 +42,7 @@ fn a_large_echo_comes_back_whole() {
 #[test]
 fn forbidden_ping_sockets_are_explained_with_the_sysctl() {
     let Ok(launch) = ours() else { return };
-    let world = World::new();
-    world.host.sysctl("net/ipv4/ping_group_range", "1 0");
+    let world = World::with(&WorldConfig { ping: PingSockets::Forbidden, ..WorldConfig::default() });
     let ping = world.launch(&launch, &["ping", "-n", "-c1", "-W2", FAR4]).finish();
     assert!(ping.stderr.contains("ping_group_range"), "{}", ping.describe());
     assert!(!ping.stdout.contains("bytes from"), "{}", ping.describe());

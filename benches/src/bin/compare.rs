@@ -109,7 +109,7 @@ impl Row {
     }
 }
 
-/// A column: an engine with an MTU, or RootlessKit for the launch row.
+/// A column: an engine with an MTU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Column {
     engine: Engine,
@@ -256,19 +256,17 @@ impl Lab {
                     &["rr-among", &idle, SERVICE4, &self.hold.port(), &self.echo.port(), &seconds],
                 )
             }
-            Row::LaunchTrue => launch_true(&self.world, column),
+            Row::LaunchTrue => launch_true(column),
             Row::RssIdle | Row::Rss1000 | Row::Rss5000 | Row::RssAfter => return self.memory(column),
         };
         vec![(row, sample)]
     }
 
-    /// iperf3 in the child against the one server; the engine's CPU time is that between the first and the last byte of iperf3's own.
+    /// iperf3 in the child against the one server; the engine's CPU time is that of the whole of it.
     fn iperf(&self, column: Column, args: &[&str]) -> Sample {
         // A shell waits for a line first and after, so that the engine's CPU can be read on a quiet, living process.
-        let seconds = self.seconds.to_string();
-        // iperf3 takes whole seconds or a number of bytes; a fraction is accepted by rounding up.
-        let whole = self.seconds.max(1.0).ceil().to_string();
-        let time = if self.seconds.fract() == 0.0 { &seconds } else { &whole };
+        // iperf3 takes whole seconds only.
+        let time = self.seconds.max(1.0).ceil();
         let iperf = locate::program("iperf3").to_string_lossy().into_owned();
         let script = format!(
             "echo ready; read x; {iperf} -J -c {SERVICE4} -t {time} {} | tr -d '\\n'; echo; echo over; read x",
@@ -277,11 +275,11 @@ impl Lab {
         let mut process =
             self.world.launch(&column.launch(), &["/bin/sh", "-c", &script]).within(Duration::from_secs(60));
         process.wait_for_line("ready");
-        let before = engine_cpu(&process, "sh");
+        let before = engine_cpu(&process);
         process.tell("go");
         let json = process.wait_for_line("{");
         process.wait_for_line("over");
-        let cpu = engine_cpu(&process, "sh") - before;
+        let cpu = engine_cpu(&process) - before;
         process.tell("end");
         process.finish();
         let json: serde_json::Value = serde_json::from_str(&json).expect("iperf3 -J prints JSON");
@@ -302,10 +300,10 @@ impl Lab {
         let argv = argv.iter().map(String::as_str).collect::<Vec<_>>();
         let mut process = self.world.launch(&column.launch(), &argv).within(Duration::from_secs(120));
         process.wait_for_line("ready=1");
-        let before = engine_cpu(&process, "probe");
+        let before = engine_cpu(&process);
         process.tell("go");
         let line = process.wait_for_line("per_second=");
-        let cpu = engine_cpu(&process, "probe") - before;
+        let cpu = engine_cpu(&process) - before;
         process.close_stdin();
         process.finish();
         let value = |key: &str| {
@@ -337,7 +335,7 @@ impl Lab {
             process.wait_for_line("closed=1");
             if row == Row::Rss5000 {
                 note(Row::RssIdle, idle);
-                note(Row::RssAfter, least_rss(&process, Duration::from_secs(3), idle + 2.0));
+                note(Row::RssAfter, least_rss(&process, Duration::from_secs(3), idle + 1.0));
             }
             process.close_stdin();
             process.finish();
@@ -346,9 +344,8 @@ impl Lab {
     }
 }
 
-/// Wall time of `rootless-launch -- true` in the world, in milliseconds.
-fn launch_true(world: &World, column: Column) -> Sample {
-    let _ = world;
+/// Wall time of `rootless-launch -- true` in milliseconds.
+fn launch_true(column: Column) -> Sample {
     // Straight from here, as RootlessKit is: both make their own user namespace.
     let argv = column.launch().argv(&["true"]);
     Sample { value: wall(&argv), cpu: None }
@@ -373,16 +370,16 @@ fn wall(argv: &[String]) -> f64 {
 }
 
 /// User and system seconds of every process below (and including) the launcher that is not the command itself.
-fn engine_cpu(process: &Process, command: &str) -> f64 {
+fn engine_cpu(process: &Process) -> f64 {
     let ticks: u64 =
-        engine_processes(process, command).iter().map(|pid| stat(*pid).map_or(0, |stat| stat.ticks)).sum();
+        engine_processes(process).iter().map(|pid| stat(*pid).map_or(0, |stat| stat.ticks)).sum();
     // USER_HZ is 100 on every Linux this runs on.
     ticks as f64 / 100.0
 }
 
 /// Resident megabytes of the largest process of the engine.
 fn engine_rss(process: &Process) -> f64 {
-    let sizes = engine_processes(process, "probe").into_iter().filter_map(|pid| {
+    let sizes = engine_processes(process).into_iter().filter_map(|pid| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         line.trim().trim_end_matches(" kB").parse::<f64>().ok()
@@ -424,7 +421,7 @@ fn stat(pid: i32) -> Option<Stat> {
 }
 
 /// The processes of launcher and engine: all descendants of `process` and itself, without the command and what it started.
-fn engine_processes(process: &Process, _command: &str) -> Vec<i32> {
+fn engine_processes(process: &Process) -> Vec<i32> {
     let all = fs::read_dir("/proc")
         .expect("/proc is mounted")
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
