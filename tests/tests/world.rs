@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 use tests::{
+    agent::{Ids, has_subordinate_ids},
     engine::Engine,
     link::LinkConfig,
     process::run,
     servers::{Serve, Server},
+    skip::Skipped,
     stream::StreamHash,
     world::{FAR4, FAR6, PROHIBITED4, SERVICE4, UNREACHABLE4, Uplink, World, WorldConfig},
 };
@@ -76,4 +78,15 @@ fn exit_status_of_a_command_behind_a_peer_is_passed_on() {
         let finished = world.launch(&engine.launch(), &["/bin/sh", "-c", "exit 7"]).finish();
         assert_eq!(finished.status.code(), Some(7), "{engine:?} {}", finished.describe());
     }
+}
+
+#[test]
+fn a_world_with_subordinate_ids_has_more_than_one() {
+    if !has_subordinate_ids() {
+        let _ = Skipped::because("the caller has no subordinate ids");
+        return;
+    }
+    let world = World::with(&WorldConfig { ids: Ids::Subordinate, ..WorldConfig::default() });
+    let map = world.host.run(&["cat", "/proc/self/uid_map"]).success();
+    assert_eq!(map.stdout.lines().count(), 2, "{}", map.describe());
 }
