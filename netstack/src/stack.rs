@@ -401,6 +401,14 @@ impl Stack {
         self.rings.lent()
     }
 
+    /// Whether bytes that the child has sent, or may still be sending, have not reached the host's kernel.
+    pub fn has_undelivered(&self) -> bool {
+        self.flows.iter().any(|(_, entry)| match &entry.value.kind {
+            FlowKind::Tcp(tcp) => tcp.has_undelivered(),
+            _ => false,
+        })
+    }
+
     /// All flows of the child, in no particular order.
     pub fn flows(&self) -> impl Iterator<Item = FlowInfo> + '_ {
         self.flows.iter().filter_map(|(id, entry)| {
@@ -477,7 +485,9 @@ impl Stack {
         }
         let Some(payload) = inserted? else { return Ok(()) };
         let header = packet::IpHeader { src: ip.src, dst: ip.dst, protocol: ip.protocol, ttl: ip.ttl };
-        if header.header_len() + payload.len() > usize::from(u16::MAX) {
+        // The IPv4 length field counts the header, the IPv6 one does not.
+        let counted = if ip.src.is_ipv4() { packet::IPV4_LEN } else { 0 };
+        if counted + payload.len() > usize::from(u16::MAX) {
             return Err(DropReason::BadFragment);
         }
         let frame = packet::ip_frame(received.mac, self.config.mac, &header, &payload);

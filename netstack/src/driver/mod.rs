@@ -49,7 +49,7 @@ use crate::sys::netlink::RouteWatch;
 use crate::sys::region::Region;
 use crate::sys::socket::{self, SendBatch};
 use crate::sys::tap::{Tap, TapError};
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 
 /// Frames read from the TAP per turn.
 const TAP_BATCH: usize = 64;
@@ -57,6 +57,11 @@ const TAP_BATCH: usize = 64;
 const ACTION_BATCH: usize = 4;
 /// A pause before a frame is tried again that the TAP had no memory for.
 const RETRY: StdDuration = StdDuration::from_millis(1);
+
+/// How long [`Driver::finish`] waits for something to happen.
+const LINGER: Duration = Duration::from_millis(500);
+/// How long it lasts at most.
+const LINGER_MAX: Duration = Duration::from_secs(10);
 
 const TAP: Token = Token(usize::MAX);
 const STOP: Token = Token(usize::MAX - 1);
@@ -106,6 +111,8 @@ pub struct Driver {
     /// A frame that the TAP did not take: its length in `frame`, and what the link owes it.
     unwritten: Option<(usize, Offload)>,
     tap_readable: bool,
+    /// Set while finishing.
+    wait_at_most: Option<Duration>,
     readable: VecDeque<FlowId>,
     outgoing: Vec<Outgoing>,
     send_batch: SendBatch,
@@ -145,6 +152,7 @@ impl Driver {
             frame: zeroed(FRAME_BUFFER),
             unwritten: None,
             tap_readable: true,
+            wait_at_most: None,
             readable: VecDeque::new(),
             outgoing: Vec::new(),
             send_batch: SendBatch::new(),
@@ -209,6 +217,34 @@ impl Driver {
         result
     }
 
+    /// Serves on until what the child has sent is delivered: processes that have ended may leave bytes with
+    /// their kernel, which it goes on sending. Ends at once where there are none, and in any case after
+    /// [`LINGER`] without progress or [`LINGER_MAX`] in all.
+    ///
+    /// # Errors
+    /// When waiting fails. That the TAP is gone is no error here: the kernel has given up as well.
+    pub fn finish(&mut self) -> Result<(), DriverError> {
+        let mut events = Events::with_capacity(256);
+        let start = self.clock.now();
+        let mut progress = (start, self.stats().frames);
+        loop {
+            self.wait_at_most = Some(LINGER);
+            match self.turn(&mut events) {
+                Ok(_) => {}
+                Err(DriverError::TapGone(_)) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            let now = self.clock.now();
+            if self.stats().frames != progress.1 {
+                progress = (now, self.stats().frames);
+            }
+            let delivered = !self.tap_readable && !self.stack.has_undelivered();
+            if delivered || now >= progress.0 + LINGER || now >= start + LINGER_MAX {
+                return Ok(());
+            }
+        }
+    }
+
     /// One turn of the loop; says whether to stop.
     fn turn(&mut self, events: &mut Events) -> Result<bool, DriverError> {
         if let Err(error) = self.poll.poll(events, self.patience()) {
@@ -252,7 +288,8 @@ impl Driver {
             StdDuration::from_millis(micros.div_ceil(1000))
         });
         let retry = self.unwritten.is_some().then_some(RETRY);
-        [timer, retry].into_iter().flatten().min()
+        let linger = self.wait_at_most.map(StdDuration::from);
+        [timer, retry, linger].into_iter().flatten().min()
     }
 
     fn read_tap(&mut self, now: Instant) -> Result<(), DriverError> {

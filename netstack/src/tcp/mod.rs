@@ -119,6 +119,11 @@ impl TcpFlow {
         }
     }
 
+    /// Whether bytes of the child, or the end of them, are still to come or to be written.
+    pub(crate) fn has_undelivered(&self) -> bool {
+        self.phase == Phase::Open && matches!(self.peer, Peer::Host(_)) && !self.relay.is_shut_down()
+    }
+
     /// The earliest instant at which the flow itself has something to do, beside smoltcp's timers.
     pub(crate) fn deadline(&self, timeouts: &Timeouts) -> Option<Instant> {
         let trim = self.touched.then_some(self.last_active + TRIM_AFTER);

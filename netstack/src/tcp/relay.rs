@@ -79,6 +79,11 @@ impl Relay {
         self.finished = true;
     }
 
+    /// Whether everything of the child has been written, its FIN included.
+    pub(crate) fn is_shut_down(&self) -> bool {
+        self.shutdown
+    }
+
     /// Whether exactly one direction is closed.
     pub(crate) fn is_half_closed(&self) -> bool {
         self.shutdown != self.finished
