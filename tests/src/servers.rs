@@ -142,10 +142,11 @@ pub fn udp_echo(socket: UdpSocket) -> UdpServer {
     let echo = socket.try_clone().expect("descriptors are left");
     thread::spawn(move || {
         let mut buffer = vec![0; 65536];
-        // A shut down socket reads nothing from nobody; an ICMP error that a reply earned is no reason to stop.
+        // A datagram from the socket to itself is the guard's farewell; an ICMP error that a reply earned is no reason to stop.
+        let own = echo.local_addr().ok();
         loop {
             match echo.recv_from(&mut buffer) {
-                Ok((0, peer)) if peer.port() == 0 => return,
+                Ok((_, peer)) if Some(peer) == own => return,
                 Ok((n, peer)) => drop(echo.send_to(&buffer[..n], peer)),
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
                 Err(_) => return,
@@ -174,8 +175,10 @@ impl UdpServer {
 
 impl Drop for UdpServer {
     fn drop(&mut self) {
-        // An unconnected socket answers ENOTCONN, and its reader is woken all the same.
-        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        if let Ok(own) = self.socket.local_addr() {
+            // Should it get lost the thread waits on, and ends with the process.
+            let _ = self.socket.send_to(&[], own);
+        }
     }
 }
 
