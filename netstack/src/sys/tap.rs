@@ -3,15 +3,15 @@
 //! Sources: `Documentation/networking/tuntap.rst` and `include/uapi/linux/if_tun.h` of Linux.
 
 use std::fs::OpenOptions;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, ErrorKind::InvalidData, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::sys::uio::{readv, writev};
 use thiserror::Error;
 
-use crate::frame::LinkCapabilities;
-use crate::offload::vnet_hdr::VirtioNetHdr;
+use crate::frame::{Frame, LinkCapabilities, Offload};
+use crate::offload::vnet_hdr::{self, VirtioNetHdr};
 
 /// What can go wrong with a TAP; one variant per system call.
 #[derive(Debug, Error)]
@@ -124,6 +124,32 @@ impl Tap {
         self.fd
     }
 
+    /// Reads one frame into `buffer`, of at least [`FRAME_BUFFER`](crate::stack::FRAME_BUFFER) bytes, for
+    /// [`Stack::handle_frame`](crate::stack::Stack::handle_frame); `slot` names the buffer.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is none now; `InvalidData` for a frame that its virtio-net header contradicts
+    /// ([`DropReason::BadVnetHeader`](crate::error::DropReason::BadVnetHeader)): go on with the next. Any other
+    /// means that the device is gone.
+    pub fn recv<'a>(&self, buffer: &'a mut [u8], slot: u32) -> io::Result<Frame<'a>> {
+        let mut header = [0; VirtioNetHdr::LEN];
+        let len = self.read(&mut header, buffer)?;
+        let bytes = &mut buffer[..len];
+        let offload =
+            vnet_hdr::accept(&header, bytes).map_err(|reason| io::Error::new(InvalidData, reason))?;
+        Ok(Frame { bytes, offload, slot })
+    }
+
+    /// Writes one frame, as [`Stack::poll_frame`](crate::stack::Stack::poll_frame) gave it.
+    ///
+    /// # Errors
+    /// `WouldBlock` or `ENOBUFS` while the device has no room; others when it is down or gone.
+    pub fn send(&self, frame: &[u8], offload: Offload) -> io::Result<()> {
+        let header = vnet_hdr::emit_for_frame(offload, frame);
+        self.write(&[IoSlice::new(&header), IoSlice::new(frame)])?;
+        Ok(())
+    }
+
     /// Reads one frame; `WouldBlock` when there is none.
     pub(crate) fn read(&self, header: &mut [u8; VirtioNetHdr::LEN], frame: &mut [u8]) -> io::Result<usize> {
         if !self.vnet_header {
@@ -166,6 +192,19 @@ impl Tap {
 impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// Adopts a TAP of the crate `tun-tap`, made by `Iface::without_packet_info`. It has no virtio-net header, so
+/// nothing is offloaded to it.
+#[cfg(feature = "tun-tap")]
+impl TryFrom<tun_tap::Iface> for Tap {
+    type Error = TapError;
+
+    fn try_from(iface: tun_tap::Iface) -> Result<Self, TapError> {
+        use std::os::fd::{FromRawFd, IntoRawFd};
+        // SAFETY: the descriptor is open, and `into_raw_fd` gave up its ownership.
+        Self::from_fd(unsafe { OwnedFd::from_raw_fd(iface.into_raw_fd()) })
     }
 }
 
