@@ -1,4 +1,27 @@
-//! Usermode NAT engine. (The crate page is written last.)
+#![cfg_attr(feature = "driver", doc = include_str!("../README.md"))]
+#![cfg_attr(
+    not(feature = "driver"),
+    doc = "Usermode network engine, built without its driver: the pure [`Stack`]."
+)]
+//!
+//! # The floors
+//! From the bottom up; each knows only those below it.
+//!
+//! | floor | modules | |
+//! |---|---|---|
+//! | words | [`error`], [`stats`], [`time`], [`frame`], [`action`], [`config`] | what the others speak of |
+//! | wire | [`packet`], [`offload`], [`icmp`] | bytes to fields and back |
+//! | services | [`arp`], [`ndp`], [`dhcp`], [`dns`], [`neighbor`] | protocols that the engine answers itself |
+//! | flows | [`flow`], [`timer`], [`tcp`], [`udp`] | conversations that cross to the host |
+//! | stack | [`mod@stack`] | [`Stack`]: dispatch, policy, and the contract of the run loop |
+//! | observers | [`capture`] | see frames, change nothing |
+//! | driver | `driver`, [`sys`] | everything impure; feature `driver` |
+//!
+//! # The run loop
+//! Facts go in with one `now` ([`Stack::handle_frame`], [`Stack::handle_host`], [`Stack::handle_datagram`]), then
+//! decisions come out until there are none ([`Stack::poll_action`], [`Stack::poll_frame`]), then
+//! [`Stack::poll_timeout`] says when [`Stack::handle_timeout`] is due. The contract stands in [`mod@stack`], the
+//! vocabulary between stack and sockets in [`action`].
 
 pub mod action;
 pub mod arp;

@@ -5,7 +5,7 @@
 //! 1. Put in any number of facts with the **same** `now`: [`Stack::handle_frame`], [`Stack::handle_host`],
 //!    [`Stack::handle_datagram`], [`Stack::handle_datagram_error`], settings.
 //! 2. Then drain: [`Stack::poll_action`] until `None`, [`Stack::poll_frame`] until `None`, and again while either
-//!    gave something; then read [`Stack::poll_timeout`].
+//!    gave something. When every action is performed, [`Stack::release_slots`]; then read [`Stack::poll_timeout`].
 //! 3. Time never goes back. When `poll_timeout` has passed, call [`Stack::handle_timeout`].
 //!
 //! Every input that is not handled is counted by its [`DropReason`]; nothing a packet contains makes the stack

@@ -5,7 +5,7 @@
 //!
 //! 1. wait for events, or not at all while work is left over from the last turn;
 //! 2. tell the stack about each event;
-//! 3. read a batch of frames from the TAP ([`TAP_BATCH`]);
+//! 3. read a batch of frames from the TAP (`TAP_BATCH`);
 //! 4. perform actions and write frames until neither is left. Datagrams of one batch leave together.
 //!
 //! What a batch leaves unread is remembered (`tap_readable`, `readable`), because no new edge will tell.
@@ -219,7 +219,7 @@ impl Driver {
 
     /// Serves on until what the child has sent is delivered: processes that have ended may leave bytes with
     /// their kernel, which it goes on sending. Ends at once where there are none, and in any case after
-    /// [`LINGER`] without progress or [`LINGER_MAX`] in all.
+    /// 500 ms without progress or 10 s in all.
     ///
     /// # Errors
     /// When waiting fails. That the TAP is gone is no error here: the kernel has given up as well.

@@ -13,7 +13,7 @@
 //! | [`Phase::Finishing`] | both directions are closed | the last ACK is sent |
 //!
 //! Timers, one wheel entry per flow: smoltcp's own (delayed ACK, retransmission, zero-window probe, keepalive);
-//! idle memory ([`TRIM_AFTER`]); `timeouts.tcp_half_closed` and `timeouts.tcp_closing`.
+//! idle memory (`TRIM_AFTER`); `timeouts.tcp_half_closed` and `timeouts.tcp_closing`.
 //!
 //! Data from the child: frame → ring (one copy, by smoltcp) → `write` by the driver. Data to the child: `read` by
 //! the driver into the ring → frame in the driver's buffer (one copy, by smoltcp) → TAP.
