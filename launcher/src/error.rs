@@ -115,9 +115,22 @@ impl Failure {
         let error = error.into();
         match error.raw_os_error() {
             Some(errno) => Failure { step, value: value.into(), errno },
-            None => Failure { step, value: format!("{}: {error}", value.into()), errno: 0 },
+            None => Failure { step, value: with_causes(value.into(), &error), errno: 0 },
         }
     }
+}
+
+/// `text`, then the error and what led to it, parted by colons.
+fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&error.to_string());
+        next = error.source();
+    }
+    text
 }
 
 impl fmt::Display for Failure {

@@ -16,7 +16,8 @@ const KINDS: [&[&str]; 3] = [&["--net=engine", "--ipv6=off"], &["--net=none"], &
 
 /// Children of the command that a kill of the command alone would leave: in its process group, in a session of
 /// its own, and deaf to polite signals.
-const FAMILY: &str = "sleep 1000 & setsid sleep 1000 & (trap '' TERM HUP INT; sleep 1000; sleep 1000) & echo $$; wait";
+const FAMILY: &str =
+    "sleep 1000 & setsid sleep 1000 & (trap '' TERM HUP INT; sleep 1000; sleep 1000) & echo $$; wait";
 
 fn signal(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap();
@@ -53,7 +54,9 @@ fn signals_to_the_launcher_reach_the_command() {
     if !has_namespaces() {
         return;
     }
-    for name in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGWINCH] {
+    for name in
+        [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGWINCH]
+    {
         // The shell's name of the signal has no SIG.
         let script = format!("trap 'exit 42' {}; sleep 1000 & echo ready; wait", &name.as_str()[3..]);
         let mut running = Running::start(&["--net=none"], &script);
@@ -144,9 +147,11 @@ fn other_children_of_the_caller_are_left_alone() {
     }
     // The launcher takes the place of a shell that has a child already.
     let script = format!("sleep 1000 & echo $!; exec {} --net=none -- true", support::LAUNCHER);
-    let mut child = Command::new("sh").args(["-c", &script]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut child =
+        Command::new("sh").args(["-c", &script]).stdout(std::process::Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line).unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line)
+        .unwrap();
     let other: i32 = line.trim().parse().unwrap();
     assert!(child.wait().unwrap().success());
     assert!(Watched::new(other).is_alive());
@@ -184,7 +189,8 @@ fn a_command_that_cannot_run_is_told_as_a_shell_does() {
     if !has_tap() {
         return;
     }
-    for (cmd, status) in [("no-such-command", 127), ("/no/such/file", 127), ("/etc/passwd", 126), ("/", 126)] {
+    for (cmd, status) in [("no-such-command", 127), ("/no/such/file", 127), ("/etc/passwd", 126), ("/", 126)]
+    {
         let output = run(&["--ipv6=off"], &[cmd]);
         assert_eq!(output.status.code(), Some(status), "{cmd}");
         assert!(stderr(&output).contains(&format!("cannot execute {cmd}: ")), "{}", stderr(&output));
@@ -197,7 +203,9 @@ fn many_launches_at_once_do_not_disturb_each_other() {
         return;
     }
     let spawn = |status: i32| {
-        launcher(&["--ipv6=off"], &["sh", "-c", &format!("setsid sleep 1000 & exit {status}")]).spawn().unwrap()
+        launcher(&["--ipv6=off"], &["sh", "-c", &format!("setsid sleep 1000 & exit {status}")])
+            .spawn()
+            .unwrap()
     };
     let mut all: Vec<_> = (0..16).map(|status| (status, spawn(status))).collect();
     let ended: BTreeSet<_> =

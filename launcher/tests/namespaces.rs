@@ -32,7 +32,8 @@ fn without_helpers_the_callers_id_is_mapped_alone() {
         println!("SKIPPED: root needs no helpers");
         return;
     }
-    let mut command = launcher(&["--net=none", "-v"], &["/bin/cat", "/proc/self/uid_map", "/proc/self/setgroups"]);
+    let mut command =
+        launcher(&["--net=none", "-v"], &["/bin/cat", "/proc/self/uid_map", "/proc/self/setgroups"]);
     let output = command.env("PATH", "/nonexistent").output().unwrap();
     let text = stdout(&output);
     let words: Vec<&str> = text.split_whitespace().collect();
@@ -133,9 +134,16 @@ fn without_network_there_is_loopback_only() {
         return;
     }
     let text = stdout(&run(&["--net=none"], &["sh", "-c", "cat /proc/net/dev; ip -o addr"]));
-    assert_eq!(text.lines().filter(|line| line.contains(": ")).filter(|line| !line.contains("lo")).count(), 0, "{text}");
+    assert_eq!(
+        text.lines().filter(|line| line.contains(": ")).filter(|line| !line.contains("lo")).count(),
+        0,
+        "{text}"
+    );
     assert!(text.contains("inet 127.0.0.1/8"), "{text}");
-    assert_eq!(stdout(&run(&["--net=none"], &["cat", "/etc/hosts"])), fs::read_to_string("/etc/hosts").unwrap());
+    assert_eq!(
+        stdout(&run(&["--net=none"], &["cat", "/etc/hosts"])),
+        fs::read_to_string("/etc/hosts").unwrap()
+    );
 }
 
 #[test]
@@ -175,7 +183,11 @@ fn wrong_command_lines_end_with_status_2() {
 
 fn tempdir(name: &str) -> String {
     let path = format!("{}/{name}-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
-    let path = if fs::create_dir_all(&path).is_ok() { path } else { format!("/tmp/rl-{name}-{}", std::process::id()) };
+    let path = if fs::create_dir_all(&path).is_ok() {
+        path
+    } else {
+        format!("/tmp/rl-{name}-{}", std::process::id())
+    };
     fs::create_dir_all(&path).unwrap();
     path
 }

@@ -34,13 +34,15 @@ impl Terminal {
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         let path = ptsname_r(&master).unwrap();
-        let slave = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&path).unwrap();
+        let slave =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&path).unwrap();
         let mut command = Command::new("setsid");
         command.args(["--ctty", "--wait", "bash", "--norc", "--noprofile", "--noediting", "-i"]);
         command.env("PS1", "PROMPT> ").env("LAUNCHER", LAUNCHER).env("HISTFILE", "");
         command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
         let shell = command.spawn().unwrap();
-        let mut terminal = Terminal { master: File::from(OwnedFd::from(master)), shell, path, seen: String::new() };
+        let mut terminal =
+            Terminal { master: File::from(OwnedFd::from(master)), shell, path, seen: String::new() };
         terminal.expect("PROMPT> ");
         // What is typed shall not be mistaken for what is printed.
         terminal.type_in("stty -echo\n");
@@ -61,7 +63,10 @@ impl Terminal {
                 self.seen = after.to_owned();
                 return before;
             }
-            let ready = poll(&mut [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)], PollTimeout::from(20_000u16));
+            let ready = poll(
+                &mut [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)],
+                PollTimeout::from(20_000u16),
+            );
             assert_eq!(ready, Ok(1), "{text:?} does not come after {:?}", self.seen);
             let mut bytes = [0; 4096];
             let length = self.master.read(&mut bytes).unwrap_or(0);
@@ -162,6 +167,9 @@ fn a_shell_inside_has_job_control_of_its_own() {
     terminal.expect("INNER> ");
     terminal.type_in("fg\n");
     terminal.expect("cat\r\n");
+    // The shell shows the name before it hands over the terminal.
+    terminal.type_in("again\n");
+    terminal.expect("again\r\n");
     terminal.type_in(CTRL_C);
     terminal.expect("INNER> ");
     terminal.type_in("exit 5\n");

@@ -100,7 +100,9 @@ impl Running {
     pub fn engine(&self) -> i32 {
         processes()
             .into_iter()
-            .find(|process| process.parent == self.launcher.id().cast_signed() && process.name.starts_with("rl-"))
+            .find(|process| {
+                process.parent == self.launcher.id().cast_signed() && process.name.starts_with("rl-")
+            })
             .unwrap()
             .pid
     }
