@@ -12,7 +12,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use crate::apply;
 use crate::apply::idmap::Mapping;
 use crate::cli::{CheckArgs, Cli};
-use crate::error::{Ending, Failure, Step};
+use crate::error::{Failure, Step};
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
 use crate::hint::{self, Hint, Machine};
@@ -137,19 +137,14 @@ fn probe(facts: &HostFacts, probe: Probe) -> Result<(), Failure> {
     let mapped = Mapping::start(&ids, child)
         .finish()
         .and_then(|last_gid| ours.send(&Message::IdsMapped { last_gid }, None).map_err(talk));
-    let said = ours.receive();
+    // Without its ids the child has nothing to say; the end of the channel ends it.
+    let said = mapped.and_then(|()| ours.receive().map_err(talk));
     drop(ours);
-    let ending = wait::wait_end(child);
-    mapped?;
-    match said.map_err(talk)? {
-        Some(received) => match received.message {
-            Message::Failed(failure) => Err(failure),
-            _ => Ok(()),
-        },
-        None => match ending {
-            Ok(Ending::Exited(0)) => Ok(()),
-            _ => Err(Failure::new(Step::Talk, "the probe died", std::io::Error::other("no answer"))),
-        },
+    wait::wait_end(child).map_err(talk)?;
+    match said?.map(|received| received.message) {
+        Some(Message::Failed(failure)) => Err(failure),
+        Some(_) => Ok(()),
+        None => Err(talk(std::io::ErrorKind::UnexpectedEof.into())),
     }
 }
 

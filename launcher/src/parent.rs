@@ -112,10 +112,23 @@ impl Processes {
         processes.to_engine.send(&Message::Guard, Some(namespace.as_fd())).map_err(talk)?;
         processes.namespace = Some(namespace);
 
-        let last_gid = mapping.finish()?;
+        let last_gid =
+            mapping.finish().map_err(|failure| processes.childs_own_failure().unwrap_or(failure))?;
         // A child that failed meanwhile has left a message, which says more than a broken pipe.
         let _ = processes.tell_child(&Message::IdsMapped { last_gid });
         Ok(processes)
+    }
+
+    /// What the child said, if it failed: ids cannot be mapped for a child that is dead already.
+    fn childs_own_failure(&self) -> Option<Failure> {
+        let (channel, child) = (self.to_child.as_ref()?, self.child?);
+        let _ = wait::kill(child, libc::SIGKILL);
+        while let Ok(Some(received)) = channel.receive() {
+            if let Message::Failed(failure) = received.message {
+                return Some(failure);
+            }
+        }
+        None
     }
 
     /// Brings child and engine together, then waits for CMD's end.

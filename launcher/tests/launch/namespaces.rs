@@ -1,11 +1,9 @@
 //! What the command sees: ids, network, files.
 
-mod support;
-
 use std::fs;
 
+use crate::support::{has_namespaces, has_program, has_tap, launcher, run, stderr, stdout};
 use nix::unistd::getuid;
-use support::{has_namespaces, has_program, has_tap, launcher, run, stderr, stdout};
 
 #[test]
 fn the_command_is_root_in_its_own_namespaces() {

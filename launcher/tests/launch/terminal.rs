@@ -1,17 +1,15 @@
 //! A launch on a terminal, under a shell with job control.
 
-mod support;
-
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command};
 
+use crate::support::{LAUNCHER, has_namespaces, has_program};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
-use support::{LAUNCHER, has_namespaces, has_program};
 
 const CTRL_C: &str = "\x03";
 const CTRL_Z: &str = "\x1a";
@@ -196,7 +194,7 @@ fn hangup_ends_everything() {
     terminal.type_in("$LAUNCHER --net=none -- sh -c 'echo pid=$$; exec sleep 1000'\n");
     terminal.expect("pid=");
     let pid = terminal.expect("\r\n");
-    let command = support::Watched::new(pid.parse().unwrap());
+    let command = crate::support::Watched::new(pid.parse().unwrap());
     // The terminal goes away.
     terminal.master = File::open("/dev/null").unwrap();
     command.assert_dies();

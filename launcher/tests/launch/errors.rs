@@ -1,10 +1,8 @@
 //! Machines that lack something. Each is made in a user namespace of the test's own.
 
-mod support;
-
 use std::process::{Command, Output};
 
-use support::{LAUNCHER, has_tap, stderr, stdout};
+use crate::support::{LAUNCHER, has_tap, stderr, stdout};
 
 /// Runs a shell script as root of new user and mount namespaces, with `$LAUNCHER` set.
 fn on_machine(script: &str) -> Option<Output> {
@@ -119,7 +117,8 @@ fn a_launch_inside_a_launch_works_and_warns_of_its_network() {
     if !has_tap() {
         return;
     }
-    let output = support::run(&["--ipv6=off"], &[LAUNCHER, "--ipv6=off", "--", "cat", "/etc/resolv.conf"]);
+    let output =
+        crate::support::run(&["--ipv6=off"], &[LAUNCHER, "--ipv6=off", "--", "cat", "/etc/resolv.conf"]);
     assert_eq!(stdout(&output), "nameserver 10.0.42.3\n");
     let text = stderr(&output);
     assert!(text.contains("10.0.42.0/24 overlaps the host's 10.0.42.0/24 on tap0"), "{text}");
@@ -128,7 +127,7 @@ fn a_launch_inside_a_launch_works_and_warns_of_its_network() {
 
 #[test]
 fn without_new_privileges_the_single_id_is_used() {
-    if !has_tap() || !support::has_program("setpriv") {
+    if !has_tap() || !crate::support::has_program("setpriv") {
         return;
     }
     let mut command = Command::new("setpriv");

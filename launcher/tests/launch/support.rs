@@ -1,7 +1,5 @@
 //! What the tests of the binary share.
 
-#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part of it")]
-
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,12 +11,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
 /// The program under test.
-pub const LAUNCHER: &str = env!("CARGO_BIN_EXE_rootless-launch");
+pub(crate) const LAUNCHER: &str = env!("CARGO_BIN_EXE_rootless-launch");
 
 /// Whether this machine lets an ordinary user make namespaces; says SKIPPED and why if not.
 ///
 /// The judge is not our program, so that a fault of ours is no reason to skip.
-pub fn has_namespaces() -> bool {
+pub(crate) fn has_namespaces() -> bool {
     let Ok(output) = Command::new("unshare").args(["-Urn", "true"]).output() else { return true };
     if !output.status.success() {
         println!("SKIPPED: no user namespaces here: {}", String::from_utf8_lossy(&output.stderr));
@@ -27,7 +25,7 @@ pub fn has_namespaces() -> bool {
 }
 
 /// As [`has_namespaces`], and the TAP's device node can be opened.
-pub fn has_tap() -> bool {
+pub(crate) fn has_tap() -> bool {
     if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
         println!("SKIPPED: cannot open /dev/net/tun: {error}");
         return false;
@@ -36,7 +34,7 @@ pub fn has_tap() -> bool {
 }
 
 /// Whether a program is there.
-pub fn has_program(name: &str) -> bool {
+pub(crate) fn has_program(name: &str) -> bool {
     let there = Command::new(name).arg("--version").output().is_ok();
     if !there {
         println!("SKIPPED: no {name} here");
@@ -45,44 +43,44 @@ pub fn has_program(name: &str) -> bool {
 }
 
 /// The launcher with options, then `--` and the command.
-pub fn launcher(options: &[&str], cmd: &[&str]) -> Command {
+pub(crate) fn launcher(options: &[&str], cmd: &[&str]) -> Command {
     let mut command = Command::new(LAUNCHER);
     command.args(options).arg("--").args(cmd).stdin(Stdio::null());
     command
 }
 
 /// Runs to the end.
-pub fn run(options: &[&str], cmd: &[&str]) -> Output {
+pub(crate) fn run(options: &[&str], cmd: &[&str]) -> Output {
     launcher(options, cmd).output().unwrap()
 }
 
 /// Standard output as text; the run has to have succeeded.
 #[track_caller]
-pub fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{}: {}", output.status, stderr(output));
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
 /// Standard error as text.
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// As a shell's `$?`.
-pub fn shell_status(status: ExitStatus) -> i32 {
+pub(crate) fn shell_status(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap())
 }
 
 /// A launch under way, with its output as pipes.
-pub struct Running {
+pub(crate) struct Running {
     /// The launcher.
-    pub launcher: Child,
+    pub(crate) launcher: Child,
     stdout: BufReader<ChildStdout>,
 }
 
 impl Running {
     /// Starts a shell script.
-    pub fn start(options: &[&str], script: &str) -> Self {
+    pub(crate) fn start(options: &[&str], script: &str) -> Self {
         let mut command = launcher(options, &["sh", "-c", script]);
         let mut launcher = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(launcher.stdout.take().unwrap());
@@ -90,14 +88,14 @@ impl Running {
     }
 
     /// The script's next line.
-    pub fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.stdout.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
     }
 
     /// The engine process, or the guard that stands for it.
-    pub fn engine(&self) -> i32 {
+    pub(crate) fn engine(&self) -> i32 {
         processes()
             .into_iter()
             .find(|process| {
@@ -109,7 +107,7 @@ impl Running {
 
     /// Waits until every process that holds our standard error is gone: launcher, engine, command, and all that
     /// the command started. Returns what they said and how the launcher ended.
-    pub fn end(mut self) -> (ExitStatus, String) {
+    pub(crate) fn end(mut self) -> (ExitStatus, String) {
         let mut text = String::new();
         self.launcher.stderr.take().unwrap().read_to_string(&mut text).unwrap();
         (self.launcher.wait().unwrap(), text)
@@ -117,17 +115,17 @@ impl Running {
 }
 
 /// One process of this machine.
-pub struct Process {
+pub(crate) struct Process {
     /// Its id.
-    pub pid: i32,
+    pub(crate) pid: i32,
     /// Its parent.
-    pub parent: i32,
+    pub(crate) parent: i32,
     /// Its name, 15 bytes at most.
-    pub name: String,
+    pub(crate) name: String,
 }
 
 /// Every process.
-pub fn processes() -> Vec<Process> {
+pub(crate) fn processes() -> Vec<Process> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     entries
         .filter_map(|entry| {
@@ -141,23 +139,23 @@ pub fn processes() -> Vec<Process> {
 }
 
 /// A process whose end is waited for.
-pub struct Watched(OwnedFd);
+pub(crate) struct Watched(OwnedFd);
 
 impl Watched {
     /// A process that runs.
-    pub fn new(pid: i32) -> Self {
+    pub(crate) fn new(pid: i32) -> Self {
         Watched(pidfd::open(Pid::from_raw(pid)).unwrap())
     }
 
     /// Waits for its end; fails if it does not come.
     #[track_caller]
-    pub fn assert_dies(&self) {
+    pub(crate) fn assert_dies(&self) {
         let ready = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], PollTimeout::from(20_000u16));
         assert_eq!(ready, Ok(1), "still alive");
     }
 
     /// Whether it runs now.
-    pub fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(0)
     }
 }

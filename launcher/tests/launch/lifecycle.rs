@@ -1,15 +1,15 @@
 //! How a launch ends: exit status, signals, sudden deaths, and that nothing is left.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
+use crate::support::{
+    Running, Watched, has_namespaces, has_tap, launcher, run, shell_status, stderr, stdout,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{Running, Watched, has_namespaces, has_tap, launcher, run, shell_status, stderr, stdout};
 
 /// Every kind of launch that the death tests go through.
 const KINDS: [&[&str]; 3] = [&["--net=engine", "--ipv6=off"], &["--net=none"], &["--net=host"]];
@@ -146,7 +146,7 @@ fn other_children_of_the_caller_are_left_alone() {
         return;
     }
     // The launcher takes the place of a shell that has a child already.
-    let script = format!("sleep 1000 & echo $!; exec {} --net=none -- true", support::LAUNCHER);
+    let script = format!("sleep 1000 & echo $!; exec {} --net=none -- true", crate::support::LAUNCHER);
     let mut child =
         Command::new("sh").args(["-c", &script]).stdout(std::process::Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
@@ -178,7 +178,7 @@ fn signal_mask_dispositions_and_descriptors_are_the_callers() {
     for trap in ["true", "trap '' PIPE USR1 CHLD"] {
         let script = |prefix: &str| format!("{trap}; exec {prefix} bash -c \"{show}\" 5</dev/null");
         let direct = Command::new("bash").args(["-c", &script("")]).output().unwrap();
-        let prefix = format!("{} --net=none --", support::LAUNCHER);
+        let prefix = format!("{} --net=none --", crate::support::LAUNCHER);
         let launched = Command::new("bash").args(["-c", &script(&prefix)]).output().unwrap();
         assert_eq!(stdout(&launched), stdout(&direct), "{trap}");
     }
