@@ -101,8 +101,10 @@ fn serve(task: &EngineTask<'_>, config: &Config) -> Result<(), Failure> {
         driver.set_observer(Box::new(PcapWriter::new(file, driver.clock().unix_micros_at_zero())));
     }
     task.channel.send(&Message::EngineReady, None).map_err(talk)?;
-    let served =
-        driver.run_until(task.channel).and_then(|()| driver.finish()).map_err(|error| failed(io::Error::other(error)));
+    let served = driver
+        .run_until(task.channel)
+        .and_then(|()| driver.finish())
+        .map_err(|error| failed(io::Error::other(error)));
     if task.report == Report::Statistics {
         eprint!("{}", StatsReport(&driver));
     }

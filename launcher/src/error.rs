@@ -52,8 +52,8 @@ pub enum LaunchError {
     /// A step of the launch failed.
     #[error(transparent)]
     Failed(#[from] Failure),
-    /// The engine process ended while CMD was running; CMD was killed.
-    #[error("the network engine {0}; the command was killed, because its network is gone")]
+    /// The engine process (or the guard in its place) ended before CMD; CMD was killed.
+    #[error("the engine process {0}; the command was killed")]
     EngineDied(Ending),
     /// The child ended before it could run CMD and said nothing.
     #[error("the child process {0} before it could run the command")]
