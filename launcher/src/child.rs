@@ -1,9 +1,12 @@
 //! The process in the namespaces, from its start to the exec of CMD.
 
 use std::convert::Infallible;
-use std::ffi::{CStr, CString};
+use std::env;
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -104,7 +107,18 @@ fn run(task: &ChildTask<'_>) -> Result<Infallible, Stop> {
         .map_err(|error| Failure::new(Step::Prepare, "signal mask", error))?;
     let program: &CStr = &task.cmd[0];
     let Err(error) = execvp(program, task.cmd);
+    let error = if error == Errno::EACCES && !is_anywhere(program) { Errno::ENOENT } else { error };
     Err(Failure::new(Step::Execute, program.to_string_lossy(), error).into())
+}
+
+/// Whether a program can be seen at all. A directory of PATH that is closed to the caller makes execvp(3) say
+/// `EACCES` for a program that is nowhere.
+fn is_anywhere(program: &CStr) -> bool {
+    let program = Path::new(OsStr::from_bytes(program.to_bytes()));
+    let path = env::var_os("PATH").unwrap_or_default();
+    program.components().count() > 1
+        || program.is_absolute()
+        || env::split_paths(&path).any(|directory| directory.join(program).symlink_metadata().is_ok())
 }
 
 /// From here on the kernel kills this process, and then CMD, when the launcher dies. The caller's ids do not

@@ -92,6 +92,10 @@ pub struct RunArgs {
     pub allow_link_local: bool,
 
     /// Egress rule, or @FILE with one rule per line; repeat for more, the first match wins
+    ///
+    /// allow|deny [tcp|udp|icmp|any] TARGET[:PORT|:LOW-HIGH], where TARGET is any, an address or a network, IPv6
+    /// in brackets before a port: "deny tcp 10.0.0.0/8:22", "allow udp any:53", "deny [fd00::/8]:443". What no
+    /// rule matches is allowed.
     #[arg(long, value_name = "RULE|@FILE")]
     pub policy: Vec<String>,
 

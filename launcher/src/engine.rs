@@ -4,9 +4,10 @@
 //! the child's user namespace, because nobody else would. It has no parent-death signal for that reason; the
 //! end of the channel tells it in either case.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 use log::{debug, error};
 use netstack::capture::PcapWriter;
@@ -90,8 +91,8 @@ fn serve(task: &EngineTask<'_>, config: &Config) -> Result<(), Failure> {
         None => return Ok(()),
     };
     let failed = |source: io::Error| Failure::new(Step::Engine, "", source);
-    let last = tap.try_clone().map_err(talk)?;
-    let mut driver = Tap::from_fd(tap)
+    let engines_tap = tap.try_clone().map_err(talk)?;
+    let mut driver = Tap::from_fd(engines_tap)
         .map_err(DriverError::from)
         .and_then(|tap| Driver::new(tap, config.clone()))
         .map_err(|error| failed(io::Error::other(error)))?;
@@ -100,39 +101,51 @@ fn serve(task: &EngineTask<'_>, config: &Config) -> Result<(), Failure> {
         driver.set_observer(Box::new(PcapWriter::new(file, driver.clock().unix_micros_at_zero())));
     }
     task.channel.send(&Message::EngineReady, None).map_err(talk)?;
-    let served =
-        driver.run_until(task.channel).and_then(|()| driver.finish()).map_err(|error| failed(io::Error::other(error)));
+    let served = driver
+        .run_until(task.channel)
+        .and_then(|()| driver.finish())
+        .map_err(|error| failed(io::Error::other(error)));
     if task.report == Report::Statistics {
         eprint!("{}", StatsReport(&driver));
     }
+    let slow_close = SlowClose::prepare(tap);
     drop(driver);
-    close_in_background(last);
+    drop(slow_close);
     served
 }
 
-/// Leaves the last descriptor of the TAP to the kernel's garbage collector.
+/// Second references to descriptors whose last close is slow, left to the kernel's garbage collector.
 ///
-/// Closing it removes the device, which takes some 20 ms of waiting for RCU, and whoever runs the command would
+/// Removing a TAP device or an inotify group waits some 10 to 20 ms for RCU, and whoever runs the command would
 /// wait for that. A socket that is only referred to by a message in its own queue is collected by a kernel
-/// thread, and so is what the message carries (unix(7); before Linux 6.9 this thread is the caller, and
-/// nothing is won). If it does not work, the descriptor is closed here.
-fn close_in_background(tap: OwnedFd) {
-    let Ok((sender, itself)) =
-        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-    else {
-        return;
-    };
-    let fds = [itself.as_raw_fd(), tap.as_raw_fd()];
-    let _ = sendmsg::<()>(
-        sender.as_raw_fd(),
-        &[IoSlice::new(b"x")],
-        &[ControlMessage::ScmRights(&fds)],
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    );
-    drop((tap, itself));
-    // This close finds the cycle.
-    drop(sender);
+/// thread, and so is what the message carries (unix(7); before Linux 6.9 the collector is the caller, and
+/// nothing is won). If any of this fails, the descriptors are simply closed here.
+struct SlowClose {
+    /// Closed first: from then on only its own queue refers to it.
+    _itself: OwnedFd,
+    /// Closed second: this close makes the kernel look for garbage.
+    _sender: OwnedFd,
+}
+
+impl SlowClose {
+    /// Takes a reference to the TAP and to what else is slow.
+    fn prepare(tap: OwnedFd) -> io::Result<Self> {
+        let (sender, itself) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let mut fds = vec![itself.as_raw_fd(), tap.as_raw_fd()];
+        for entry in fs::read_dir("/proc/self/fd")? {
+            let entry = entry?;
+            let Ok(target) = fs::read_link(entry.path()) else { continue };
+            if target == Path::new("anon_inode:inotify")
+                && let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok())
+            {
+                fds.push(fd);
+            }
+        }
+        let rights = [ControlMessage::ScmRights(&fds)];
+        sendmsg::<()>(sender.as_raw_fd(), &[IoSlice::new(b"x")], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+        Ok(SlowClose { _itself: itself, _sender: sender })
+    }
 }
 
 /// No engine is wanted: waits until the channel has something to say.

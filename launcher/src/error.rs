@@ -52,8 +52,8 @@ pub enum LaunchError {
     /// A step of the launch failed.
     #[error(transparent)]
     Failed(#[from] Failure),
-    /// The engine process ended while CMD was running; CMD was killed.
-    #[error("the network engine {0}; the command was killed, because its network is gone")]
+    /// The engine process (or the guard in its place) ended before CMD; CMD was killed.
+    #[error("the engine process {0}; the command was killed")]
     EngineDied(Ending),
     /// The child ended before it could run CMD and said nothing.
     #[error("the child process {0} before it could run the command")]
@@ -115,9 +115,22 @@ impl Failure {
         let error = error.into();
         match error.raw_os_error() {
             Some(errno) => Failure { step, value: value.into(), errno },
-            None => Failure { step, value: format!("{}: {error}", value.into()), errno: 0 },
+            None => Failure { step, value: with_causes(value.into(), &error), errno: 0 },
         }
     }
+}
+
+/// `text`, then the error and what led to it, parted by colons.
+fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&error.to_string());
+        next = error.source();
+    }
+    text
 }
 
 impl fmt::Display for Failure {

@@ -29,8 +29,8 @@ fn tell(error: &LaunchError) -> ExitCode {
         source = cause.source();
     }
     log::error!("{text}");
-    if let Some(hint) = hint::for_error(error) {
-        log::error!("{hint}");
+    if let Some(hint) = hint::for_error(error, &hint::Machine::read()) {
+        log::error!("{}", hint.sentence());
     }
     ExitCode::from(error.exit_code())
 }

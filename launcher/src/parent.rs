@@ -31,7 +31,7 @@ use crate::signals::{Received, Signals};
 use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork};
 use crate::sys::signal::{Disposition, inherited_sigpipe, set_disposition};
-use crate::sys::wait::{self, Event};
+use crate::sys::wait::{self, AfterStop, Event};
 
 /// Runs CMD and returns how it ended. On return everything that was started is dead.
 ///
@@ -112,10 +112,23 @@ impl Processes {
         processes.to_engine.send(&Message::Guard, Some(namespace.as_fd())).map_err(talk)?;
         processes.namespace = Some(namespace);
 
-        let last_gid = mapping.finish()?;
+        let last_gid =
+            mapping.finish().map_err(|failure| processes.childs_own_failure().unwrap_or(failure))?;
         // A child that failed meanwhile has left a message, which says more than a broken pipe.
         let _ = processes.tell_child(&Message::IdsMapped { last_gid });
         Ok(processes)
+    }
+
+    /// What the child said, if it failed: ids cannot be mapped for a child that is dead already.
+    fn childs_own_failure(&self) -> Option<Failure> {
+        let (channel, child) = (self.to_child.as_ref()?, self.child?);
+        let _ = wait::kill(child, libc::SIGKILL);
+        while let Ok(Some(received)) = channel.receive() {
+            if let Message::Failed(failure) = received.message {
+                return Some(failure);
+            }
+        }
+        None
     }
 
     /// Brings child and engine together, then waits for CMD's end.
@@ -130,8 +143,8 @@ impl Processes {
                 self.handle_child(&mut handshake)?;
             }
             if ready.signals {
-                self.forward(signals)?;
-                if let Some(ending) = self.handle_children()? {
+                self.forward(signals, Continue::PassOn)?;
+                if let Some(ending) = self.handle_children(signals)? {
                     // What it said before it died says more.
                     while self.to_child.is_some() {
                         self.handle_child(&mut handshake)?;
@@ -209,12 +222,17 @@ impl Processes {
 
     /// Hands to CMD what was sent to the launcher alone. What the terminal sends goes to the whole process group,
     /// CMD included; what CMD itself sends it need not get back.
-    fn forward(&self, signals: &Signals) -> Result<(), LaunchError> {
+    fn forward(&self, signals: &Signals, on_continue: Continue) -> Result<(), LaunchError> {
         while let Some(Received { signal, sender, by_kernel }) =
             signals.next().map_err(prepare("signalfd"))?
         {
             let Some(child) = self.child else { continue };
-            if signal != libc::SIGCHLD && !by_kernel && sender != child {
+            let is_ours = match signal {
+                libc::SIGCHLD => true,
+                libc::SIGCONT => on_continue == Continue::Swallow,
+                _ => false,
+            };
+            if !is_ours && !by_kernel && sender != child {
                 debug!("signal {signal} is passed on to the command");
                 // Fails only for a process that is dead already.
                 let _ = wait::kill(child, signal);
@@ -224,7 +242,7 @@ impl Processes {
     }
 
     /// Looks at every child that changed; returns how CMD ended if it did.
-    fn handle_children(&mut self) -> Result<Option<Ending>, LaunchError> {
+    fn handle_children(&mut self, signals: &Signals) -> Result<Option<Ending>, LaunchError> {
         loop {
             match wait::next_change().map_err(prepare("waitpid"))? {
                 Event::Ended(pid, ending) if Some(pid) == self.child => {
@@ -232,10 +250,30 @@ impl Processes {
                     return Ok(Some(ending));
                 }
                 Event::Stopped(pid, signal) if Some(pid) == self.child => {
-                    Signals::stop_self(signal).map_err(prepare("stopping"))?;
+                    self.stop_with(pid, signal, signals)?;
                 }
                 Event::Ended(..) | Event::Stopped(..) => {}
                 Event::Nothing | Event::NoChild => return Ok(None),
+            }
+        }
+    }
+
+    /// CMD was stopped: stops the launcher likewise, so that the shell sees it, until it is continued.
+    ///
+    /// A shell continues the whole process group, CMD included, and CMD may be stopped anew before the launcher
+    /// has come to its feet. Only a CMD that is stopped since before gets a SIGCONT from here.
+    fn stop_with(&self, child: Pid, mut signal: i32, signals: &Signals) -> Result<(), LaunchError> {
+        loop {
+            Signals::stop_self(signal).map_err(prepare("stopping"))?;
+            self.forward(signals, Continue::Swallow)?;
+            match wait::after_stop(child).map_err(prepare("waitid"))? {
+                AfterStop::StoppedAgain(again) => signal = again,
+                AfterStop::Continued => return Ok(()),
+                AfterStop::StillStopped => {
+                    // Fails only for a process that is dead already.
+                    let _ = wait::kill(child, libc::SIGCONT);
+                    return Ok(());
+                }
             }
         }
     }
@@ -277,6 +315,15 @@ impl Drop for Processes {
             self.sweep();
         }
     }
+}
+
+/// What a SIGCONT is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Continue {
+    /// For CMD.
+    PassOn,
+    /// For the launcher, which was stopped.
+    Swallow,
 }
 
 struct Ready {

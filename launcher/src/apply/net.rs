@@ -5,14 +5,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use log::{info, warn};
+use netstack::{Tap, TapError};
 use nix::net::if_::if_nametoindex;
 
 use crate::error::{Failure, Step};
 use crate::netlink::message::{Batch, Interface, IpFamily, LOOPBACK};
 use crate::netlink::socket::{Refused, Socket};
 use crate::plan::net::{EnginePlan, Ipv6Offer, TAP_NAME, TAP_QUEUE};
-use crate::sys::tap;
 
+/// The node that makes TAP devices.
+pub const TUN_DEVICE: &str = "/dev/net/tun";
 /// How long the child waits for its IPv6 default route. The engine sends it at once; this bounds a fault.
 const IPV6_ROUTE_PATIENCE_MS: u16 = 1000;
 
@@ -40,8 +42,7 @@ pub fn loopback() -> Result<(), Failure> {
 /// # Errors
 /// The step that failed.
 pub fn tap_link(plan: &EnginePlan) -> Result<TapLink, Failure> {
-    let tap = tap::open_device().map_err(|error| Failure::new(Step::OpenTun, tap::DEVICE, error))?;
-    tap::create(&tap, TAP_NAME).map_err(|error| Failure::new(Step::CreateTap, TAP_NAME, error))?;
+    let tap = open_tap()?;
     let index = if_nametoindex(TAP_NAME).map_err(|error| Failure::new(Step::CreateTap, TAP_NAME, error))?;
     let interface = Interface(index);
     let has_ipv6 = prepare_ipv6(plan.ipv6);
@@ -63,7 +64,19 @@ pub fn tap_link(plan: &EnginePlan) -> Result<TapLink, Failure> {
         batch.add_ipv6(interface, address, prefix);
     }
     perform(&open()?, &batch)?;
-    Ok(TapLink { tap, ipv6_route })
+    Ok(TapLink { tap: tap.into_fd(), ipv6_route })
+}
+
+/// Creates the device in this network namespace.
+///
+/// # Errors
+/// The device node cannot be opened, or the device not be made.
+pub fn open_tap() -> Result<Tap, Failure> {
+    Tap::open_in_current_netns(TAP_NAME).map_err(|error| match error {
+        TapError::OpenTun(source) => Failure::new(Step::OpenTun, TUN_DEVICE, source),
+        TapError::SetInterface { name, source } => Failure::new(Step::CreateTap, name, source),
+        error => Failure::new(Step::CreateTap, TAP_NAME, io::Error::other(error)),
+    })
 }
 
 /// Waits for the default route of the engine's first router advertisement.

@@ -64,8 +64,9 @@ impl Channel {
         let (length, fd) = loop {
             match scm::receive(self.0.as_fd(), &mut bytes) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Closed with unread messages on the far side, which is as good as closed.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                // The far side closed without reading everything. The kernel says so once, before it hands out
+                // what the far side sent.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 other => break other?,
             }
         };
@@ -108,6 +109,16 @@ mod tests {
         let second = b.receive().unwrap().unwrap();
         assert_eq!(second.message, Message::NetworkReady);
         assert!(second.fd.is_none());
+        assert!(b.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn last_words_arrive_even_from_a_side_that_does_not_listen() {
+        let (a, b) = Channel::pair().unwrap();
+        b.send(&Message::TapReady, None).unwrap();
+        a.send(&Message::NetworkReady, None).unwrap();
+        drop(a);
+        assert_eq!(b.receive().unwrap().unwrap().message, Message::NetworkReady);
         assert!(b.receive().unwrap().is_none());
     }
 

@@ -77,11 +77,11 @@ impl HostFacts {
 
     /// The search list of resolv.conf: the last `search` or `domain` line.
     pub fn search_domains(&self) -> Vec<String> {
-        let lines = self.resolv_conf.lines().filter_map(|line| {
+        let mut lines = self.resolv_conf.lines().rev().filter_map(|line| {
             let (keyword, rest) = line.split_once([' ', '\t'])?;
             matches!(keyword, "search" | "domain").then_some(rest)
         });
-        let domains = lines.last().unwrap_or_default().split_ascii_whitespace();
+        let domains = lines.next().unwrap_or_default().split_ascii_whitespace();
         domains.filter(|&domain| domain != ".").map(str::to_owned).collect()
     }
 }

@@ -116,14 +116,10 @@ impl EnginePlan {
     }
 }
 
-/// The egress rules, one per line.
+/// The egress rules, one per line; empty lines and lines that begin with # are left out.
 fn parse_policy(text: &str) -> Result<EgressPolicy, ConfigError> {
-    match text.lines().find(|line| !line.trim().is_empty()) {
-        None => Ok(EgressPolicy::default()),
-        Some(rule) => {
-            Err(ConfigError::PolicyRule { rule: rule.to_owned(), problem: "the engine has no rules yet" })
-        }
-    }
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    EgressPolicy::from_rules(lines.map(str::parse).collect::<Result<_, _>>()?)
 }
 
 /// The host's search list is not the user's doing: a domain that the engine would refuse is left out.
@@ -222,6 +218,13 @@ mod tests {
         assert!(fault("--cidr=10.0.42.0/30").contains("too small"));
         assert!(fault("--mtu=576").contains("1280"));
         assert!(fault("--dns-search=a..b").contains("not a DNS name"));
+    }
+
+    #[test]
+    fn rules_are_read_line_by_line() {
+        let policy = parse_policy("# comment\n\n deny tcp any:25\nallow any\n").unwrap();
+        assert_eq!(policy.rules().len(), 2);
+        assert!(matches!(parse_policy("permit all\n"), Err(ConfigError::PolicyRule { .. })));
     }
 
     #[test]

@@ -6,7 +6,6 @@ pub mod mount;
 pub mod pidfd;
 pub mod scm;
 pub mod signal;
-pub mod tap;
 pub mod wait;
 
 use std::io;

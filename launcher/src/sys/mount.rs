@@ -29,45 +29,45 @@ pub(crate) fn new_tmpfs(mode: &CStr) -> io::Result<OwnedFd> {
     own(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, attributes) })
 }
 
-/// A copy of the mount at `path` (relative to `dir`), to be attached elsewhere; with what is mounted below it.
+/// A copy of the mount at `path`, relative to `directory` if one is given, with what is mounted below it; to be
+/// attached elsewhere.
 ///
 /// # Errors
 /// open_tree(2).
-pub(crate) fn clone_tree(dir: BorrowedFd<'_>, path: &CStr) -> io::Result<OwnedFd> {
+pub(crate) fn clone_tree(directory: Option<BorrowedFd<'_>>, path: &CStr) -> io::Result<OwnedFd> {
     let flags = libc::OPEN_TREE_CLONE
         | libc::OPEN_TREE_CLOEXEC
         | libc::AT_RECURSIVE as libc::c_uint
         | libc::AT_SYMLINK_NOFOLLOW as libc::c_uint;
     // SAFETY: a descriptor, a NUL-terminated string and flags; returns a new descriptor.
-    own(unsafe { libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), path.as_ptr(), flags) })
+    own(unsafe { libc::syscall(libc::SYS_open_tree, raw(directory), path.as_ptr(), flags) })
 }
 
-/// Attaches `mount` at `target`, following a symbolic link there.
+/// Attaches `mount` at `target`, relative to `directory` if one is given, following a symbolic link there.
 ///
 /// # Errors
 /// move_mount(2); `ENOENT` if the target does not exist or is a dangling link.
-pub(crate) fn attach(mount: BorrowedFd<'_>, target: &CStr) -> io::Result<()> {
-    attach_at(mount, None, target)
-}
-
-/// As [`attach`], with `target` relative to `dir`.
-///
-/// # Errors
-/// move_mount(2).
-pub(crate) fn attach_at(mount: BorrowedFd<'_>, dir: Option<BorrowedFd<'_>>, target: &CStr) -> io::Result<()> {
-    let dir = dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd());
+pub(crate) fn attach(
+    mount: BorrowedFd<'_>,
+    directory: Option<BorrowedFd<'_>>,
+    target: &CStr,
+) -> io::Result<()> {
     // SAFETY: descriptors, NUL-terminated strings and flags only.
     check(unsafe {
         libc::syscall(
             libc::SYS_move_mount,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            dir,
+            raw(directory),
             target.as_ptr(),
             MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS,
         )
     })
     .map(drop)
+}
+
+fn raw(directory: Option<BorrowedFd<'_>>) -> libc::c_int {
+    directory.map_or(libc::AT_FDCWD, |directory| directory.as_raw_fd())
 }
 
 fn fsconfig(context: BorrowedFd<'_>, command: libc::c_uint, pair: Option<(&CStr, &CStr)>) -> io::Result<()> {

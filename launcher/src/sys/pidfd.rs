@@ -15,7 +15,7 @@ const NS_GET_PARENT: libc::c_ulong = 0xb702;
 ///
 /// # Errors
 /// pidfd_open(2); `ESRCH` if there is none.
-pub(crate) fn open(pid: Pid) -> io::Result<OwnedFd> {
+pub fn open(pid: Pid) -> io::Result<OwnedFd> {
     // SAFETY: two integers; returns a new descriptor.
     let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })? as libc::c_int;
     // SAFETY: the system call has just returned this descriptor; nobody else owns it.

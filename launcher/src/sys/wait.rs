@@ -42,6 +42,43 @@ pub(crate) fn wait_end(pid: Pid) -> io::Result<Ending> {
     }
 }
 
+/// What became of a child that was reported as stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AfterStop {
+    /// Nothing yet.
+    StillStopped,
+    /// It runs, or has ended.
+    Continued,
+    /// It went on and was stopped anew, by this signal.
+    StoppedAgain(i32),
+}
+
+/// Asks what became of a stopped child. Does not reap.
+///
+/// # Errors
+/// waitid(2).
+pub(crate) fn after_stop(pid: Pid) -> io::Result<AfterStop> {
+    // SAFETY: all-zero is a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WSTOPPED | libc::WCONTINUED | libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    let ask = |info: &mut libc::siginfo_t, flags| {
+        // SAFETY: `info` outlives the call.
+        check(unsafe { libc::waitid(libc::P_PID, pid.as_raw().cast_unsigned(), info, flags) }.into())
+    };
+    ask(&mut info, flags)?;
+    // SAFETY: waitid(2) fills these members, or leaves them 0 if there is nothing to tell.
+    let (reported, status) = unsafe { (info.si_pid() != 0, info.si_status()) };
+    if !reported {
+        return Ok(AfterStop::StillStopped);
+    }
+    if info.si_code != libc::CLD_STOPPED {
+        return Ok(AfterStop::Continued);
+    }
+    // Takes the report, so that it is not seen twice.
+    ask(&mut info, libc::WSTOPPED | libc::WNOHANG)?;
+    Ok(AfterStop::StoppedAgain(status))
+}
+
 /// Sends a signal to a process. A child that is not reaped yet keeps its id, so this cannot hit another one.
 ///
 /// # Errors

@@ -1,0 +1,12 @@
+//! Launches of the real binary, as the user who runs the tests.
+
+#[cfg(test)]
+mod errors;
+#[cfg(test)]
+mod lifecycle;
+#[cfg(test)]
+mod namespaces;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod terminal;
