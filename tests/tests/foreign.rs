@@ -8,7 +8,7 @@ use tests::{
 };
 
 fn iperf3_server(world: &World) -> Process {
-    let mut server = Process::spawn(world.host.program(&["iperf3", "-s", "--forceflush"]));
+    let mut server = Process::spawn(world.host.program(&["iperf3", "-s", "-B", SERVICE4, "--forceflush"]));
     server.wait_for_line("Server listening");
     server
 }

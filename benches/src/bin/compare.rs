@@ -225,7 +225,8 @@ impl Lab {
         let any = format!("{SERVICE4}:0");
         let echo = Server::start(world.host.listen(&any), Serve::Echo);
         let udp = udp_echo(world.host.udp(&any));
-        let mut iperf = Process::spawn(world.host.program(&["iperf3", "-s", "--forceflush"]))
+        // Bound, or it answers UDP over veth from another of the host's addresses.
+        let mut iperf = Process::spawn(world.host.program(&["iperf3", "-s", "-B", SERVICE4, "--forceflush"]))
             .within(Duration::from_secs(86_400));
         iperf.wait_for_line("Server listening");
         let idle_flows = if options.smoke { 500 } else { 10_000 };
