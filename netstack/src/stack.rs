@@ -40,7 +40,7 @@ use crate::packet::{self, Ethernet, IpPacket, Mac, ethertype, protocol};
 use crate::stats::Stats;
 use crate::tcp::endpoint::Network;
 use crate::tcp::rings::RingPool;
-use crate::tcp::{RegionSource, TcpFlow};
+use crate::tcp::{Memory, TcpFlow};
 use crate::time::{Duration, Instant};
 use crate::timer::TimerWheel;
 use crate::udp::UdpBinding;
@@ -187,16 +187,12 @@ impl Received<'_> {
 impl Stack {
     /// A stack on a link that can do what `link` says. `now` is the first instant.
     pub fn new(config: Config, link: LinkCapabilities, now: Instant) -> Self {
-        Self::with_memory(config, link, now, |len| Some(crate::sys::region::Region::heap(len)))
+        let region = |len| Some(crate::sys::region::Region::heap(len));
+        Self::with_memory(config, link, now, Memory { region, trim: || {} })
     }
 
-    /// Like [`Stack::new`], with ring memory from `memory`.
-    pub(crate) fn with_memory(
-        config: Config,
-        link: LinkCapabilities,
-        now: Instant,
-        memory: RegionSource,
-    ) -> Self {
+    /// Like [`Stack::new`], with memory from `memory`.
+    pub(crate) fn with_memory(config: Config, link: LinkCapabilities, now: Instant, memory: Memory) -> Self {
         let limits = config.limits;
         let mut stack = Stack {
             network: Network::new(config.mtu, link, config.seed, now),

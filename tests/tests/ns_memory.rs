@@ -50,8 +50,8 @@ fn five_thousand_idle_connections_take_little_and_give_it_back() {
     // The host's ends close with the server.
     drop(server);
     let deadline = Instant::now() + Duration::from_secs(30);
-    // The engine is idle again, so the bar for an idle one holds again.
-    while resident(&child) > 8.0 {
+    // What the tables of 5,000 flows have grown to may stay, little more than a hundred bytes a flow.
+    while resident(&child) > idle + 2.0 {
         assert!(Instant::now() < deadline, "{} MB kept, {idle} MB before", resident(&child));
         // Nothing announces it; look again when the child has not ended for a moment.
         assert!(!child.ends_before(Instant::now() + Duration::from_millis(20)), "the child ended");

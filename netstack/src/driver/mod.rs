@@ -46,9 +46,10 @@ use crate::offload::vnet_hdr::{self, VirtioNetHdr};
 use crate::stack::{FRAME_BUFFER, FlowInfo, Stack};
 use crate::stats::Stats;
 use crate::sys::netlink::RouteWatch;
-use crate::sys::region::Region;
+use crate::sys::region::{self, Region};
 use crate::sys::socket::{self, SendBatch};
 use crate::sys::tap::{Tap, TapError};
+use crate::tcp::Memory;
 use crate::time::{Duration, Instant};
 
 /// Frames read from the TAP per turn.
@@ -137,7 +138,8 @@ impl Driver {
         let registry = poll.registry().try_clone().map_err(DriverError::Poll)?;
         let clock = MonotonicClock::new();
         let watch_ipv6 = config.ipv6_mode() == Ipv6Mode::Auto;
-        let stack = Stack::with_memory(config, tap.capabilities(), clock.now(), Region::mapped);
+        let memory = Memory { region: Region::mapped, trim: region::trim_heap };
+        let stack = Stack::with_memory(config, tap.capabilities(), clock.now(), memory);
         let mut driver = Driver {
             stack,
             tap,

@@ -48,6 +48,16 @@ impl fmt::Debug for Region {
     }
 }
 
+/// Asks the allocator to return what it holds back to the kernel. Only glibc has a way to ask.
+#[cfg(feature = "driver")]
+pub(crate) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes an integer and is safe to call at any time (malloc_trim(3)).
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// A value together with the region it borrows: smoltcp wants `'static` buffers, the pool wants them back.
 pub(crate) struct Loan<T> {
     value: ManuallyDrop<T>,

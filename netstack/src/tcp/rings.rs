@@ -32,15 +32,21 @@ impl RingSize {
     }
 }
 
-/// Where regions come from: `None` when memory is exhausted.
-pub type RegionSource = fn(usize) -> Option<Region>;
+/// Where memory comes from and goes to.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// Zeroed memory for rings, or `None` when it is exhausted.
+    pub region: fn(usize) -> Option<Region>,
+    /// Called when connections stopped coming: what the allocator holds back may go.
+    pub trim: fn(),
+}
 
 /// Lends ring memory within a limit.
 #[derive(Debug)]
 pub(crate) struct RingPool {
     limit: usize,
     lent: usize,
-    source: RegionSource,
+    memory: Memory,
     /// Regions of [`RingSize::LARGE`] only, the size that busy connections come and go with.
     spare: Vec<Region>,
 }
@@ -50,8 +56,8 @@ impl RingPool {
     const SPARE: usize = 32;
 
     /// A pool that lends at most `limit` bytes at a time.
-    pub(crate) fn new(limit: usize, source: RegionSource) -> Self {
-        RingPool { limit, lent: 0, source, spare: Vec::new() }
+    pub(crate) fn new(limit: usize, memory: Memory) -> Self {
+        RingPool { limit, lent: 0, memory, spare: Vec::new() }
     }
 
     /// Memory for one endpoint, or `None` when the limit is reached.
@@ -61,7 +67,7 @@ impl RingPool {
             Some(region) if size == RingSize::LARGE => region,
             other => {
                 self.spare.extend(other);
-                (self.source)(size.total())?
+                (self.memory.region)(size.total())?
             }
         };
         self.lent += size.total();
@@ -79,6 +85,7 @@ impl RingPool {
     /// Lets go of the regions kept for reuse. Called when connections stopped coming.
     pub(crate) fn trim(&mut self) {
         self.spare.clear();
+        (self.memory.trim)();
     }
 
     /// Whether regions are kept for reuse.
@@ -105,7 +112,7 @@ mod tests {
 
     #[test]
     fn rings_shrink_as_memory_fills_and_then_none_is_lent() {
-        let mut pool = RingPool::new(8 << 20, |len| Some(Region::heap(len)));
+        let mut pool = RingPool::new(8 << 20, Memory { region: |len| Some(Region::heap(len)), trim: || {} });
         let mut sizes = Vec::new();
         let mut regions = Vec::new();
         while let Some((region, size)) = pool.lend() {
@@ -124,7 +131,7 @@ mod tests {
 
     #[test]
     fn exhausted_memory_lends_nothing() {
-        let mut pool = RingPool::new(8 << 20, |_| None);
+        let mut pool = RingPool::new(8 << 20, Memory { region: |_| None, trim: || {} });
         assert!(pool.lend().is_none());
         assert_eq!(pool.lent(), 0);
     }
