@@ -454,6 +454,10 @@ impl Stack {
             verify_transport(ip, received.transport())?;
         }
         match ip.protocol {
+            // smoltcp does not know all extension headers.
+            protocol::TCP if ip.src.is_ipv6() && ip.transport.start != ip.packet.start + packet::IPV6_LEN => {
+                self.handle_bare(now, received, received.transport())
+            }
             protocol::TCP => {
                 self.check_source(received)?;
                 self.tcp_from_child(now, received)
@@ -480,17 +484,29 @@ impl Stack {
             self.stats.count_drop(DropReason::ReassemblyFull);
         }
         let Some(payload) = inserted? else { return Ok(()) };
+        self.handle_bare(now, received, &payload)
+    }
+
+    /// Takes `payload` as if it had come behind a plain IP header.
+    fn handle_bare(
+        &mut self,
+        now: Instant,
+        received: &Received<'_>,
+        payload: &[u8],
+    ) -> Result<(), DropReason> {
+        let ip = &received.ip;
         let header = packet::IpHeader { src: ip.src, dst: ip.dst, protocol: ip.protocol, ttl: ip.ttl };
         // The IPv4 length field counts the header, the IPv6 one does not.
         let counted = if ip.src.is_ipv4() { packet::IPV4_LEN } else { 0 };
         if counted + payload.len() > usize::from(u16::MAX) {
             return Err(DropReason::BadFragment);
         }
-        let frame = packet::ip_frame(received.mac, self.config.mac, &header, &payload);
+        let frame = packet::ip_frame(received.mac, self.config.mac, &header, payload);
         let mut ip = IpPacket::parse(&frame, header.ethertype())?;
-        ip.dont_fragment = false;
-        let whole =
-            Received { frame: &frame, slot: None, offload: Offload::default(), mac: received.mac, ip };
+        let reassembled = received.ip.fragment.is_some_and(|fragment| fragment.offset != 0 || fragment.more);
+        ip.dont_fragment = received.ip.dont_fragment && !reassembled;
+        let offload = if reassembled { Offload::default() } else { received.offload };
+        let whole = Received { frame: &frame, slot: None, offload, mac: received.mac, ip };
         self.handle_packet(now, &whole)
     }
 
@@ -691,3 +707,6 @@ impl FlowState {
         FlowState { kind, mac, wake_at: None, in_relay_queue: false, in_egress_queue: false }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ use crate::flow::{FlowId, FlowKey, Protocol};
 use crate::frame::FrameOut;
 use crate::icmp::IcmpErrorKind;
 use crate::packet::{self, ETHERNET_LEN, Tcp, ethertype, protocol};
-use crate::tcp::endpoint::{ChildSide, Endpoint};
+use crate::tcp::endpoint::{ACK_DELAY, ChildSide, Endpoint};
 use crate::tcp::relay::{Relay, Step};
 use crate::tcp::{DnsStream, Peer, Phase, TcpFlow};
 use crate::time::{Duration, Instant};
@@ -108,6 +108,9 @@ impl Stack {
     pub(super) fn tcp_from_child(&mut self, now: Instant, received: &Received<'_>) -> Result<(), DropReason> {
         let ip = &received.ip;
         let tcp = Tcp::parse(received.transport())?;
+        if tcp.src == 0 || tcp.dst == 0 {
+            return Err(DropReason::Malformed);
+        }
         let key = FlowKey {
             protocol: Protocol::Tcp,
             child: SocketAddr::new(ip.src, tcp.src),
@@ -352,7 +355,7 @@ impl Stack {
                 }
                 Some(Step::Abort) => {
                     self.stats.tcp_reset += 1;
-                    return self.drop_tcp(id, true);
+                    return self.close_tcp(self.now, id, true);
                 }
                 Some(Step::Finish) => {
                     tcp.phase = Phase::Finishing;
@@ -375,7 +378,9 @@ impl Stack {
                 self.egress_queue.pop_front();
                 continue;
             };
-            let Some((len, offload)) = tcp.endpoint.egress(&mut self.network, now, &mut out[ETHERNET_LEN..])
+            // A flow about to be forgotten cannot come back for its delayed ACK.
+            let at = if tcp.phase == Phase::Finishing { now + ACK_DELAY } else { now };
+            let Some((len, offload)) = tcp.endpoint.egress(&mut self.network, at, &mut out[ETHERNET_LEN..])
             else {
                 entry.value.in_egress_queue = false;
                 self.egress_queue.pop_front();
@@ -415,11 +420,6 @@ impl Stack {
 
     /// Ends a flow and closes its host socket.
     fn close_tcp(&mut self, now: Instant, id: FlowId, abort: bool) {
-        self.drop_tcp(id, abort);
-        self.trim_rings_later(now);
-    }
-
-    fn drop_tcp(&mut self, id: FlowId, abort: bool) {
         let Some(FlowKind::Tcp(tcp)) = self.forget(id) else { return };
         self.counts.tcp -= 1;
         if tcp.phase == Phase::Connecting {
@@ -430,6 +430,7 @@ impl Stack {
             Peer::Dns(_) => self.dns.forget_origin(id),
         }
         self.rings.give_back(tcp.endpoint.into_region());
+        self.trim_rings_later(now);
     }
 
     /// Answers a segment as a closed port would.
@@ -483,7 +484,7 @@ impl Stack {
         stream.pending += queries.len();
         let idle = stream.pending == 0 && stream.answers.is_empty();
         match tcp.endpoint.child_side() {
-            ChildSide::Gone => return self.drop_tcp(id, true),
+            ChildSide::Gone => return self.close_tcp(self.now, id, true),
             ChildSide::Done => tcp.phase = Phase::Finishing,
             ChildSide::Finished
                 if idle && tcp.endpoint.recv_queue() == 0 && tcp.endpoint.send_queue() == 0 =>

@@ -37,7 +37,7 @@ use crate::sys::region::{Loan, Region};
 use crate::time::{Duration, Instant};
 
 /// Longest delay of an ACK that may ride on data (RFC 9293 section 3.8.6.3 allows 500 ms).
-const ACK_DELAY: Duration = Duration::from_millis(10);
+pub(crate) const ACK_DELAY: Duration = Duration::from_millis(10);
 /// MSS of a peer that does not say (RFC 9293 section 3.7.1).
 const DEFAULT_MSS_V4: u16 = 536;
 const DEFAULT_MSS_V6: u16 = 1220;
