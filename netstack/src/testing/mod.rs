@@ -11,6 +11,7 @@ pub mod child;
 pub mod frames;
 pub mod host;
 pub mod link;
+pub mod model;
 
 use std::net::SocketAddr;
 

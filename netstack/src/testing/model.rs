@@ -1,0 +1,330 @@
+//! Operation sequences against a reference NAT: what any mixture of frames, host events and time must not break.
+//!
+//! [`run`] reads operations from bytes, so that proptest and fuzzers share it. The reference knows three things: who
+//! may talk to whom (a datagram leaves only where the child sent it, and arrives only if the child has sent to that
+//! address before), that every byte of a stream arrives once and in order, and that everything comes to rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use super::child::ChildTcp;
+use super::frames::{self, CHILD, CHILD6, WORLD, WORLD6};
+use super::host::ConnectPlan;
+use super::link::{Link, LinkConfig, Random};
+use super::{ALL_OFFLOADS, Harness, NO_OFFLOADS, config};
+use crate::action::{ConnectError, DatagramError, DatagramErrorKind, HostEvent};
+use crate::config::Limits;
+use crate::error::DropReason;
+use crate::flow::FlowId;
+use crate::frame::{Checksum, Gso, Offload};
+use crate::time::Duration;
+
+/// Steps between two operations after which the stack is taken for livelocked.
+const STEPS: usize = 20_000;
+/// Connections of one run.
+const CONNECTIONS: usize = 24;
+/// Room for one connection's bytes at either end.
+const CHILD_RING: usize = 16 << 10;
+
+/// A connection as it should be.
+struct Connection {
+    socket: ChildTcp,
+    /// The host's end, from the moment it was asked to connect.
+    flow: Option<FlowId>,
+    remote: SocketAddr,
+    to_host: Vec<u8>,
+    to_child: Vec<u8>,
+    got: usize,
+    child_finished: bool,
+    host_finished: bool,
+    /// Somebody has reset it, or garbage may have: nothing more is promised.
+    broken: bool,
+}
+
+struct Model {
+    harness: Harness,
+    connections: Vec<Connection>,
+    /// Addresses that each port of the child has sent to.
+    sent_to: BTreeMap<SocketAddr, BTreeSet<IpAddr>>,
+    random: Random,
+}
+
+/// Runs the operations that `bytes` spell.
+///
+/// # Panics
+/// Where the stack does what the reference forbids.
+pub fn run(bytes: &[u8]) {
+    let mut bytes = bytes.iter().copied();
+    let setup = bytes.next().unwrap_or(0);
+    let mut limits = Limits::default();
+    limits.udp_bindings = 8;
+    limits.icmp_bindings = 4;
+    let capabilities = if setup & 1 == 0 { ALL_OFFLOADS } else { NO_OFFLOADS };
+    let mut harness = Harness::new(config().limits(limits), capabilities);
+    harness.host.record = false;
+    harness.child.set_rings(CHILD_RING);
+    harness.link = Link::new(LinkConfig {
+        delay: Duration::from_micros(u64::from(setup >> 4) * 100),
+        jitter: Duration::from_micros(if setup & 2 == 0 { 0 } else { 500 }),
+        loss_per_mille: if setup & 4 == 0 { 0 } else { 50 },
+        seed: u64::from(setup),
+    });
+    let mut model =
+        Model { harness, connections: Vec::new(), sent_to: BTreeMap::new(), random: Random::new(u64::from(setup)) };
+    while let (Some(operation), Some(argument)) = (bytes.next(), bytes.next()) {
+        model.apply(operation, argument, &mut bytes);
+        model.harness.drive_bounded(STEPS);
+        model.check();
+    }
+    model.finish();
+}
+
+impl Model {
+    fn apply(&mut self, operation: u8, argument: u8, bytes: &mut impl Iterator<Item = u8>) {
+        match operation % 16 {
+            0 => self.connect(argument),
+            1 | 2 => self.child_writes(argument),
+            3 | 4 => self.host_writes(argument),
+            5 => self.on(argument, |h, c| {
+                c.child_finished = true;
+                h.child.close(c.socket);
+            }),
+            6 => self.on(argument, |h, c| {
+                if let Some(flow) = c.flow.filter(|_| !c.host_finished) {
+                    c.host_finished = true;
+                    h.host.finish(flow);
+                }
+            }),
+            7 => self.on(argument, |h, c| {
+                c.broken = true;
+                if argument & 0x80 == 0 {
+                    h.child.abort(c.socket);
+                } else if let Some(flow) = c.flow {
+                    h.host.reset(flow);
+                }
+            }),
+            8 => self.on(argument, |h, c| {
+                if let Some(flow) = c.flow {
+                    h.host.report(flow, if argument & 0x80 == 0 { HostEvent::Readable } else { HostEvent::Writable });
+                }
+            }),
+            9 => self.child_sends_datagram(argument),
+            10 => self.host_sends_datagram(argument),
+            11 => {
+                let seconds = Duration::from_millis(u64::from(argument) * u64::from(argument) * 20);
+                self.harness.drive_for(seconds);
+            }
+            12 => {
+                let child = if argument & 1 == 0 { IpAddr::from(CHILD) } else { CHILD6.into() };
+                let dst = if argument & 1 == 0 { IpAddr::from(WORLD) } else { WORLD6.into() };
+                let frame = frames::echo_request(child, dst, u16::from(argument >> 4), 1, b"model");
+                let _ = self.harness.inject(&frame);
+            }
+            13 => self.on(argument, |h, c| h.host.appetite = if argument & 1 == 0 { usize::MAX } else { c.got }),
+            14 => {
+                let frame: Vec<u8> = bytes.take(usize::from(argument)).collect();
+                self.garbage(&frame);
+            }
+            _ => self.datagram_error(argument),
+        }
+    }
+
+    fn connect(&mut self, argument: u8) {
+        if self.connections.len() == CONNECTIONS {
+            return;
+        }
+        let address = if argument & 1 == 0 { IpAddr::from(WORLD) } else { WORLD6.into() };
+        let remote = SocketAddr::new(address, 1000 + self.connections.len() as u16);
+        let plan = match argument >> 4 {
+            0 => ConnectPlan::Fail(ConnectError::Refused),
+            1 => ConnectPlan::Fail(ConnectError::HostUnreachable),
+            2 => ConnectPlan::Hold,
+            _ => ConnectPlan::Accept,
+        };
+        self.harness.host.plans.insert(remote, plan);
+        let socket = self.harness.child.connect(remote);
+        self.connections.push(Connection {
+            socket,
+            flow: None,
+            remote,
+            to_host: Vec::new(),
+            to_child: Vec::new(),
+            got: 0,
+            child_finished: false,
+            host_finished: false,
+            broken: plan != ConnectPlan::Accept,
+        });
+    }
+
+    fn child_writes(&mut self, argument: u8) {
+        let bytes = self.random.bytes(usize::from(argument) * usize::from(argument) / 4 + 1);
+        self.on(argument, |h, c| {
+            if !c.child_finished {
+                let taken = h.child.write(c.socket, &bytes);
+                c.to_host.extend_from_slice(&bytes[..taken]);
+            }
+        });
+    }
+
+    fn host_writes(&mut self, argument: u8) {
+        let bytes = self.random.bytes(usize::from(argument) * usize::from(argument) / 4 + 1);
+        self.on(argument, |h, c| {
+            if let Some(flow) = c.flow.filter(|_| !c.host_finished) {
+                h.host.send(flow, &bytes);
+                c.to_child.extend_from_slice(&bytes);
+            }
+        });
+    }
+
+    fn child_sends_datagram(&mut self, argument: u8) {
+        let (child, dst) = datagram_ends(argument);
+        let payload = self.random.bytes(usize::from(argument) * 16);
+        let known: Vec<FlowId> = self.harness.host.datagram.keys().copied().collect();
+        let before = self.harness.host.take_sent().len();
+        debug_assert_eq!(before, 0, "taken after each operation");
+        let frame = frames::udp(child, dst, &payload);
+        if frame.len() > 1514 {
+            for piece in frames::fragments(&frame, u16::from(argument), 1024) {
+                let _ = self.harness.inject(&piece);
+            }
+        } else {
+            let _ = self.harness.inject(&frame);
+        }
+        let sent = self.harness.host.take_sent();
+        assert_eq!(sent.len(), 1, "exactly once; bindings before: {known:?}");
+        assert_eq!((sent[0].remote, &sent[0].payload), (dst, &payload));
+        self.sent_to.entry(child).or_default().insert(dst.ip());
+    }
+
+    fn host_sends_datagram(&mut self, argument: u8) {
+        let (child, from) = datagram_ends(argument);
+        let open = self.harness.stack.flows().find(|flow| flow.key.child == child && flow.key.remote.port() == 0);
+        let Some(flow) = open.filter(|flow| flow.key.protocol == crate::flow::Protocol::Udp) else { return };
+        let strange = argument & 0x40 != 0;
+        let from = match (strange, from.ip()) {
+            (false, _) => from,
+            (true, IpAddr::V4(_)) => "203.0.113.250:9".parse().expect("an address"),
+            (true, IpAddr::V6(_)) => "[2001:db8:ffff::1]:9".parse().expect("an address"),
+        };
+        let may = self.sent_to.get(&child).is_some_and(|remotes| remotes.contains(&from.ip()));
+        let result = self.harness.datagram(flow.id, from, b"from the host", None);
+        match result {
+            Ok(()) => assert!(may, "{from} has not been sent to by {child}"),
+            // A binding that was evicted and made anew has forgotten its remotes.
+            Err(reason) => assert_eq!(reason, DropReason::UnexpectedSource),
+        }
+    }
+
+    fn datagram_error(&mut self, argument: u8) {
+        let (child, remote) = datagram_ends(argument);
+        let flow = self.harness.stack.flows().find(|flow| flow.key.child == child);
+        let Some(flow) = flow.filter(|flow| flow.key.protocol == crate::flow::Protocol::Udp) else { return };
+        let kind = match argument >> 5 {
+            0 => DatagramErrorKind::PortUnreachable,
+            1 => DatagramErrorKind::TooBig(1280),
+            2 => DatagramErrorKind::Other(12, 1),
+            _ => DatagramErrorKind::TimeExceeded,
+        };
+        let error = DatagramError { offender: None, kind };
+        self.harness.datagram_error(flow.id, remote, error, b"quoted");
+    }
+
+    /// A frame that means nothing, or anything.
+    fn garbage(&mut self, frame: &[u8]) {
+        for offload in [
+            Offload::default(),
+            Offload { checksum: Checksum::Partial, gso: Gso::None },
+            Offload { checksum: Checksum::Partial, gso: Gso::Udp(100) },
+        ] {
+            let _ = self.harness.inject(frame);
+            let _ = self.harness.inject_with(frame, offload);
+        }
+        // It may have been a datagram, or hit a connection.
+        self.harness.host.take_sent();
+        for connection in &mut self.connections {
+            connection.broken |= frame.len() >= 54;
+        }
+    }
+
+    fn on(&mut self, argument: u8, act: impl FnOnce(&mut Harness, &mut Connection)) {
+        let count = self.connections.len().max(1);
+        if let Some(connection) = self.connections.get_mut(usize::from(argument & 0x3f) % count) {
+            act(&mut self.harness, connection);
+        }
+    }
+
+    fn check(&mut self) {
+        let harness = &mut self.harness;
+        harness.host.take_sent();
+        for connection in &mut self.connections {
+            if connection.flow.is_none() {
+                let found = harness.host.tcp.iter().find(|(_, tcp)| tcp.remote == Some(connection.remote));
+                connection.flow = found.map(|(&flow, _)| flow);
+            }
+            let got = harness.child.read(connection.socket);
+            let expected = &connection.to_child[connection.got..];
+            assert!(expected.starts_with(&got), "bytes to the child that nobody sent");
+            connection.got += got.len();
+            if let Some(tcp) = connection.flow.and_then(|flow| harness.host.tcp.get(&flow)) {
+                assert!(connection.to_host.starts_with(&tcp.received), "bytes to the host that nobody sent");
+            }
+        }
+        let stack = &harness.stack;
+        assert!(stack.flows().count() <= CONNECTIONS + 8 + 4, "flows beyond every limit");
+        assert!(stack.buffer_bytes() <= stack.config().limits().buffer_bytes);
+    }
+
+    /// Everything that is not broken ends in order, whatever the link has lost.
+    fn finish(mut self) {
+        self.harness.host.appetite = usize::MAX;
+        for connection in &mut self.connections {
+            let flow = connection.flow;
+            if connection.broken {
+                self.harness.child.abort(connection.socket);
+                if let Some(flow) = flow.filter(|flow| self.harness.host.tcp[flow].closed.is_none()) {
+                    self.harness.host.reset(flow);
+                }
+                continue;
+            }
+            self.harness.child.close(connection.socket);
+            if let Some(flow) = flow.filter(|_| !connection.host_finished) {
+                self.harness.host.finish(flow);
+            }
+        }
+        let mut late = Vec::new();
+        for _ in 0..40 {
+            self.harness.drive_for(Duration::from_secs(30));
+            self.check();
+            for connection in &mut self.connections {
+                if let Some(flow) = connection.flow.filter(|_| !connection.host_finished) {
+                    connection.host_finished = true;
+                    late.push(flow);
+                }
+            }
+            for flow in late.drain(..) {
+                self.harness.host.finish(flow);
+            }
+        }
+        for connection in self.connections.iter().filter(|connection| !connection.broken) {
+            let Some(flow) = connection.flow else { continue };
+            let tcp = &self.harness.host.tcp[&flow];
+            assert_eq!(tcp.received.len(), connection.to_host.len(), "to the host, all of it");
+            assert_eq!(connection.got, connection.to_child.len(), "to the child, all of it");
+            assert_eq!(tcp.closed, Some(false), "closed in order");
+        }
+        assert_eq!(self.harness.stack.flows().count(), 0, "{:#?}", self.harness.stack.flows().collect::<Vec<_>>());
+        assert_eq!(self.harness.stack.buffer_bytes(), 0);
+    }
+}
+
+/// One of a few sockets of the child, and one of a few remotes.
+fn datagram_ends(argument: u8) -> (SocketAddr, SocketAddr) {
+    let port = 5000 + u16::from(argument >> 1 & 7);
+    let remote = u16::from(argument >> 4 & 3);
+    if argument & 1 == 0 {
+        (SocketAddr::new(CHILD.into(), port), SocketAddr::from(([198, 51, 100, 10 + remote as u8], 9)))
+    } else {
+        let remote = SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10 + remote], 9));
+        (SocketAddr::new(CHILD6.into(), port), remote)
+    }
+}
