@@ -16,7 +16,8 @@
 //!   start for 10 ms. Delay is therefore switched off while full-sized segments arrive;
 //! * LAST-ACK ignores window updates: [`Endpoint::close`] is for an empty send queue only (see `relay.rs`);
 //! * TIME-WAIT answers a new SYN by a challenge ACK: the flow is removed on entering it instead
-//!   ([`ChildSide::Done`]);
+//!   ([`ChildSide::Done`]), and where bytes still wait for the host, time stands still in it, because its end
+//!   throws them away;
 //! * a RST in SYN-RECEIVED returns to LISTEN: reported as [`ChildSide::Gone`];
 //! * CLOSED after LAST-ACK looks like CLOSED after a RST: remembered in `ended`;
 //! * `poll_at` says "now" for as long as the SYN-ACK is withheld: not asked then.
@@ -146,6 +147,8 @@ pub(crate) struct Endpoint {
     acks: Acks,
     held: bool,
     ended: Ended,
+    /// When TIME-WAIT began.
+    time_wait: Option<Instant>,
 }
 
 /// How a connection came to CLOSED; smoltcp does not tell.
@@ -203,6 +206,7 @@ impl Endpoint {
             acks: Acks::Delayed,
             held: true,
             ended: Ended::No,
+            time_wait: None,
         }
     }
 
@@ -223,6 +227,9 @@ impl Endpoint {
         if in_last_ack && self.socket().state() == State::Closed && tcp.flags & Tcp::RST == 0 {
             self.ended = Ended::InOrder;
         }
+        if self.time_wait.is_none() && self.socket().state() == State::TimeWait {
+            self.time_wait = Some(now);
+        }
         reply
     }
 
@@ -234,6 +241,7 @@ impl Endpoint {
         out: &mut [u8],
     ) -> Option<(usize, Offload)> {
         let mut len = 0;
+        let now = self.time_wait.map_or(now, |since| now.min(since + ACK_DELAY));
         let mut wire =
             Wire { caps: &network.caps, from: None, to: Some(Sink::Frame { out: &mut *out, len: &mut len }) };
         let result = network.interface.poll_egress(now, &mut wire, self.sockets.get_mut());
@@ -246,7 +254,11 @@ impl Endpoint {
 
     /// When [`Endpoint::egress`] has something to do without an event.
     pub(crate) fn poll_at(&self, network: &mut Network, now: Instant) -> Option<Instant> {
-        if self.held { None } else { network.interface.poll_at(now, self.sockets.get()) }
+        if self.held {
+            return None;
+        }
+        let at = network.interface.poll_at(now, self.sockets.get());
+        at.filter(|&at| self.time_wait.is_none_or(|since| at <= since + ACK_DELAY))
     }
 
     /// Lets the SYN-ACK go.

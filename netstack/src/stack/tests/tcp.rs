@@ -346,6 +346,44 @@ fn many_small_reads_of_the_child_deliver_everything() {
     assert!(got == data);
 }
 
+/// smoltcp throws away what was not read when TIME-WAIT ends, after 10 s.
+#[test]
+fn a_host_that_stalls_after_both_have_finished_gets_the_rest() {
+    on_every_link(|mut h, remote| {
+        h.host.appetite = 0;
+        let (socket, flow) = open(&mut h, remote);
+        h.host.finish(flow);
+        h.drive();
+        h.child.write(socket, b"the end of a long story");
+        h.child.close(socket);
+        h.drive_for(Duration::from_secs(100));
+        assert_eq!(h.host.tcp(flow).closed, None);
+        h.host.feed_appetite(flow, usize::MAX);
+        h.drive();
+        assert_eq!(h.host.tcp(flow).received, b"the end of a long story");
+        assert_eq!(h.host.tcp(flow).closed, Some(false));
+        assert_eq!(h.stack.flows().count(), 0);
+    });
+}
+
+#[test]
+fn a_host_that_stalls_after_the_child_was_first_to_finish_gets_the_rest() {
+    on_every_link(|mut h, remote| {
+        h.host.appetite = 0;
+        let (socket, flow) = open(&mut h, remote);
+        h.child.write(socket, b"the end of a long story");
+        h.child.close(socket);
+        h.drive();
+        h.host.finish(flow);
+        h.drive_for(Duration::from_secs(100));
+        assert_eq!(h.host.tcp(flow).closed, None);
+        h.host.feed_appetite(flow, usize::MAX);
+        h.drive();
+        assert_eq!(h.host.tcp(flow).received, b"the end of a long story");
+        assert_eq!(h.host.tcp(flow).closed, Some(false));
+    });
+}
+
 // Limits.
 
 #[test]
