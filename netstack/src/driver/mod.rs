@@ -339,7 +339,7 @@ impl Driver {
     /// Performs actions and writes frames until there are none.
     fn drain(&mut self, now: Instant) {
         if !self.retry_frame(now) {
-            return;
+            return self.perform_all(now);
         }
         loop {
             let mut idle = true;
@@ -354,15 +354,21 @@ impl Driver {
             while let Some(frame) = self.stack.poll_frame(now, &mut self.frame) {
                 idle = false;
                 if !self.write_frame(now, frame.len, frame.offload) {
-                    // Datagrams refer to buffers that the next turn reads into.
-                    self.flush_datagrams(now);
-                    return;
+                    return self.perform_all(now);
                 }
             }
             if idle {
                 return;
             }
         }
+    }
+
+    /// Performs all actions: datagrams among them refer to buffers that the next turn reads into.
+    fn perform_all(&mut self, now: Instant) {
+        while let Some(action) = self.stack.poll_action() {
+            self.perform(now, action);
+        }
+        self.flush_datagrams(now);
     }
 
     /// Tries the frame again that the TAP did not take; says whether the way is free.
