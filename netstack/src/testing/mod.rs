@@ -114,6 +114,8 @@ impl Harness {
     /// Why the stack dropped it.
     pub fn inject_with(&mut self, frame: &[u8], offload: Offload) -> Result<(), DropReason> {
         let result = self.handle_frame(0, InFlight { bytes: frame.to_vec(), offload });
+        // Actions may refer to the buffer that the next frame comes in.
+        self.drain();
         self.settle();
         result
     }

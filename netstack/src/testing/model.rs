@@ -41,6 +41,14 @@ struct Connection {
     broken: bool,
 }
 
+impl Connection {
+    /// The child closes; before the handshake that is giving up.
+    fn close(&mut self, harness: &mut Harness) {
+        self.broken |= harness.child.state(self.socket) == smoltcp::socket::tcp::State::SynSent;
+        harness.child.close(self.socket);
+    }
+}
+
 struct Model {
     harness: Harness,
     connections: Vec<Connection>,
@@ -87,7 +95,7 @@ impl Model {
             3 | 4 => self.host_writes(argument),
             5 => self.on(argument, |h, c| {
                 c.child_finished = true;
-                h.child.close(c.socket);
+                c.close(h);
             }),
             6 => self.on(argument, |h, c| {
                 if let Some(flow) = c.flow.filter(|_| !c.host_finished) {
@@ -292,7 +300,7 @@ impl Model {
                 }
                 continue;
             }
-            self.harness.child.close(connection.socket);
+            connection.close(&mut self.harness);
             if let Some(flow) = flow.filter(|_| !connection.host_finished) {
                 self.harness.host.finish(flow);
             }
