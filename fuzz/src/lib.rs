@@ -1,1 +1,174 @@
-//! fuzz.
+//! Fuzz harnesses as ordinary functions of bytes.
+//!
+//! `cargo test -p fuzz` replays `corpus/` on stable; `fuzz_targets/` wraps the same functions for `cargo fuzz`. Every
+//! function panics where a promise is broken: of not panicking, of bounded memory, of parsing what was emitted.
+
+use netstack::dhcp::DhcpServer;
+use netstack::dhcp::v6::Dhcpv6Responder;
+use netstack::dns::{DnsAction, DnsForwarder, Ipv6Offer, QueryOrigin};
+use netstack::frame::{Checksum, Frame, Gso, Offload};
+use netstack::offload::vnet_hdr::{self, VirtioNetHdr};
+use netstack::testing::{ALL_OFFLOADS, Harness, NO_OFFLOADS, config};
+use netstack::time::{Duration, Instant};
+use netstack::udp::reassembly::{FragmentKey, MoreFragments, Reassembly};
+
+const NOW: Instant = Instant::from_micros_const(1_000_000_000);
+
+/// Every harness with the name of its corpus.
+pub const ALL: [(&str, fn(&[u8])); 7] = [
+    ("dhcp", dhcp),
+    ("dhcpv6", dhcpv6),
+    ("dns", dns),
+    ("frame", frame),
+    ("reassembly", reassembly),
+    ("stack_ops", stack_ops),
+    ("vnet_hdr", vnet_hdr),
+];
+
+/// One frame of the child, with every kind of metadata; then time passes.
+pub fn frame(data: &[u8]) {
+    for capabilities in [ALL_OFFLOADS, NO_OFFLOADS] {
+        let mut harness = Harness::scripted(config(), capabilities);
+        harness.host.record = false;
+        for offload in [
+            Offload::default(),
+            Offload { checksum: Checksum::Partial, gso: Gso::None },
+            Offload { checksum: Checksum::Partial, gso: Gso::Tcp(1000) },
+            Offload { checksum: Checksum::Partial, gso: Gso::Udp(1000) },
+            Offload { checksum: Checksum::Verified, gso: Gso::None },
+        ] {
+            let _ = harness.inject_with(data, offload);
+        }
+        harness.drive_for(Duration::from_secs(2));
+    }
+}
+
+/// A virtio-net header and the frame behind it, as read from the TAP.
+pub fn vnet_hdr(data: &[u8]) {
+    let Some((header, rest)) = data.split_first_chunk::<{ VirtioNetHdr::LEN }>() else { return };
+    let mut bytes = rest.to_vec();
+    let Ok(offload) = vnet_hdr::accept(header, &mut bytes) else { return };
+    // What was accepted can be emitted, and is accepted again.
+    if offload.checksum == Checksum::Partial {
+        let emitted = vnet_hdr::emit_for_frame(offload, &bytes);
+        assert_eq!(vnet_hdr::accept(&emitted, &mut bytes), Ok(offload));
+    }
+    let mut harness = Harness::scripted(config(), ALL_OFFLOADS);
+    let _ = harness.stack.handle_frame(harness.now, Frame { bytes: &mut bytes, offload, slot: 0 });
+    while harness.stack.poll_action().is_some() {}
+}
+
+/// DHCP messages of clients, split at length bytes.
+pub fn dhcp(data: &[u8]) {
+    let config = config().build().expect("the default configuration");
+    let mut server = DhcpServer::new(config.mac(), &config);
+    for (turn, message) in messages(data).enumerate() {
+        let now = NOW + Duration::from_secs(turn as u64 * 7);
+        if let Ok(Some(reply)) = server.handle(now, message) {
+            assert!(reply.payload.len() >= 240, "a BOOTP header and the cookie");
+            let given = u32::from_be_bytes([
+                reply.payload[16],
+                reply.payload[17],
+                reply.payload[18],
+                reply.payload[19],
+            ]);
+            assert!(given == 0 || config.ipv4().subnet.contains(given.into()), "an address of ours");
+        }
+    }
+}
+
+/// DHCPv6 messages.
+pub fn dhcpv6(data: &[u8]) {
+    let config = config().build().expect("the default configuration");
+    if let Ok(Some(reply)) = Dhcpv6Responder::new(config.mac(), &config).handle(data) {
+        assert_eq!(reply[1..4], data[1..4], "the client's transaction");
+    }
+}
+
+/// Queries of the child and answers of servers.
+pub fn dns(data: &[u8]) {
+    let config = config().build().expect("the default configuration");
+    let mut forwarder = DnsForwarder::new(&config);
+    let servers = [([192, 0, 2, 1], 53).into(), ([192, 0, 2, 2], 53).into()];
+    forwarder.set_servers(&servers);
+    forwarder.set_ipv6_offered(Ipv6Offer::Offered);
+    let origin =
+        QueryOrigin::Udp { child: ([10, 0, 42, 100], 4000).into(), server: ([10, 0, 42, 3], 53).into() };
+    let mut asked: Vec<(_, [u8; 2])> = Vec::new();
+    let mut now = NOW;
+    for (turn, message) in messages(data).enumerate() {
+        now += Duration::from_millis(300);
+        if turn % 2 == 0 {
+            let _ = forwarder.handle_query(now, origin, message);
+        } else if let Some((query, id)) = asked.pop() {
+            // With the right id, or nothing would ever get through.
+            let mut answer = message.to_vec();
+            if let Some(field) = answer.get_mut(..2) {
+                field.copy_from_slice(&id);
+            }
+            let _ = forwarder.handle_answer(now, query, &answer);
+        }
+        forwarder.handle_timeout(now);
+        while let Some(action) = forwarder.poll_action() {
+            match action {
+                DnsAction::Ask { query, message, .. } => {
+                    asked.push((query, [message[0], message[1]]));
+                }
+                DnsAction::Answer { message, .. } => assert!(message.len() >= 12, "a header at least"),
+                _ => {}
+            }
+        }
+        assert!(forwarder.pending() <= 1024);
+    }
+    for _ in 0..20 {
+        now += Duration::from_secs(5);
+        forwarder.handle_timeout(now);
+        while forwarder.poll_action().is_some() {}
+    }
+    assert_eq!(forwarder.pending(), 0, "every query ends");
+}
+
+/// Fragments of a few datagrams: memory stays bounded, and what comes out is as long as the fragments say.
+pub fn reassembly(data: &[u8]) {
+    const LIMIT: usize = 1 << 16;
+    let mut store = Reassembly::new(LIMIT, Duration::from_secs(30));
+    let mut now = NOW;
+    for step in data.chunks_exact(5) {
+        let key = FragmentKey {
+            src: [10, 0, 42, 100].into(),
+            dst: [198, 51, 100, step[0] & 3].into(),
+            id: u32::from(step[0] >> 2 & 3),
+            protocol: 17,
+        };
+        let offset = usize::from(u16::from_be_bytes([step[1], step[2]]) & 0x1fff) * 8;
+        let more = if step[3] & 1 == 0 { MoreFragments::More } else { MoreFragments::Last };
+        let piece = vec![step[4]; usize::from(step[4]) * if step[3] & 2 == 0 { 8 } else { 1 }];
+        if let Ok(Some(whole)) = store.insert(now, key, offset, more, &piece) {
+            assert!(whole.len() <= 65535);
+        }
+        assert!(store.bytes() <= LIMIT, "{} bytes are held", store.bytes());
+        if step[3] & 0x80 != 0 {
+            now += Duration::from_secs(u64::from(step[3] >> 2));
+            store.handle_timeout(now);
+        }
+    }
+    store.handle_timeout(now + Duration::from_secs(60));
+    assert_eq!(store.bytes(), 0, "everything is given up in the end");
+}
+
+/// Operations on a whole stack, against the reference NAT.
+pub fn stack_ops(data: &[u8]) {
+    netstack::testing::model::run(data);
+}
+
+/// Cuts `data` into messages: a big-endian length of two bytes before each; the last one may be cut short.
+fn messages(data: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = data;
+    std::iter::from_fn(move || {
+        let (&len, following) = rest.split_first_chunk::<2>()?;
+        let len = usize::from(u16::from_be_bytes(len)).min(following.len());
+        let (message, following) = following.split_at(len);
+        rest = following;
+        Some(message)
+    })
+}

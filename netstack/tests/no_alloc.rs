@@ -79,7 +79,9 @@ impl TcpEcho {
         let mut buffer = vec![0; FRAME_BUFFER];
         while stack.poll_frame(now, &mut buffer).is_some() {}
         let mut syn = Segment::syn(child, remote, 1440).frame();
-        stack.handle_frame(now, Frame { bytes: &mut syn, offload: Offload::default(), slot: 0 }).expect("a flow");
+        stack
+            .handle_frame(now, Frame { bytes: &mut syn, offload: Offload::default(), slot: 0 })
+            .expect("a flow");
         let Some(Action::Connect { flow, .. }) = stack.poll_action() else { panic!("no connect") };
         stack.handle_host(now, flow, HostEvent::Connected);
         let out = stack.poll_frame(now, &mut buffer).expect("a SYN-ACK");
@@ -100,7 +102,8 @@ impl TcpEcho {
         segment.sequence = segment.sequence.wrapping_add(payload.len() as u32);
         let mut echoed = 0;
         let mut counted = allocations(|| {
-            let _ = stack.handle_frame(*now, Frame { bytes: &mut frame, offload: Offload::default(), slot: 0 });
+            let _ =
+                stack.handle_frame(*now, Frame { bytes: &mut frame, offload: Offload::default(), slot: 0 });
             loop {
                 let mut idle = true;
                 while let Some(action) = stack.poll_action() {
@@ -185,7 +188,8 @@ fn a_udp_exchange_allocates_nothing_but_the_remotes_it_remembers() {
                     }
                     stack.release_slots();
                     let flow = flow_id.expect("a binding");
-                    let answer = stack.handle_datagram(now, flow, remote, &[2; 1000], 1000, None, &mut headers);
+                    let answer =
+                        stack.handle_datagram(now, flow, remote, &[2; 1000], 1000, None, &mut headers);
                     assert!(answer.is_ok());
                     while stack.poll_frame(now, &mut buffer).is_some() {}
                     stack.poll_timeout();

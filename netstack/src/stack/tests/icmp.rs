@@ -124,7 +124,8 @@ fn errors_about_requests_quote_the_childs_identifier() {
         let mut h = scripted();
         h.inject(&echo_request(child, remote, 0x1234, 5, b"x")).unwrap();
         let flow = h.host.last_flow();
-        let router: IpAddr = if family == 0 { [203, 0, 113, 9].into() } else { "2001:db8::99".parse().unwrap() };
+        let router: IpAddr =
+            if family == 0 { [203, 0, 113, 9].into() } else { "2001:db8::99".parse().unwrap() };
         let error = DatagramError { offender: Some(router), kind: DatagramErrorKind::TimeExceeded };
         let quoted = echo(REQUEST[family], 0x9999, 5, b"x");
         h.datagram_error(flow, SocketAddr::new(remote, 0), error, &quoted);

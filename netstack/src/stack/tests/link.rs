@@ -38,7 +38,10 @@ fn neighbor_solicitations_are_answered_for_the_gateway() {
     let Seen::Icmp { src, dst, kind, body } = h.seen_one() else { panic!() };
     assert_eq!((src, dst, kind), (GATEWAY6.into(), CHILD6.into(), (136, 0)));
     assert_eq!(body[4..20], GATEWAY6.octets());
-    assert_eq!(body[20..28], [2, 1, ENGINE_MAC[0], ENGINE_MAC[1], ENGINE_MAC[2], ENGINE_MAC[3], ENGINE_MAC[4], ENGINE_MAC[5]]);
+    assert_eq!(
+        body[20..28],
+        [2, 1, ENGINE_MAC[0], ENGINE_MAC[1], ENGINE_MAC[2], ENGINE_MAC[3], ENGINE_MAC[4], ENGINE_MAC[5]]
+    );
     let _ = h.inject(&frames::neighbor_solicitation(CHILD6, WORLD6));
     assert_eq!(h.seen(), []);
 }

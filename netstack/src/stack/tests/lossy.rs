@@ -65,8 +65,12 @@ fn a_link_that_loses_a_fifth_still_delivers() {
 
 #[test]
 fn runs_are_repeated_by_their_seeds() {
-    let link =
-        LinkConfig { delay: Duration::from_millis(1), jitter: Duration::from_millis(2), loss_per_mille: 30, seed: 9 };
+    let link = LinkConfig {
+        delay: Duration::from_millis(1),
+        jitter: Duration::from_millis(2),
+        loss_per_mille: 30,
+        seed: 9,
+    };
     let run = || {
         let h = exchange(link, ALL_OFFLOADS, families(80)[0].1, 100_000);
         (h.now, h.stack.stats())

@@ -549,9 +549,8 @@ fn a_hundred_flows_do_not_mix() {
     let mut h = Harness::default();
     h.host.echo = true;
     h.child.set_rings(8192);
-    let sockets: Vec<_> = (0..100)
-        .map(|n| h.child.connect(families(1000 + n)[usize::from(n) % 2].1))
-        .collect();
+    let sockets: Vec<_> =
+        (0..100).map(|n| h.child.connect(families(1000 + n)[usize::from(n) % 2].1)).collect();
     // smoltcp asks for a neighbour once a second.
     h.drive_for(Duration::from_secs(3));
     for (n, &socket) in sockets.iter().enumerate() {

@@ -394,7 +394,12 @@ fn with_offloads_data_travels_in_super_segments() {
         assert!(h.child.received.iter().any(gso), "no super-segment: {:?}", h.child.received.len());
         let partial = |f: &crate::testing::link::InFlight| f.offload.checksum == Checksum::Partial;
         assert!(h.child.received.iter().all(partial));
-        assert!(h.child.received.iter().all(|f| f.bytes[..6] == frames::CHILD_MAC && f.bytes[6..12] == ENGINE_MAC));
+        assert!(
+            h.child
+                .received
+                .iter()
+                .all(|f| f.bytes[..6] == frames::CHILD_MAC && f.bytes[6..12] == ENGINE_MAC)
+        );
     }
 }
 

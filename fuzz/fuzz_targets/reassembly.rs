@@ -1,0 +1,4 @@
+//! See `fuzz::reassembly`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::reassembly(data));

@@ -1,0 +1,4 @@
+//! See `fuzz::stack_ops`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::stack_ops(data));
