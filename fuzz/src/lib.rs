@@ -14,8 +14,11 @@ use netstack::udp::reassembly::{FragmentKey, MoreFragments, Reassembly};
 
 const NOW: Instant = Instant::from_micros_const(1_000_000_000);
 
+/// A harness: it panics where a promise is broken.
+pub type Harnessed = fn(&[u8]);
+
 /// Every harness with the name of its corpus.
-pub const ALL: [(&str, fn(&[u8])); 7] = [
+pub const ALL: [(&str, Harnessed); 7] = [
     ("dhcp", dhcp),
     ("dhcpv6", dhcpv6),
     ("dns", dns),

@@ -51,9 +51,9 @@ fn mutated_seeds_are_survived() {
 fn mutate(data: &mut Vec<u8>, random: &mut netstack::testing::link::Random) {
     let at = random.below(data.len() as u64 + 1) as usize;
     match random.below(6) {
-        0 if at < data.len() => data[at] = random.next() as u8,
+        0 if at < data.len() => data[at] = random.number() as u8,
         1 if at < data.len() => data[at] ^= 1 << random.below(8),
-        2 => data.insert(at, random.next() as u8),
+        2 => data.insert(at, random.number() as u8),
         3 if at < data.len() => drop(data.remove(at)),
         4 => data.truncate(at),
         _ => {

@@ -130,8 +130,7 @@ struct SlowClose {
 /// thread, and so is what the message carries (unix(7); before Linux 6.9 this thread is the caller, and
 /// nothing is won). If it does not work, the descriptor is closed here.
 fn close_in_background(tap: OwnedFd) {
-    let Ok((sender, itself)) =
-        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+    let Ok((sender, itself)) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
     else {
         return;
     };

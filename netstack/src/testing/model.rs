@@ -64,9 +64,7 @@ struct Model {
 pub fn run(bytes: &[u8]) {
     let mut bytes = bytes.iter().copied();
     let setup = bytes.next().unwrap_or(0);
-    let mut limits = Limits::default();
-    limits.udp_bindings = 8;
-    limits.icmp_bindings = 4;
+    let limits = Limits { udp_bindings: 8, icmp_bindings: 4, ..Limits::default() };
     let capabilities = if setup & 1 == 0 { ALL_OFFLOADS } else { NO_OFFLOADS };
     let mut harness = Harness::new(config().limits(limits), capabilities);
     harness.host.record = false;

@@ -182,8 +182,7 @@ fn fragments() {
 
 #[test]
 fn reassembly_memory_is_bounded() {
-    let mut limits = Limits::default();
-    limits.reassembly_bytes = 1 << 16;
+    let limits = Limits { reassembly_bytes: 1 << 16, ..Limits::default() };
     let mut h = Harness::scripted(config().limits(limits), ALL_OFFLOADS);
     let (child, remote) = families(9)[0];
     let first = frames::fragments(&frames::udp(child, remote, &[7; 2800]), 1, 1400).remove(0);

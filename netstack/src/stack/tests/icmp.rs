@@ -79,9 +79,8 @@ fn only_replies_pass_from_the_host() {
 
 #[test]
 fn identifiers_have_bindings_that_end_and_make_room() {
-    let (mut limits, mut timeouts) = (Limits::default(), Timeouts::default());
-    limits.icmp_bindings = 2;
-    timeouts.icmp = Duration::from_secs(10);
+    let limits = Limits { icmp_bindings: 2, ..Limits::default() };
+    let timeouts = Timeouts { icmp: Duration::from_secs(10), ..Timeouts::default() };
     let mut h = Harness::scripted(config().limits(limits).timeouts(timeouts), ALL_OFFLOADS);
     let (child, remote) = pairs()[0];
     for ident in 1..=3 {

@@ -151,8 +151,7 @@ fn dhcpv6_tells_the_dns_address() {
 
 #[test]
 fn a_full_queue_to_the_child_drops_and_counts() {
-    let mut limits = crate::config::Limits::default();
-    limits.to_child_frames = 16;
+    let limits = crate::config::Limits { to_child_frames: 16, ..crate::config::Limits::default() };
     let config = config().limits(limits).build().unwrap();
     let now = crate::time::Instant::from_secs(1000);
     let mut stack = crate::Stack::new(config, ALL_OFFLOADS, now);

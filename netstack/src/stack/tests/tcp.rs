@@ -388,8 +388,7 @@ fn a_host_that_stalls_after_the_child_was_first_to_finish_gets_the_rest() {
 
 #[test]
 fn a_full_flow_table_resets_further_connections() {
-    let mut limits = crate::config::Limits::default();
-    limits.flows = 2;
+    let limits = crate::config::Limits { flows: 2, ..crate::config::Limits::default() };
     let mut h = Harness::new(config().limits(limits), ALL_OFFLOADS);
     let remote = families(80)[0].1;
     let first = h.child.connect(remote);
@@ -408,8 +407,7 @@ fn a_full_flow_table_resets_further_connections() {
 
 #[test]
 fn too_many_half_open_connections_wait_for_their_turn() {
-    let mut limits = crate::config::Limits::default();
-    limits.half_open = 1;
+    let limits = crate::config::Limits { half_open: 1, ..crate::config::Limits::default() };
     let mut h = Harness::new(config().limits(limits), ALL_OFFLOADS);
     h.host.default_plan = ConnectPlan::Hold;
     let remote = families(80)[0].1;
@@ -429,8 +427,7 @@ fn too_many_half_open_connections_wait_for_their_turn() {
 
 #[test]
 fn memory_that_is_used_up_resets_further_connections_and_comes_back() {
-    let mut limits = crate::config::Limits::default();
-    limits.buffer_bytes = 1 << 20;
+    let limits = crate::config::Limits { buffer_bytes: 1 << 20, ..crate::config::Limits::default() };
     let mut h = Harness::new(config().limits(limits), ALL_OFFLOADS);
     h.child.set_rings(4096);
     let remote = families(80)[0].1;
@@ -481,8 +478,10 @@ fn a_child_that_never_acknowledges_the_last_fin_is_given_up() {
 
 #[test]
 fn keepalive_finds_a_child_that_is_gone() {
-    let mut timeouts = crate::config::Timeouts::default();
-    timeouts.tcp_keepalive = Duration::from_secs(45);
+    let timeouts = crate::config::Timeouts {
+        tcp_keepalive: Duration::from_secs(45),
+        ..crate::config::Timeouts::default()
+    };
     let mut h = Harness::new(config().timeouts(timeouts), ALL_OFFLOADS);
     let (socket, flow) = open(&mut h, families(80)[0].1);
     h.drive_for(Duration::from_secs(1000));

@@ -108,8 +108,7 @@ fn strangers_are_filtered_by_address_unless_asked() {
 
 #[test]
 fn a_silent_binding_ends_and_traffic_in_either_direction_keeps_it() {
-    let mut timeouts = Timeouts::default();
-    timeouts.udp = Duration::from_secs(30);
+    let timeouts = Timeouts { udp: Duration::from_secs(30), ..Timeouts::default() };
     let mut h = Harness::scripted(config().timeouts(timeouts), ALL_OFFLOADS);
     let (child, remote) = families(9)[0];
     h.inject(&udp(child, remote, b"x")).unwrap();
@@ -133,11 +132,10 @@ fn a_silent_binding_ends_and_traffic_in_either_direction_keeps_it() {
 
 #[test]
 fn the_longest_idle_binding_makes_room() {
-    let mut limits = Limits::default();
-    limits.udp_bindings = 2;
+    let limits = Limits { udp_bindings: 2, ..Limits::default() };
     let mut h = Harness::scripted(config().limits(limits), ALL_OFFLOADS);
     let (_, remote) = families(9)[0];
-    let mut open = |h: &mut Harness, port: u16| {
+    let open = |h: &mut Harness, port: u16| {
         h.inject(&udp(socket(CHILD, port), remote, b"x")).unwrap();
         h.drive_for(Duration::from_secs(2));
         h.host.last_flow()
@@ -366,8 +364,7 @@ fn errors_to_the_child_are_limited_in_rate() {
 
 #[test]
 fn what_is_sent_before_a_close_is_sent() {
-    let mut limits = Limits::default();
-    limits.udp_bindings = 1;
+    let limits = Limits { udp_bindings: 1, ..Limits::default() };
     let mut h = Harness::scripted(config().limits(limits), ALL_OFFLOADS);
     let (_, remote) = families(9)[0];
     for port in 1..50 {
