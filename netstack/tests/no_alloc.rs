@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use netstack::action::{Action, HostEvent};
 use netstack::frame::{Frame, Offload};
 use netstack::packet::{MAX_HEADERS, Tcp};
-use netstack::stack::{FRAME_BUFFER, HostIo, Stack};
+use netstack::stack::{Datagram, FRAME_BUFFER, HostIo, Stack};
 use netstack::testing::frames::{self, CHILD, CHILD6, Seen, Segment, WORLD, WORLD6};
 use netstack::testing::{ALL_OFFLOADS, NO_OFFLOADS, config};
 use netstack::time::{Duration, Instant};
@@ -188,8 +188,8 @@ fn a_udp_exchange_allocates_nothing_but_the_remotes_it_remembers() {
                     }
                     stack.release_slots();
                     let flow = flow_id.expect("a binding");
-                    let answer =
-                        stack.handle_datagram(now, flow, remote, &[2; 1000], 1000, None, &mut headers);
+                    let datagram = Datagram { from: remote, payload: &[2; 1000], total: 1000, gso: None };
+                    let answer = stack.handle_datagram(now, flow, datagram, &mut headers);
                     assert!(answer.is_ok());
                     while stack.poll_frame(now, &mut buffer).is_some() {}
                     stack.poll_timeout();

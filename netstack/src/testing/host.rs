@@ -10,7 +10,7 @@ use crate::action::{Action, ConnectError, DatagramError, DatagramKind, Hop, Host
 use crate::flow::FlowId;
 use crate::frame::Offload;
 use crate::packet::MAX_HEADERS;
-use crate::stack::{HostIo, Stack, ToChild};
+use crate::stack::{Datagram, HostIo, Stack, ToChild};
 use crate::time::Instant;
 
 /// What becomes of connections to an address.
@@ -273,7 +273,12 @@ impl HostStub {
         gso: Option<u16>,
     ) -> Result<Option<(Vec<u8>, Offload)>, crate::error::DropReason> {
         let mut headers = [0; MAX_HEADERS];
-        match stack.handle_datagram(now, flow, from, payload, payload.len(), gso, &mut headers)? {
+        match stack.handle_datagram(
+            now,
+            flow,
+            Datagram { from, payload, total: payload.len(), gso },
+            &mut headers,
+        )? {
             ToChild::Queued => Ok(None),
             ToChild::Frame { start, offload } => {
                 let mut frame = headers[start..].to_vec();
