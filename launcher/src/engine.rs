@@ -118,7 +118,6 @@ fn serve(task: &EngineTask<'_>, config: &Config) -> Result<(), Failure> {
 ///
 /// Removing a TAP device or an inotify group waits some 10 to 20 ms for RCU, and whoever runs the command would
 /// wait for that. A socket that is only referred to by a message in its own queue is collected by a kernel
-<<<<<<< HEAD
 /// thread, and so is what the message carries (unix(7); before Linux 6.9 the collector is the caller, and
 /// nothing is won). If any of this fails, the descriptors are simply closed here.
 struct SlowClose {
@@ -126,26 +125,6 @@ struct SlowClose {
     _itself: OwnedFd,
     /// Closed second: this close makes the kernel look for garbage.
     _sender: OwnedFd,
-=======
-/// thread, and so is what the message carries (unix(7); before Linux 6.9 this thread is the caller, and
-/// nothing is won). If it does not work, the descriptor is closed here.
-fn close_in_background(tap: OwnedFd) {
-    let Ok((sender, itself)) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-    else {
-        return;
-    };
-    let fds = [itself.as_raw_fd(), tap.as_raw_fd()];
-    let _ = sendmsg::<()>(
-        sender.as_raw_fd(),
-        &[IoSlice::new(b"x")],
-        &[ControlMessage::ScmRights(&fds)],
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    );
-    drop((tap, itself));
-    // This close finds the cycle.
-    drop(sender);
->>>>>>> 2a4ef60 (Fuzz harnesses with a corpus that stable replays; dependency and system call rules as tests)
 }
 
 impl SlowClose {

@@ -62,15 +62,21 @@ pub(super) struct Receive {
     batch: RecvBatch,
     /// [`BATCH`] buffers of [`DATAGRAM`] bytes, touched only as far as datagrams are long.
     buffers: Box<[u8]>,
+    /// Buffers offered to one system call: few while sockets hold few, for each costs time.
+    width: usize,
     incoming: Vec<Incoming>,
     sizes: Vec<usize>,
 }
+
+/// [`Receive::width`] while sockets hold little.
+const NARROW: usize = 4;
 
 impl Receive {
     pub(super) fn new() -> Self {
         Receive {
             batch: RecvBatch::new(),
             buffers: zeroed(BATCH * DATAGRAM),
+            width: NARROW,
             incoming: Vec::with_capacity(BATCH),
             sizes: Vec::with_capacity(BATCH),
         }
@@ -223,10 +229,14 @@ impl Driver {
     fn read_batch(&mut self, now: Instant, flow: FlowId) -> bool {
         let Some(socket) = self.sockets.get(flow) else { return false };
         let mut incoming = std::mem::take(&mut self.receive.incoming);
-        let buffers = self.receive.buffers.chunks_exact_mut(DATAGRAM);
+        let width = self.receive.width;
+        let buffers = self.receive.buffers.chunks_exact_mut(DATAGRAM).take(width);
         let received = self.receive.batch.recv(socket.fd.as_fd(), buffers, &mut incoming);
         let more = match received {
-            Ok(count) => count == BATCH,
+            Ok(count) => {
+                self.receive.width = if count == width { BATCH } else { NARROW };
+                count == width
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
             // The error of a datagram that was sent: the error queue has it.
             Err(_) => {

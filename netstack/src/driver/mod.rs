@@ -160,8 +160,8 @@ impl Driver {
             send_batch: SendBatch::new(),
             receive: Receive::new(),
         };
-        let tap_interest = Interest::READABLE | Interest::WRITABLE;
-        driver.watch("TAP", driver.tap.as_fd().as_raw_fd(), TAP, tap_interest)?;
+        // Not for writing: a TAP is always writable, what it may lack is memory.
+        driver.watch("TAP", driver.tap.as_fd().as_raw_fd(), TAP, Interest::READABLE)?;
         if driver.stack.config().dns().servers.is_empty() {
             driver.follow_resolv_conf()?;
         }
