@@ -53,7 +53,10 @@ job_test() {
     local failed=0
     while IFS=$'\t' read -r directory program; do
         echo "== ${program##*/}"
-        (cd "$directory" && as_test_user "$program") 2>&1 | tee -a "$log" || failed=1
+        # The rules of dependencies ask cargo, which belongs to whoever builds.
+        local run=as_test_user
+        case "$program" in */core_deps-*) run= ;; esac
+        (cd "$directory" && $run "$program") 2>&1 | tee -a "$log" || failed=1
     done < <(jq -r 'select(.executable != null and .profile.test) | [(.manifest_path | rtrimstr("/Cargo.toml")), .executable] | @tsv' "$list")
     cargo test --workspace --locked --doc --quiet || failed=1
     echo "tests that could not run here: $(grep -c '^SKIPPED' "$log" || true)"
