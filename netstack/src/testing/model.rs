@@ -264,6 +264,11 @@ impl Model {
         }
     }
 
+    /// Bytes that have reached the child.
+    fn delivered(&self) -> usize {
+        self.connections.iter().map(|connection| connection.got).sum()
+    }
+
     fn on(&mut self, argument: u8, act: impl FnOnce(&mut Harness, &mut Connection)) {
         let count = self.connections.len().max(1);
         if let Some(connection) = self.connections.get_mut(usize::from(argument & 0x3f) % count) {
@@ -315,9 +320,12 @@ impl Model {
             self.harness.link.config.loss_per_mille > 0 || self.harness.link.config.jitter > Duration::ZERO;
         let mut late = Vec::new();
         // smoltcp forgets what was not read when TIME-WAIT ends: not long at a time, at the beginning.
-        for turn in 0..100 {
-            self.harness.drive_for(Duration::from_secs(if turn < 60 { 1 } else { 30 }));
+        let mut quiet = 0;
+        while quiet < 100 {
+            self.harness.drive_for(Duration::from_secs(if quiet < 60 { 1 } else { 30 }));
+            let before = self.delivered();
             self.check();
+            quiet = if self.delivered() == before { quiet + 1 } else { 0 };
             for connection in &mut self.connections {
                 if let Some(flow) = connection.flow.filter(|_| !connection.host_finished) {
                     connection.host_finished = true;
