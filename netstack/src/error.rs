@@ -45,9 +45,9 @@ pub enum DropReason {
     /// TTL or hop limit ran out here (the child was told).
     #[error("time exceeded")]
     TimeExceeded,
-    /// Fragment of a protocol that is not reassembled.
-    #[error("fragment not supported")]
-    FragmentUnsupported,
+    /// The destination is neither our Ethernet address nor a group.
+    #[error("not for us")]
+    NotForUs,
     /// Fragment overlaps another one (RFC 5722) or exceeds 65535 bytes.
     #[error("bad fragment")]
     BadFragment,
@@ -131,7 +131,7 @@ impl DropReason {
         DropReason::Ipv6Off,
         DropReason::PolicyRefused,
         DropReason::TimeExceeded,
-        DropReason::FragmentUnsupported,
+        DropReason::NotForUs,
         DropReason::BadFragment,
         DropReason::ReassemblyFull,
         DropReason::ReassemblyTimeout,

@@ -435,6 +435,9 @@ impl Stack {
         slot: Option<u32>,
     ) -> Result<(), DropReason> {
         let ethernet = Ethernet::parse(frame)?;
+        if ethernet.dst != self.config.mac && ethernet.dst[0] & 1 == 0 {
+            return Err(DropReason::NotForUs);
+        }
         match ethernet.ethertype {
             ethertype::ARP => return self.handle_arp(frame),
             ethertype::IPV4 | ethertype::IPV6 => {}

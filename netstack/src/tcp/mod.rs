@@ -37,6 +37,9 @@ pub use self::rings::{Memory, RingSize};
 /// Silence after which a flow's empty rings give their pages back.
 pub(crate) const TRIM_AFTER: Duration = Duration::from_secs(1);
 
+/// Silence after which a DNS connection is closed (RFC 7766 section 6.2.3 asks for seconds).
+const DNS_IDLE: Duration = Duration::from_secs(30);
+
 /// Where a flow is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -140,6 +143,7 @@ impl TcpFlow {
         let child_finished = self.endpoint.child_side() == ChildSide::Finished;
         match self.phase {
             Phase::Connecting => None,
+            Phase::Open if matches!(self.peer, Peer::Dns(_)) => Some(DNS_IDLE),
             _ if self.relay.is_closing() => Some(timeouts.tcp_closing),
             _ if self.relay.is_half_closed() || child_finished => Some(timeouts.tcp_half_closed),
             Phase::Open if self.endpoint.is_established() => None,
