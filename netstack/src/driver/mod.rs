@@ -52,8 +52,12 @@ use crate::sys::tap::{Tap, TapError};
 use crate::tcp::Memory;
 use crate::time::{Duration, Instant};
 
-/// Frames read from the TAP per turn.
+/// Frames read from the TAP before they are acted upon.
 const TAP_BATCH: usize = 64;
+/// Bytes of them: what the child sends next has to find room while these are written to the host.
+const TAP_BATCH_BYTES: usize = 64 << 10;
+/// Batches between two looks at the sockets.
+const TAP_BATCHES: usize = 8;
 /// Actions performed before frames are written again: bytes go on while they are in the cache.
 const ACTION_BATCH: usize = 4;
 /// A pause before a frame is tried again that the TAP had no memory for.
@@ -273,8 +277,13 @@ impl Driver {
             self.stack.handle_timeout(now);
         }
         self.read_datagrams(now);
-        self.read_tap(now)?;
-        self.drain(now);
+        for _ in 0..TAP_BATCHES {
+            self.read_tap(now)?;
+            self.drain(now);
+            if !self.tap_readable {
+                break;
+            }
+        }
         Ok(false)
     }
 
@@ -296,8 +305,9 @@ impl Driver {
 
     fn read_tap(&mut self, now: Instant) -> Result<(), DriverError> {
         let mut slot = 0;
+        let mut bytes_read = 0;
         for _ in 0..TAP_BATCH {
-            if !self.tap_readable {
+            if !self.tap_readable || bytes_read >= TAP_BATCH_BYTES {
                 break;
             }
             let mut header = [0; VirtioNetHdr::LEN];
@@ -313,6 +323,7 @@ impl Driver {
                     _ => return Err(DriverError::TapGone(error)),
                 },
             };
+            bytes_read += len;
             let bytes = &mut self.slots[slot][..len];
             let offload = match vnet_hdr::accept(&header, bytes) {
                 Ok(offload) => offload,
