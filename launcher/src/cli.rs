@@ -59,6 +59,18 @@ pub struct RunArgs {
     #[arg(long, value_name = "NET", default_value = "fd42:10:42::/64")]
     pub cidr6: Ipv6Net,
 
+    /// The child's address in its network, where the default will not do; once for each family
+    #[arg(long, value_name = "IP")]
+    pub address: Vec<IpAddr>,
+
+    /// The gateway's address in the child's network; once for each family
+    #[arg(long, value_name = "IP")]
+    pub gateway: Vec<IpAddr>,
+
+    /// Where in the child's network DNS is answered (whom to ask is --dns); once for each family
+    #[arg(long, value_name = "IP")]
+    pub dns_address: Vec<IpAddr>,
+
     /// MTU of the child's network device, 576 to 65520 (at least 1280 with IPv6)
     ///
     /// The engine moves up to 64 KiB at once at any MTU; a larger one is not faster for TCP.
