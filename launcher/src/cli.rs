@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use netstack::LinkCapabilities;
 use netstack::config::{Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering};
 
 /// Run a command in its own namespaces, without root, behind a usermode network engine.
@@ -115,6 +116,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "BEHAVIOUR", value_enum, default_value_t = UdpFilteringArg::Address)]
     pub udp_filtering: UdpFilteringArg,
 
+    /// What the TAP device may do for the engine and the child; for debugging and comparison
+    ///
+    /// Less than auto costs much throughput and changes nothing else.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = OffloadArg::Auto)]
+    pub offload: OffloadArg,
+
     /// Write every frame to this capture file (pcap)
     #[arg(long, value_name = "FILE")]
     pub pcap: Option<PathBuf>,
@@ -171,6 +178,27 @@ impl From<UdpFilteringArg> for UdpFiltering {
         match arg {
             UdpFilteringArg::Address => UdpFiltering::AddressDependent,
             UdpFilteringArg::Endpoint => UdpFiltering::EndpointIndependent,
+        }
+    }
+}
+
+/// `--offload`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OffloadArg {
+    /// All that the kernel has: checksums, and segments of up to 64 KiB both ways
+    Auto,
+    /// Checksums only
+    Checksum,
+    /// Nothing: every frame is complete and fits the MTU
+    None,
+}
+
+impl From<OffloadArg> for LinkCapabilities {
+    fn from(arg: OffloadArg) -> Self {
+        match arg {
+            OffloadArg::Auto => LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: true },
+            OffloadArg::Checksum => LinkCapabilities { checksum: true, ..LinkCapabilities::default() },
+            OffloadArg::None => LinkCapabilities::default(),
         }
     }
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use log::{debug, error};
 use netstack::capture::PcapWriter;
-use netstack::{Config, Driver, DriverError, Tap};
+use netstack::{Driver, DriverError, Tap};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -24,7 +24,7 @@ use nix::unistd::{chdir, dup2_stdin, dup2_stdout, setsid};
 use crate::error::{Failure, Step};
 use crate::handshake::channel::{Channel, Received};
 use crate::handshake::message::Message;
-use crate::plan::net::NetPlan;
+use crate::plan::net::{EnginePlan, NetPlan};
 use crate::stats::StatsReport;
 use crate::sweep::UserNamespace;
 use crate::sys::clone::exit_now;
@@ -73,7 +73,7 @@ fn run(task: &EngineTask<'_>) -> Result<(), Failure> {
     let (Message::Guard, Some(namespace)) = (message, fd) else { return Err(talk(Errno::EBADMSG.into())) };
     let child = UserNamespace::from(namespace);
     let served = match task.net {
-        NetPlan::Engine(plan) => serve(task, &plan.config),
+        NetPlan::Engine(plan) => serve(task, plan),
         NetPlan::Loopback | NetPlan::Host => guard(task),
     };
     if served.is_ok() {
@@ -83,7 +83,7 @@ fn run(task: &EngineTask<'_>) -> Result<(), Failure> {
 }
 
 /// Runs the engine until the channel has something to say.
-fn serve(task: &EngineTask<'_>, config: &Config) -> Result<(), Failure> {
+fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
     let talk = |error: io::Error| Failure::new(Step::Talk, "", error);
     let tap = match task.channel.receive().map_err(talk)? {
         Some(Received { message: Message::Serve, fd: Some(tap) }) => tap,
@@ -94,7 +94,10 @@ fn serve(task: &EngineTask<'_>, config: &Config) -> Result<(), Failure> {
     let engines_tap = tap.try_clone().map_err(talk)?;
     let mut driver = Tap::from_fd(engines_tap)
         .map_err(DriverError::from)
-        .and_then(|tap| Driver::new(tap, config.clone()))
+        .and_then(|mut tap| {
+            tap.limit_offloads(plan.link);
+            Driver::new(tap, plan.config.clone())
+        })
         .map_err(|error| failed(io::Error::other(error)))?;
     if let Some(pcap) = task.pcap {
         let file = pcap.try_clone().map_err(failed)?;

@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use netstack::LinkCapabilities;
 use netstack::config::{Access, Config, DnsConfig, Ipv4Plan, Ipv6Mode, Ipv6Plan};
 use netstack::error::ConfigError;
 use netstack::flow::policy::EgressPolicy;
 
 use super::facts::HostFacts;
-use crate::cli::{NetArg, RunArgs};
+use crate::cli::{NetArg, OffloadArg, RunArgs};
 use crate::error::UsageError;
 
 /// Name of the child's network device.
@@ -34,6 +35,8 @@ pub struct EnginePlan {
     pub config: Config,
     /// Whether the child waits for its IPv6 default route.
     pub ipv6: Ipv6Offer,
+    /// The most that the TAP may do for the engine.
+    pub link: LinkCapabilities,
 }
 
 /// What the child knows beforehand about IPv6.
@@ -107,7 +110,7 @@ impl EnginePlan {
             Ipv6Mode::Auto => Ipv6Offer::Later,
             Ipv6Mode::Off => Ipv6Offer::Never,
         };
-        Ok(EnginePlan { config, ipv6 })
+        Ok(EnginePlan { config, ipv6, link: args.offload.into() })
     }
 
     /// The child's IPv6 address, if it gets one.
@@ -177,6 +180,7 @@ fn needs_no_engine(args: &RunArgs, net: &'static str) -> Result<(), UsageError> 
         ("--policy", !args.policy.is_empty()),
         ("--allow-host-loopback", args.allow_host_loopback),
         ("--allow-link-local", args.allow_link_local),
+        ("--offload", args.offload != OffloadArg::Auto),
         ("--pcap", args.pcap.is_some()),
         ("--stats", args.stats),
     ];

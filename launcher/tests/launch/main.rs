@@ -7,6 +7,8 @@ mod lifecycle;
 #[cfg(test)]
 mod namespaces;
 #[cfg(test)]
+mod offload;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod terminal;
