@@ -229,8 +229,11 @@ impl Driver {
         let mut events = Events::with_capacity(256);
         let start = self.clock.now();
         let mut progress = (start, self.stats().frames);
+        // The first turn takes only what is there.
+        let mut patience = Duration::ZERO;
         loop {
-            self.wait_at_most = Some(LINGER);
+            self.wait_at_most = Some(patience);
+            patience = LINGER;
             match self.turn(&mut events) {
                 Ok(_) => {}
                 Err(DriverError::TapGone(_)) => return Ok(()),
