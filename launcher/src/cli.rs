@@ -130,7 +130,9 @@ pub struct RunArgs {
     #[arg(long, value_name = "KIND", value_enum, default_value_t = NetArg::Engine)]
     pub net: NetArg,
 
-    /// Print the engine's statistics to stderr at the end
+    /// Print the engine's statistics and flows to stderr at the end
+    ///
+    /// SIGUSR1 to the engine process (rl-engine) prints them at any time, without this option too.
     #[arg(long)]
     pub stats: bool,
 

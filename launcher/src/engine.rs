@@ -25,7 +25,7 @@ use crate::error::{Failure, Step};
 use crate::handshake::channel::{Channel, Received};
 use crate::handshake::message::Message;
 use crate::plan::net::{EnginePlan, NetPlan};
-use crate::stats::StatsReport;
+use crate::stats::{self, ReportRequests};
 use crate::sweep::UserNamespace;
 use crate::sys::clone::exit_now;
 use crate::sys::fd::close_all_except;
@@ -103,18 +103,29 @@ fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
         let file = pcap.try_clone().map_err(failed)?;
         driver.set_observer(Box::new(PcapWriter::new(file, driver.clock().unix_micros_at_zero())));
     }
+    let requests = ReportRequests::or(task.channel).map_err(failed)?;
     task.channel.send(&Message::EngineReady, None).map_err(talk)?;
-    let served = driver
-        .run_until(task.channel)
+    let served = run_and_report(&mut driver, &requests)
         .and_then(|()| driver.finish())
         .map_err(|error| failed(io::Error::other(error)));
     if task.report == Report::Statistics {
-        eprint!("{}", StatsReport(&driver));
+        stats::print(&driver);
     }
     let slow_close = SlowClose::prepare(tap);
     drop(driver);
     drop(slow_close);
     served
+}
+
+/// Runs until the channel has something to say, and reports as often as somebody wants it.
+fn run_and_report(driver: &mut Driver, requests: &ReportRequests) -> Result<(), DriverError> {
+    loop {
+        driver.run_until(requests)?;
+        if !requests.take() {
+            return Ok(());
+        }
+        stats::print(driver);
+    }
 }
 
 /// Second references to descriptors whose last close is slow, left to the kernel's garbage collector.
@@ -191,6 +202,7 @@ fn detach(task: &EngineTask<'_>) -> io::Result<()> {
     chdir("/")?;
     // A reader of stderr that went away must not stop the network.
     set_disposition(Signal::SIGPIPE, Disposition::Ignore);
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    // What asks for a report is read from a descriptor; without an engine there is nothing to report.
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::from(stats::REQUEST)), None)?;
     Ok(())
 }

@@ -201,12 +201,14 @@ impl Driver {
         &self.tap
     }
 
-    /// Serves until `stop` is readable or closed by its other end.
+    /// Serves until `stop` is readable or closed by its other end. May be called again to go on.
     ///
     /// # Errors
     /// When waiting fails, or the TAP is gone.
     pub fn run_until(&mut self, stop: impl AsFd) -> Result<(), DriverError> {
         self.watch("stop descriptor", stop.as_fd().as_raw_fd(), STOP, Interest::READABLE)?;
+        // What was left when the last run was stopped brings no event.
+        self.drain(self.clock.now());
         let mut events = Events::with_capacity(256);
         let result = loop {
             match self.turn(&mut events) {
