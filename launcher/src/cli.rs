@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use netstack::LinkCapabilities;
 use netstack::config::{Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering};
 
 /// Run a command in its own namespaces, without root, behind a usermode network engine.
@@ -59,6 +60,18 @@ pub struct RunArgs {
     #[arg(long, value_name = "NET", default_value = "fd42:10:42::/64")]
     pub cidr6: Ipv6Net,
 
+    /// The child's address in its network, where the default will not do; once for each family
+    #[arg(long, value_name = "IP")]
+    pub address: Vec<IpAddr>,
+
+    /// The gateway's address in the child's network; once for each family
+    #[arg(long, value_name = "IP")]
+    pub gateway: Vec<IpAddr>,
+
+    /// Where in the child's network DNS is answered (whom to ask is --dns); once for each family
+    #[arg(long, value_name = "IP")]
+    pub dns_address: Vec<IpAddr>,
+
     /// MTU of the child's network device, 576 to 65520 (at least 1280 with IPv6)
     ///
     /// The engine moves up to 64 KiB at once at any MTU; a larger one is not faster for TCP.
@@ -103,6 +116,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "BEHAVIOUR", value_enum, default_value_t = UdpFilteringArg::Address)]
     pub udp_filtering: UdpFilteringArg,
 
+    /// What the TAP device may do for the engine and the child; for debugging and comparison
+    ///
+    /// Less than auto costs much throughput and changes nothing else.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = OffloadArg::Auto)]
+    pub offload: OffloadArg,
+
     /// Write every frame to this capture file (pcap)
     #[arg(long, value_name = "FILE")]
     pub pcap: Option<PathBuf>,
@@ -111,7 +130,9 @@ pub struct RunArgs {
     #[arg(long, value_name = "KIND", value_enum, default_value_t = NetArg::Engine)]
     pub net: NetArg,
 
-    /// Print the engine's statistics to stderr at the end
+    /// Print the engine's statistics and flows to stderr at the end
+    ///
+    /// SIGUSR1 to the engine process (rl-engine) prints them at any time, without this option too.
     #[arg(long)]
     pub stats: bool,
 
@@ -159,6 +180,27 @@ impl From<UdpFilteringArg> for UdpFiltering {
         match arg {
             UdpFilteringArg::Address => UdpFiltering::AddressDependent,
             UdpFilteringArg::Endpoint => UdpFiltering::EndpointIndependent,
+        }
+    }
+}
+
+/// `--offload`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OffloadArg {
+    /// All that the kernel has: checksums, and segments of up to 64 KiB both ways
+    Auto,
+    /// Checksums only
+    Checksum,
+    /// Nothing: every frame is complete and fits the MTU
+    None,
+}
+
+impl From<OffloadArg> for LinkCapabilities {
+    fn from(arg: OffloadArg) -> Self {
+        match arg {
+            OffloadArg::Auto => LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: true },
+            OffloadArg::Checksum => LinkCapabilities { checksum: true, ..LinkCapabilities::default() },
+            OffloadArg::None => LinkCapabilities::default(),
         }
     }
 }

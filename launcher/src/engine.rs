@@ -11,7 +11,7 @@ use std::path::Path;
 
 use log::{debug, error};
 use netstack::capture::PcapWriter;
-use netstack::{Config, Driver, DriverError, Tap};
+use netstack::{Driver, DriverError, Tap};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -24,8 +24,8 @@ use nix::unistd::{chdir, dup2_stdin, dup2_stdout, setsid};
 use crate::error::{Failure, Step};
 use crate::handshake::channel::{Channel, Received};
 use crate::handshake::message::Message;
-use crate::plan::net::NetPlan;
-use crate::stats::StatsReport;
+use crate::plan::net::{EnginePlan, NetPlan};
+use crate::stats::{self, ReportRequests};
 use crate::sweep::UserNamespace;
 use crate::sys::clone::exit_now;
 use crate::sys::fd::close_all_except;
@@ -73,7 +73,7 @@ fn run(task: &EngineTask<'_>) -> Result<(), Failure> {
     let (Message::Guard, Some(namespace)) = (message, fd) else { return Err(talk(Errno::EBADMSG.into())) };
     let child = UserNamespace::from(namespace);
     let served = match task.net {
-        NetPlan::Engine(plan) => serve(task, &plan.config),
+        NetPlan::Engine(plan) => serve(task, plan),
         NetPlan::Loopback | NetPlan::Host => guard(task),
     };
     if served.is_ok() {
@@ -83,7 +83,7 @@ fn run(task: &EngineTask<'_>) -> Result<(), Failure> {
 }
 
 /// Runs the engine until the channel has something to say.
-fn serve(task: &EngineTask<'_>, config: &Config) -> Result<(), Failure> {
+fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
     let talk = |error: io::Error| Failure::new(Step::Talk, "", error);
     let tap = match task.channel.receive().map_err(talk)? {
         Some(Received { message: Message::Serve, fd: Some(tap) }) => tap,
@@ -94,24 +94,38 @@ fn serve(task: &EngineTask<'_>, config: &Config) -> Result<(), Failure> {
     let engines_tap = tap.try_clone().map_err(talk)?;
     let mut driver = Tap::from_fd(engines_tap)
         .map_err(DriverError::from)
-        .and_then(|tap| Driver::new(tap, config.clone()))
+        .and_then(|mut tap| {
+            tap.limit_offloads(plan.link);
+            Driver::new(tap, plan.config.clone())
+        })
         .map_err(|error| failed(io::Error::other(error)))?;
     if let Some(pcap) = task.pcap {
         let file = pcap.try_clone().map_err(failed)?;
         driver.set_observer(Box::new(PcapWriter::new(file, driver.clock().unix_micros_at_zero())));
     }
+    let requests = ReportRequests::or(task.channel).map_err(failed)?;
     task.channel.send(&Message::EngineReady, None).map_err(talk)?;
-    let served = driver
-        .run_until(task.channel)
+    let served = run_and_report(&mut driver, &requests)
         .and_then(|()| driver.finish())
         .map_err(|error| failed(io::Error::other(error)));
     if task.report == Report::Statistics {
-        eprint!("{}", StatsReport(&driver));
+        stats::print(&driver);
     }
     let slow_close = SlowClose::prepare(tap);
     drop(driver);
     drop(slow_close);
     served
+}
+
+/// Runs until the channel has something to say, and reports as often as somebody wants it.
+fn run_and_report(driver: &mut Driver, requests: &ReportRequests) -> Result<(), DriverError> {
+    loop {
+        driver.run_until(requests)?;
+        if !requests.take() {
+            return Ok(());
+        }
+        stats::print(driver);
+    }
 }
 
 /// Second references to descriptors whose last close is slow, left to the kernel's garbage collector.
@@ -188,6 +202,7 @@ fn detach(task: &EngineTask<'_>) -> io::Result<()> {
     chdir("/")?;
     // A reader of stderr that went away must not stop the network.
     set_disposition(Signal::SIGPIPE, Disposition::Ignore);
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    // What asks for a report is read from a descriptor; without an engine there is nothing to report.
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::from(stats::REQUEST)), None)?;
     Ok(())
 }

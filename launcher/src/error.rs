@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 
 use netstack::error::ConfigError;
 use nix::sys::signal::Signal;
@@ -14,6 +15,18 @@ pub enum UsageError {
     /// The engine's settings contradict each other or are out of range.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A role in the child's network got two addresses of one family.
+    #[error("{option} {second}: the {family} one is {first} already")]
+    AddressTwice {
+        /// The option.
+        option: &'static str,
+        /// IPv4 or IPv6.
+        family: &'static str,
+        /// The address that came first.
+        first: IpAddr,
+        /// The one too many.
+        second: IpAddr,
+    },
     /// A file of `--policy @FILE` could not be read.
     #[error("cannot read the policy file {path:?}")]
     PolicyFile {

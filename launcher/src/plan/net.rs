@@ -1,13 +1,14 @@
 //! The child's network.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netstack::config::{Access, Config, DnsConfig, Ipv6Mode};
+use netstack::LinkCapabilities;
+use netstack::config::{Access, Config, DnsConfig, Ipv4Plan, Ipv6Mode, Ipv6Plan};
 use netstack::error::ConfigError;
 use netstack::flow::policy::EgressPolicy;
 
 use super::facts::HostFacts;
-use crate::cli::{NetArg, RunArgs};
+use crate::cli::{NetArg, OffloadArg, RunArgs};
 use crate::error::UsageError;
 
 /// Name of the child's network device.
@@ -34,6 +35,8 @@ pub struct EnginePlan {
     pub config: Config,
     /// Whether the child waits for its IPv6 default route.
     pub ipv6: Ipv6Offer,
+    /// The most that the TAP may do for the engine.
+    pub link: LinkCapabilities,
 }
 
 /// What the child knows beforehand about IPv6.
@@ -89,9 +92,10 @@ impl EnginePlan {
         dns.servers.clone_from(&args.dns);
         dns.names.clone_from(&args.dns_name);
         dns.search = if args.dns_search.is_empty() { usable_search(facts) } else { args.dns_search.clone() };
+        let (ipv4, ipv6) = roles(args)?;
         let config = Config::builder()
-            .subnet_v4(args.cidr)
-            .subnet_v6(args.cidr6)
+            .ipv4(ipv4)
+            .ipv6(ipv6)
             .mtu(args.mtu)
             .ipv6_mode(args.ipv6.into())
             .host_loopback(access(args.allow_host_loopback))
@@ -106,7 +110,7 @@ impl EnginePlan {
             Ipv6Mode::Auto => Ipv6Offer::Later,
             Ipv6Mode::Off => Ipv6Offer::Never,
         };
-        Ok(EnginePlan { config, ipv6 })
+        Ok(EnginePlan { config, ipv6, link: args.offload.into() })
     }
 
     /// The child's IPv6 address, if it gets one.
@@ -114,6 +118,39 @@ impl EnginePlan {
         let plan = self.config.ipv6();
         (self.ipv6 != Ipv6Offer::Never).then(|| (plan.child, plan.subnet.prefix()))
     }
+}
+
+/// Who is who in the child's networks: what the options name, else the networks' defaults.
+fn roles(args: &RunArgs) -> Result<(Ipv4Plan, Ipv6Plan), UsageError> {
+    let (mut ipv4, mut ipv6) = (Ipv4Plan::for_subnet(args.cidr), Ipv6Plan::for_subnet(args.cidr6));
+    let given = [
+        ("--address", &args.address, &mut ipv4.child, &mut ipv6.child),
+        ("--gateway", &args.gateway, &mut ipv4.gateway, &mut ipv6.gateway),
+        ("--dns-address", &args.dns_address, &mut ipv4.dns, &mut ipv6.dns),
+    ];
+    for (option, addresses, role4, role6) in given {
+        let (first4, first6) = one_of_each_family(option, addresses)?;
+        *role4 = first4.unwrap_or(*role4);
+        *role6 = first6.unwrap_or(*role6);
+    }
+    Ok((ipv4, ipv6))
+}
+
+fn one_of_each_family(
+    option: &'static str,
+    addresses: &[IpAddr],
+) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), UsageError> {
+    let (mut ipv4, mut ipv6) = (None, None);
+    for &second in addresses {
+        let (family, first) = match second {
+            IpAddr::V4(address) => ("IPv4", ipv4.replace(address).map(IpAddr::from)),
+            IpAddr::V6(address) => ("IPv6", ipv6.replace(address).map(IpAddr::from)),
+        };
+        if let Some(first) = first {
+            return Err(UsageError::AddressTwice { option, family, first, second });
+        }
+    }
+    Ok((ipv4, ipv6))
 }
 
 /// The egress rules, one per line; empty lines and lines that begin with # are left out.
@@ -134,12 +171,16 @@ fn usable_search(facts: &HostFacts) -> Vec<String> {
 
 fn needs_no_engine(args: &RunArgs, net: &'static str) -> Result<(), UsageError> {
     let given = [
+        ("--address", !args.address.is_empty()),
+        ("--gateway", !args.gateway.is_empty()),
+        ("--dns-address", !args.dns_address.is_empty()),
         ("--dns", !args.dns.is_empty()),
         ("--dns-name", !args.dns_name.is_empty()),
         ("--dns-search", !args.dns_search.is_empty()),
         ("--policy", !args.policy.is_empty()),
         ("--allow-host-loopback", args.allow_host_loopback),
         ("--allow-link-local", args.allow_link_local),
+        ("--offload", args.offload != OffloadArg::Auto),
         ("--pcap", args.pcap.is_some()),
         ("--stats", args.stats),
     ];
@@ -218,6 +259,45 @@ mod tests {
         assert!(fault("--cidr=10.0.42.0/30").contains("too small"));
         assert!(fault("--mtu=576").contains("1280"));
         assert!(fault("--dns-search=a..b").contains("not a DNS name"));
+    }
+
+    #[test]
+    fn roles_are_those_that_the_options_name() {
+        let options = [
+            "--address=10.0.42.20",
+            "--address=fd42:10:42::20",
+            "--gateway=10.0.42.1",
+            "--dns-address=fd42:10:42::53",
+        ];
+        let config = engine(&options, &HostFacts::default()).config;
+        let (ipv4, ipv6) =
+            (Ipv4Plan::for_subnet(config.ipv4().subnet), Ipv6Plan::for_subnet(config.ipv6().subnet));
+        let (child, gateway) = (Ipv4Addr::new(10, 0, 42, 20), Ipv4Addr::new(10, 0, 42, 1));
+        assert_eq!(config.ipv4(), &Ipv4Plan { child, gateway, ..ipv4 });
+        let (child, dns) = (ipv6.subnet.nth(0x20), ipv6.subnet.nth(0x53));
+        assert_eq!(config.ipv6(), &Ipv6Plan { child, dns, ..ipv6 });
+    }
+
+    #[test]
+    fn roles_that_cannot_work_are_refused_with_their_address() {
+        for (options, wanted) in [
+            (&["--address=10.0.43.5"][..], "10.0.43.5 is not a host address of 10.0.42.0/24"),
+            (
+                &["--cidr=10.9.0.0/24", "--gateway=10.0.42.2"],
+                "10.0.42.2 is not a host address of 10.9.0.0/24",
+            ),
+            (&["--gateway=fd00::1"], "fd00::1 is not a host address of fd42:10:42::/64"),
+            (&["--dns-address=10.0.42.2"], "10.0.42.2 has more than one role"),
+            (
+                &["--address=10.0.42.5", "--address=::5", "--address=10.0.42.6"],
+                "--address 10.0.42.6: the IPv4 one is 10.0.42.5",
+            ),
+            (&["--gateway=fd42:10:42::5", "--gateway=fd42:10:42::6"], "the IPv6 one is fd42:10:42::5"),
+            (&["--net=none", "--address=10.0.42.5"], "--address has no meaning with --net=none"),
+        ] {
+            let fault = plan(options, &HostFacts::default()).unwrap_err().to_string();
+            assert!(fault.contains(wanted), "{options:?}: {fault}");
+        }
     }
 
     #[test]

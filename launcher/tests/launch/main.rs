@@ -7,6 +7,10 @@ mod lifecycle;
 #[cfg(test)]
 mod namespaces;
 #[cfg(test)]
+mod offload;
+#[cfg(test)]
+mod stats;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod terminal;

@@ -103,6 +103,35 @@ fn the_engines_network_is_ready_when_the_command_starts() {
 }
 
 #[test]
+fn chosen_addresses_are_the_commands_and_the_engines() {
+    if !has_tap() {
+        return;
+    }
+    let options = [
+        "--ipv6=on",
+        "--address=10.0.42.7",
+        "--address=fd42:10:42::7",
+        "--gateway=10.0.42.1",
+        "--dns-address=10.0.42.53",
+        "--dns-name=db=192.0.2.7",
+    ];
+    // Resolved by a question to the engine: getent would find the name in /etc/hosts.
+    let script = "ip -o addr show tap0; ip route; grep internal /etc/hosts; cat /etc/resolv.conf; \
+        mount --bind /dev/null /etc/hosts; getent ahostsv4 db";
+    let text = stdout(&run(&options, &["sh", "-c", script]));
+    for wanted in [
+        "inet 10.0.42.7/24",
+        "inet6 fd42:10:42::7/64",
+        "default via 10.0.42.1 dev tap0",
+        "10.0.42.1 host.internal gateway.internal\n10.0.42.53 dns.internal\n",
+        "nameserver 10.0.42.53\n",
+        "192.0.2.7 ",
+    ] {
+        assert!(text.contains(wanted), "{wanted} is missing in {text}");
+    }
+}
+
+#[test]
 fn ipv6_address_is_usable_at_once() {
     if !has_tap() || !fs::exists("/proc/sys/net/ipv6").unwrap() {
         return;
@@ -168,6 +197,9 @@ fn wrong_command_lines_end_with_status_2() {
         (&["--cidr=10.0.42.0/30"][..], "too small"),
         (&["--cidr=10.0.42.1/24"], "host bits"),
         (&["--mtu=1000"], "1280"),
+        (&["--gateway=10.9.9.9"], "10.9.9.9 is not a host address of 10.0.42.0/24"),
+        (&["--address=10.0.42.2"], "10.0.42.2 has more than one role"),
+        (&["--address=10.0.42.8", "--address=10.0.42.9"], "--address 10.0.42.9"),
         (&["--net=none", "--dns=9.9.9.9"], "--dns has no meaning with --net=none"),
         (&["--policy=@/no/such/file"], "/no/such/file"),
         (&["--pcap=/no/such/dir/x"], "/no/such/dir/x"),

@@ -205,12 +205,14 @@ impl Driver {
         &self.tap
     }
 
-    /// Serves until `stop` is readable or closed by its other end.
+    /// Serves until `stop` is readable or closed by its other end. May be called again to go on.
     ///
     /// # Errors
     /// When waiting fails, or the TAP is gone.
     pub fn run_until(&mut self, stop: impl AsFd) -> Result<(), DriverError> {
         self.watch("stop descriptor", stop.as_fd().as_raw_fd(), STOP, Interest::READABLE)?;
+        // What was left when the last run was stopped brings no event.
+        self.drain(self.clock.now());
         let mut events = Events::with_capacity(256);
         let result = loop {
             match self.turn(&mut events) {
@@ -233,8 +235,11 @@ impl Driver {
         let mut events = Events::with_capacity(256);
         let start = self.clock.now();
         let mut progress = (start, self.stats().frames);
+        // The first turn takes only what is there.
+        let mut patience = Duration::ZERO;
         loop {
-            self.wait_at_most = Some(LINGER);
+            self.wait_at_most = Some(patience);
+            patience = LINGER;
             match self.turn(&mut events) {
                 Ok(_) => {}
                 Err(DriverError::TapGone(_)) => return Ok(()),
