@@ -47,7 +47,7 @@ pub mod udp;
 #[cfg(feature = "driver")]
 pub mod driver;
 #[expect(unsafe_code, reason = "system calls that no safe wrapper offers; every block states its invariant")]
-pub mod sys;
+mod sys;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 

@@ -8,7 +8,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::udp::{ToChild, error_kind, unspecified};
+use super::udp::{ToChild, unspecified};
 use super::{Destination, FlowKind, PingBinding, Received, Stack};
 use crate::action::{Action, DatagramError, Payload};
 use crate::error::DropReason;
@@ -168,7 +168,7 @@ impl Stack {
         let original =
             icmp_wire::echo_original(child.ip(), written, packet::DEFAULT_TTL, &message, message.len());
         let from = self.error_source(error, child.is_ipv4());
-        self.tell_from(now, error_kind(error.kind), from, &original, mac);
+        self.tell_from(now, error.kind.into(), from, &original, mac);
         Ok(())
     }
 

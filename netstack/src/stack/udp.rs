@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{Destination, FlowKind, FlowState, Received, Refusal, Stack};
 use crate::action::{
-    Action, DatagramError, DatagramErrorKind, DatagramKind, Hop, HostEvent, OpenError, Payload,
+    Action, DatagramError, DatagramKind, Hop, HostEvent, OpenError, Payload,
 };
 use crate::error::DropReason;
 use crate::flow::{FlowId, FlowKey, Protocol};
@@ -243,7 +243,7 @@ impl Stack {
         let written = SocketAddr::new(self.address_for_child(remote.ip()), remote.port());
         let original = icmp_wire::udp_original(child, written, packet::DEFAULT_TTL, quoted, quoted.len());
         let from = self.error_source(error, child.is_ipv4());
-        self.tell_from(now, error_kind(error.kind), from, &original, mac);
+        self.tell_from(now, error.kind.into(), from, &original, mac);
         Ok(())
     }
 
@@ -374,19 +374,6 @@ impl Stack {
                 reason
             }
         }
-    }
-}
-
-/// The ICMP error that says what the host heard.
-pub(super) fn error_kind(kind: DatagramErrorKind) -> IcmpErrorKind {
-    match kind {
-        DatagramErrorKind::PortUnreachable => IcmpErrorKind::PortUnreachable,
-        DatagramErrorKind::HostUnreachable => IcmpErrorKind::HostUnreachable,
-        DatagramErrorKind::NetUnreachable => IcmpErrorKind::NetUnreachable,
-        DatagramErrorKind::Prohibited => IcmpErrorKind::AdminProhibited,
-        DatagramErrorKind::TooBig(mtu) => IcmpErrorKind::TooBig { mtu },
-        DatagramErrorKind::TimeExceeded => IcmpErrorKind::TimeExceeded,
-        DatagramErrorKind::Other(icmp_type, code) => IcmpErrorKind::Other { icmp_type, code },
     }
 }
 

@@ -3,8 +3,8 @@
 pub(crate) mod region;
 
 #[cfg(feature = "driver")]
-pub mod netlink;
+pub(crate) mod netlink;
 #[cfg(feature = "driver")]
-pub mod socket;
+pub(crate) mod socket;
 #[cfg(feature = "driver")]
-pub mod tap;
+pub(crate) mod tap;

@@ -12,19 +12,19 @@ const RTMGRP_IPV6_ROUTE: u32 = 0x400;
 
 /// Follows whether the host has an IPv6 default route.
 #[derive(Debug)]
-pub struct RouteWatch {
+pub(crate) struct RouteWatch {
     events: OwnedFd,
 }
 
 impl RouteWatch {
     /// Subscribes to changes of IPv6 routes in the current network namespace.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let events = route_socket(RTMGRP_IPV6_ROUTE)?;
         Ok(RouteWatch { events })
     }
 
     /// Takes the events that are waiting; says whether there were any. Lost events (ENOBUFS) count as some.
-    pub fn read_changes(&mut self) -> io::Result<bool> {
+    pub(crate) fn read_changes(&mut self) -> io::Result<bool> {
         let mut changed = false;
         let mut buffer = [0; 4096];
         loop {
@@ -38,7 +38,7 @@ impl RouteWatch {
     }
 
     /// Asks the kernel whether there is a unicast route to `::/0`.
-    pub fn has_ipv6_default_route(&self) -> io::Result<bool> {
+    pub(crate) fn has_ipv6_default_route(&self) -> io::Result<bool> {
         let socket = route_socket(0)?;
         super::socket::send(socket.as_fd(), &dump_request())?;
         let mut buffer = vec![0; 32 << 10];

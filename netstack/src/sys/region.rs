@@ -4,7 +4,7 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 
 /// Zeroed memory for ring buffers; untouched pages cost nothing where it is mapped.
-pub struct Region(Memory);
+pub(crate) struct Region(Memory);
 
 enum Memory {
     Heap(Box<[u8]>),
@@ -14,18 +14,18 @@ enum Memory {
 
 impl Region {
     /// Memory from the allocator.
-    pub fn heap(len: usize) -> Self {
+    pub(crate) fn heap(len: usize) -> Self {
         Region(Memory::Heap(vec![0; len].into_boxed_slice()))
     }
 
     /// Anonymous private pages, or `None` where the kernel has none left.
     #[cfg(feature = "driver")]
-    pub fn mapped(len: usize) -> Option<Self> {
+    pub(crate) fn mapped(len: usize) -> Option<Self> {
         Mapping::new(len).map(|mapping| Region(Memory::Mapped(mapping)))
     }
 
     /// Length in bytes.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match &self.0 {
             Memory::Heap(bytes) => bytes.len(),
             #[cfg(feature = "driver")]

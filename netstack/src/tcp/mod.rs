@@ -32,7 +32,7 @@ use crate::config::Timeouts;
 use crate::dns::tcp::LengthPrefix;
 use crate::time::{Duration, Instant};
 
-pub use self::rings::{Memory, RingSize};
+pub(crate) use self::rings::Memory;
 
 /// Silence after which a flow's empty rings give their pages back.
 pub(crate) const TRIM_AFTER: Duration = Duration::from_secs(1);

@@ -11,34 +11,34 @@ use crate::sys::region::Region;
 
 /// Sizes of one endpoint's rings in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RingSize {
+pub(crate) struct RingSize {
     /// Ring of bytes from the child. Larger than 256 KiB loses to cache misses: smoltcp walks through all of it.
-    pub from_child: usize,
+    pub(crate) from_child: usize,
     /// Ring of bytes to the child: also the retransmission buffer.
-    pub to_child: usize,
+    pub(crate) to_child: usize,
 }
 
 impl RingSize {
     /// While at most 40 % of the memory is taken.
-    pub const LARGE: RingSize = RingSize { from_child: 256 << 10, to_child: 1 << 20 };
+    pub(crate) const LARGE: RingSize = RingSize { from_child: 256 << 10, to_child: 1 << 20 };
     /// While at most 60 % is taken.
-    pub const MEDIUM: RingSize = RingSize { from_child: 64 << 10, to_child: 128 << 10 };
+    pub(crate) const MEDIUM: RingSize = RingSize { from_child: 64 << 10, to_child: 128 << 10 };
     /// The rest.
-    pub const SMALL: RingSize = RingSize { from_child: 16 << 10, to_child: 16 << 10 };
+    pub(crate) const SMALL: RingSize = RingSize { from_child: 16 << 10, to_child: 16 << 10 };
 
     /// Both rings together.
-    pub fn total(self) -> usize {
+    pub(crate) fn total(self) -> usize {
         self.from_child + self.to_child
     }
 }
 
 /// Where memory comes from and goes to.
 #[derive(Clone, Copy, Debug)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// Zeroed memory for rings, or `None` when it is exhausted.
-    pub region: fn(usize) -> Option<Region>,
+    pub(crate) region: fn(usize) -> Option<Region>,
     /// Called when connections stopped coming: what the allocator holds back may go.
-    pub trim: fn(),
+    pub(crate) trim: fn(),
 }
 
 /// Lends ring memory within a limit.
