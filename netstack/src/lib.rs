@@ -15,7 +15,7 @@
 //! | flows | [`flow`], [`timer`], [`tcp`], [`udp`] | conversations that cross to the host |
 //! | stack | [`mod@stack`] | [`Stack`]: dispatch, policy, and the contract of the run loop |
 //! | observers | [`capture`] | see frames, change nothing |
-//! | driver | `driver`, [`sys`] | everything impure; feature `driver` |
+//! | driver | `driver`, `sys` | everything impure; feature `driver` |
 //!
 //! # The run loop
 //! Facts go in with one `now` ([`Stack::handle_frame`], [`Stack::handle_host`], [`Stack::handle_datagram`]), then
