@@ -241,8 +241,8 @@ impl Lab {
         assert!(!self.iperf.ends_before(Instant::now()), "the iperf3 server is gone");
         let seconds = self.seconds.to_string();
         let sample = match row {
-            Row::TcpToHost => self.iperf(column, &["-C", "reno"]),
-            Row::TcpToChild => self.iperf(column, &["-C", "reno", "-R"]),
+            Row::TcpToHost => self.iperf(column, &[]),
+            Row::TcpToChild => self.iperf(column, &["-R"]),
             Row::UdpToHost => self.iperf(column, &["-u", "-b0", "-l1400"]),
             Row::UdpToChild => self.iperf(column, &["-u", "-b0", "-l1400", "-R"]),
             Row::UdpSmall => {
@@ -275,8 +275,9 @@ impl Lab {
         // iperf3 takes whole seconds only.
         let time = self.seconds.max(1.0).ceil();
         let iperf = locate::program("iperf3").to_string_lossy().into_owned();
+        // Reno as on the host, for the whole namespace: a socket that leaves BBR by an option goes on pacing.
         let script = format!(
-            "echo ready; read x; {iperf} -J -c {SERVICE4} -t {time} {} | tr -d '\\n'; echo; echo over; read x",
+            "echo reno >/proc/sys/net/ipv4/tcp_congestion_control; echo ready; read x; {iperf} -J -c {SERVICE4} -t {time} {} | tr -d '\\n'; echo; echo over; read x",
             args.join(" ")
         );
         let mut process =

@@ -212,12 +212,11 @@ impl HostSocket {
     }
 }
 
-/// Connects, and looks once more: a local connection stands as soon as the call has returned.
+/// Connects, and looks once more: a connection to an address of the host stands as soon as the call has returned,
+/// and asking costs less than waiting for the event.
 fn start_connect(fd: &OwnedFd, remote: SocketAddr) -> io::Result<()> {
     match socket::connect(fd.as_fd(), remote) {
-        Err(error) if is_under_way(&error) && remote.ip().is_loopback() => {
-            socket::connect(fd.as_fd(), remote)
-        }
+        Err(error) if is_under_way(&error) => socket::connect(fd.as_fd(), remote),
         result => result,
     }
 }
