@@ -17,4 +17,5 @@ pub mod servers;
 pub mod skip;
 pub mod stream;
 pub mod sys;
+pub mod talk;
 pub mod world;

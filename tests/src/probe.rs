@@ -7,6 +7,7 @@ use crate::{
     agent,
     servers::{drain, pour, reset, verdict},
     stream::{Pattern, StreamHash},
+    talk,
 };
 use nix::{
     errno::Errno,
@@ -35,7 +36,7 @@ use std::{
 };
 
 /// How long the probe waits for an answer that may never come, where that is an observation and not a failure.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 const USAGE: &str = "\
 probe tcp-send HOST PORT BYTES SEED        send, end our direction, read the verdict
@@ -57,6 +58,7 @@ probe udp-error HOST PORT                  send to where nobody listens, print t
 probe udp-from-one-socket HOST PORT...     one socket to many peers: print the replies and what else comes before stdin ends
 probe udp-idle N HOST PORT                 N sockets, one echoed datagram each, then as `idle`
 probe file PATH                            print a file
+probe talk                                 do what the lines of stdin say (see the module `talk`)
 probe wait                                 print ready and wait for the end of stdin
 probe in PID -- COMMAND                    (helper) run COMMAND in the namespaces of PID
 probe agent ...                            (helper) be a namespace
@@ -88,6 +90,7 @@ pub fn main(args: Vec<String>) -> ExitCode {
         ["udp-from-one-socket", host, ref ports @ ..] => udp_from_one_socket(host, ports),
         ["udp-idle", n, host, port] => udp_idle(n, host, port),
         ["file", path] => fs::read_to_string(path).map(|text| print!("{text}")),
+        ["talk"] => talk::serve(),
         ["wait"] => wait_for_end("ready=1"),
         ["in", pid, "--", ..] => enter(pid, &args[3..]),
         ["agent", ..] => agent::serve(&args[1..]),
@@ -537,19 +540,19 @@ fn udp(peer: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-fn resolve(host: &str, port: &str) -> io::Result<SocketAddr> {
+pub(crate) fn resolve(host: &str, port: &str) -> io::Result<SocketAddr> {
     (host, number(port)?)
         .to_socket_addrs()?
         .next()
         .ok_or_else(|| io::Error::from(ErrorKind::AddrNotAvailable))
 }
 
-fn number<T: FromStr>(text: &str) -> io::Result<T> {
+pub(crate) fn number<T: FromStr>(text: &str) -> io::Result<T> {
     text.parse().map_err(|_| io::Error::new(ErrorKind::InvalidInput, format!("{text} is no number")))
 }
 
 /// The name of an error: ECONNREFUSED and the like, TIMEOUT for our own patience.
-fn name_of(error: &io::Error) -> String {
+pub(crate) fn name_of(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EAGAIN) => "TIMEOUT".to_owned(),
         Some(number) => format!("{:?}", Errno::from_raw(number)),

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use super::host_sockets::SocketKind;
 use super::{Driver, is_temporary, zeroed};
-use crate::action::Hop;
+use crate::action::{DatagramError, DatagramErrorKind, Hop};
 use crate::error::DropReason;
 use crate::flow::FlowId;
 use crate::offload::IpVersion;
@@ -130,11 +130,27 @@ impl Driver {
                         DropReason::HostSendFailed
                     });
                     self.read_errors(now, flow);
+                    self.tell_refusal(now, &group[0], &error);
                     group = &group[1..];
                     tries = 0;
                 }
             }
         }
+    }
+
+    /// Passes on that the host's kernel has no way for a datagram. Such an error comes from the system call alone,
+    /// not by the error queue.
+    fn tell_refusal(&mut self, now: Instant, datagram: &Outgoing, error: &io::Error) {
+        let kind = match error.raw_os_error() {
+            Some(libc::ENETUNREACH | libc::ENETDOWN) => DatagramErrorKind::NetUnreachable,
+            Some(libc::EHOSTUNREACH) => DatagramErrorKind::HostUnreachable,
+            Some(libc::EACCES | libc::EPERM) => DatagramErrorKind::Prohibited,
+            _ => return,
+        };
+        let error = DatagramError { offender: None, kind };
+        let bytes = datagram.bytes.slice(&self.slots);
+        let quoted = &bytes[..bytes.len().min(QUOTE)];
+        self.stack.handle_datagram_error(now, datagram.flow, datagram.remote, error, quoted);
     }
 
     /// Sends as many of `group` as one system call takes.

@@ -14,37 +14,32 @@ const RTMGRP_IPV6_ROUTE: u32 = 0x400;
 #[derive(Debug)]
 pub(crate) struct RouteWatch {
     events: OwnedFd,
+    /// Open all the time: an event may come when no descriptor is left.
+    questions: OwnedFd,
 }
 
 impl RouteWatch {
     /// Subscribes to changes of IPv6 routes in the current network namespace.
     pub(crate) fn new() -> io::Result<Self> {
         let events = route_socket(RTMGRP_IPV6_ROUTE)?;
-        Ok(RouteWatch { events })
+        Ok(RouteWatch { events, questions: route_socket(0)? })
     }
 
     /// Takes the events that are waiting; says whether there were any. Lost events (ENOBUFS) count as some.
     pub(crate) fn read_changes(&mut self) -> io::Result<bool> {
-        let mut changed = false;
-        let mut buffer = [0; 4096];
-        loop {
-            match super::socket::recv(self.events.as_fd(), &mut buffer) {
-                Ok(_) => changed = true,
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => changed = true,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(changed),
-                Err(error) => return Err(error),
-            }
-        }
+        drain(self.events.as_fd())
     }
 
     /// Asks the kernel whether there is a unicast route to `::/0`.
     pub(crate) fn has_ipv6_default_route(&self) -> io::Result<bool> {
-        let socket = route_socket(0)?;
-        super::socket::send(socket.as_fd(), &dump_request())?;
+        let socket = self.questions.as_fd();
+        // The rest of an answer that could not be read.
+        drain(socket)?;
+        super::socket::send(socket, &dump_request())?;
         let mut buffer = vec![0; 32 << 10];
         let mut found = false;
         loop {
-            let len = match super::socket::recv(socket.as_fd(), &mut buffer) {
+            let len = match super::socket::recv(socket, &mut buffer) {
                 Ok(len) => len,
                 // A dump is made while it is asked for: there is nothing to wait for.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(found),
@@ -67,6 +62,20 @@ impl AsFd for RouteWatch {
 impl AsRawFd for RouteWatch {
     fn as_raw_fd(&self) -> i32 {
         self.events.as_raw_fd()
+    }
+}
+
+/// Takes what waits in a socket; says whether there was anything.
+fn drain(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut any = false;
+    let mut buffer = [0; 4096];
+    loop {
+        match super::socket::recv(socket, &mut buffer) {
+            Ok(_) => any = true,
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => any = true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(any),
+            Err(error) => return Err(error),
+        }
     }
 }
 
