@@ -3,9 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Destination, FlowKind, FlowState, Received, Refusal, Stack};
-use crate::action::{
-    Action, DatagramError, DatagramKind, Hop, HostEvent, OpenError, Payload,
-};
+use crate::action::{Action, DatagramError, DatagramKind, Hop, HostEvent, OpenError, Payload};
 use crate::error::DropReason;
 use crate::flow::{FlowId, FlowKey, Protocol};
 use crate::frame::{Checksum, Gso, Offload};
