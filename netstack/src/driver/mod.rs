@@ -482,15 +482,14 @@ impl Driver {
         }
         if socket.is_connecting() {
             match self.sockets.finish_connect(flow) {
+                // The same event may tell of bytes that came with the connection.
                 Some(Ok(())) => self.stack.handle_host(now, flow, HostEvent::Connected),
                 Some(Err(error)) => {
-                    self.stack.handle_host(now, flow, HostEvent::ConnectFailed(error));
+                    return self.stack.handle_host(now, flow, HostEvent::ConnectFailed(error));
                 }
-                None => {}
+                None => return,
             }
-            return;
-        }
-        if event.is_error() && socket::take_error(socket.fd.as_fd()).is_err() {
+        } else if event.is_error() && socket::take_error(socket.fd.as_fd()).is_err() {
             return self.stack.handle_host(now, flow, HostEvent::Reset);
         }
         if event.is_readable() || event.is_read_closed() {

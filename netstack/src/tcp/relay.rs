@@ -49,9 +49,10 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// A relay whose host socket has just connected.
+    /// A relay whose host socket has just connected. Bytes of the host are announced by an event, even those that
+    /// came with the connection.
     pub(crate) fn connected() -> Self {
-        Relay { readable: true, writable: true, ..Relay::default() }
+        Relay { writable: true, ..Relay::default() }
     }
 
     /// The host socket has bytes or an end of file.
@@ -128,15 +129,9 @@ mod tests {
 
     const IDLE: View = View { child: ChildSide::Open, recv_queue: 0, send_queue: 0, room: 100 };
 
-    fn relay() -> Relay {
-        let mut relay = Relay::connected();
-        relay.handle_read_blocked();
-        relay
-    }
-
     #[test]
     fn nothing_is_written_to_a_host_that_takes_nothing() {
-        let mut relay = relay();
+        let mut relay = Relay::connected();
         let view = View { recv_queue: 5, ..IDLE };
         assert_eq!(relay.next(view), Some(Step::Write));
         relay.handle_write_blocked();
@@ -147,7 +142,7 @@ mod tests {
 
     #[test]
     fn nothing_is_read_without_room() {
-        let mut relay = relay();
+        let mut relay = Relay::connected();
         relay.handle_readable();
         assert_eq!(relay.next(View { room: 0, ..IDLE }), None);
         assert_eq!(relay.next(IDLE), Some(Step::Read));
@@ -155,7 +150,7 @@ mod tests {
 
     #[test]
     fn shutdown_follows_the_last_byte_of_a_finished_child_once() {
-        let mut relay = relay();
+        let mut relay = Relay::connected();
         let finished = View { child: ChildSide::Finished, ..IDLE };
         assert_eq!(relay.next(View { recv_queue: 1, ..finished }), Some(Step::Write));
         assert_eq!(relay.next(finished), Some(Step::Shutdown));
@@ -165,7 +160,7 @@ mod tests {
 
     #[test]
     fn the_child_is_closed_only_when_it_has_acknowledged_everything() {
-        let mut relay = relay();
+        let mut relay = Relay::connected();
         relay.handle_eof();
         assert_eq!(relay.next(View { send_queue: 1, ..IDLE }), None);
         assert_eq!(relay.next(IDLE), Some(Step::CloseToChild));
@@ -174,7 +169,7 @@ mod tests {
 
     #[test]
     fn both_directions_closed_is_the_end() {
-        let mut relay = relay();
+        let mut relay = Relay::connected();
         relay.handle_eof();
         assert_eq!(relay.next(IDLE), Some(Step::CloseToChild));
         let done = View { child: ChildSide::Done, ..IDLE };
@@ -184,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_reset_child_aborts_whatever_is_queued() {
-        let mut relay = relay();
+        let mut relay = Relay::connected();
         assert_eq!(relay.next(View { child: ChildSide::Gone, recv_queue: 9, ..IDLE }), Some(Step::Abort));
     }
 }
