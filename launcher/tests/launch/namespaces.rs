@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::support::{has_namespaces, has_program, has_tap, launcher, run, stderr, stdout};
+use crate::support::{has_namespaces, has_program, has_tap, launcher, run, skipped, stderr, stdout};
 use nix::unistd::getuid;
 
 #[test]
@@ -27,7 +27,7 @@ fn without_helpers_the_callers_id_is_mapped_alone() {
         return;
     }
     if getuid().is_root() {
-        println!("SKIPPED: root needs no helpers");
+        skipped("root needs no helpers");
         return;
     }
     let mut command =
@@ -49,7 +49,7 @@ fn a_helper_that_fails_leads_to_the_single_id() {
     }
     let subordinate = fs::read_to_string("/etc/subuid").unwrap_or_default();
     if getuid().is_root() || subordinate.is_empty() {
-        println!("SKIPPED: no subordinate ids for this user");
+        skipped("no subordinate ids for this user");
         return;
     }
     let directory = tempdir("helper");
@@ -73,7 +73,7 @@ fn subordinate_ids_are_mapped_by_the_helpers() {
     let subordinate = fs::read_to_string("/etc/subuid").unwrap_or_default();
     let name = nix::unistd::User::from_uid(getuid()).unwrap().unwrap().name;
     if getuid().is_root() || !subordinate.lines().any(|line| line.starts_with(&format!("{name}:"))) {
-        println!("SKIPPED: no subordinate ids for this user");
+        skipped("no subordinate ids for this user");
         return;
     }
     let text = stdout(&run(&["--net=none"], &["cat", "/proc/self/uid_map"]));

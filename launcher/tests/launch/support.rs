@@ -1,7 +1,7 @@
 //! What the tests of the binary share.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
@@ -13,13 +13,20 @@ use nix::unistd::Pid;
 /// The program under test.
 pub(crate) const LAUNCHER: &str = env!("CARGO_BIN_EXE_rootless-launch");
 
+/// Says that the running test cannot run here, and why: past the capture of the test harness, so that CI counts it.
+pub(crate) fn skipped(reason: &str) {
+    let thread = std::thread::current();
+    let line = format!("SKIPPED {}: {reason}\n", thread.name().unwrap_or("unnamed"));
+    std::io::stderr().write_all(line.as_bytes()).expect("standard error is writable");
+}
+
 /// Whether this machine lets an ordinary user make namespaces; says SKIPPED and why if not.
 ///
 /// The judge is not our program, so that a fault of ours is no reason to skip.
 pub(crate) fn has_namespaces() -> bool {
     let Ok(output) = Command::new("unshare").args(["-Urn", "true"]).output() else { return true };
     if !output.status.success() {
-        println!("SKIPPED: no user namespaces here: {}", String::from_utf8_lossy(&output.stderr));
+        skipped(&format!("no user namespaces here: {}", String::from_utf8_lossy(&output.stderr)));
     }
     output.status.success()
 }
@@ -27,7 +34,7 @@ pub(crate) fn has_namespaces() -> bool {
 /// As [`has_namespaces`], and the TAP's device node can be opened.
 pub(crate) fn has_tap() -> bool {
     if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
-        println!("SKIPPED: cannot open /dev/net/tun: {error}");
+        skipped(&format!("cannot open /dev/net/tun: {error}"));
         return false;
     }
     has_namespaces()
@@ -37,7 +44,7 @@ pub(crate) fn has_tap() -> bool {
 pub(crate) fn has_program(name: &str) -> bool {
     let there = Command::new(name).arg("--version").output().is_ok();
     if !there {
-        println!("SKIPPED: no {name} here");
+        skipped(&format!("no {name} here"));
     }
     there
 }

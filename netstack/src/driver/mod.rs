@@ -5,8 +5,10 @@
 //!
 //! 1. wait for events, or not at all while work is left over from the last turn;
 //! 2. tell the stack about each event;
-//! 3. read a batch of frames from the TAP (`TAP_BATCH`);
-//! 4. perform actions and write frames until neither is left. Datagrams of one batch leave together.
+//! 3. read a batch of frames from the TAP (`TAP_BATCH`, `TAP_BATCH_BYTES`), perform actions and write frames until
+//!    neither is left, and again while the TAP has more (`TAP_BATCHES`). Datagrams of one batch leave together.
+//!
+//! Batches are small: what the child sends next finds room while the host is written to.
 //!
 //! What a batch leaves unread is remembered (`tap_readable`, `readable`), because no new edge will tell.
 //!
