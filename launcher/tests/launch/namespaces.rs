@@ -47,8 +47,7 @@ fn a_helper_that_fails_leads_to_the_single_id() {
     if !has_namespaces() {
         return;
     }
-    let subordinate = fs::read_to_string("/etc/subuid").unwrap_or_default();
-    if getuid().is_root() || subordinate.is_empty() {
+    if !has_subordinate_ids() {
         skipped("no subordinate ids for this user");
         return;
     }
@@ -70,9 +69,7 @@ fn subordinate_ids_are_mapped_by_the_helpers() {
     if !has_namespaces() || !has_program("newuidmap") {
         return;
     }
-    let subordinate = fs::read_to_string("/etc/subuid").unwrap_or_default();
-    let name = nix::unistd::User::from_uid(getuid()).unwrap().unwrap().name;
-    if getuid().is_root() || !subordinate.lines().any(|line| line.starts_with(&format!("{name}:"))) {
+    if !has_subordinate_ids() {
         skipped("no subordinate ids for this user");
         return;
     }
@@ -220,4 +217,11 @@ fn tempdir(name: &str) -> String {
     };
     fs::create_dir_all(&path).unwrap();
     path
+}
+
+/// Whether this user, who is not root, has subordinate ids.
+fn has_subordinate_ids() -> bool {
+    let subordinate = fs::read_to_string("/etc/subuid").unwrap_or_default();
+    let name = nix::unistd::User::from_uid(getuid()).unwrap().unwrap().name;
+    !getuid().is_root() && subordinate.lines().any(|line| line.starts_with(&format!("{name}:")))
 }
