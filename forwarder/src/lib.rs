@@ -1,1 +1,21 @@
-//! Forwarding between host and child namespace. Empty until published ports land; see LIMITS.md.
+//! Forwarding between host and child namespace: TCP joined by splice(2), UDP by sessions.
+//!
+//! | module | |
+//! |---|---|
+//! | [`spec`], [`manager`], [`relay`], [`udp_session`], [`protocol`] | pure: what is wanted, and what follows from an event |
+//! | [`driver`] | the event loop that owns listeners, connections and pipes |
+//! | [`child`] | the agent inside the child's namespace, which makes sockets there |
+//! | [`auto`] | follows what listens inside the child |
+//! | `sys` | system calls |
+
+pub mod auto;
+pub mod child;
+pub mod driver;
+pub mod error;
+pub mod manager;
+pub mod protocol;
+pub mod relay;
+pub mod spec;
+#[expect(unsafe_code, reason = "system calls that no safe wrapper offers; every block states its invariant")]
+mod sys;
+pub mod udp_session;

@@ -4,19 +4,27 @@
 //! TAP and the host's sockets; the child ([`child`]) sets up its namespaces and becomes CMD. [`plan`] decides,
 //! [`apply`] does, [`handshake`] brings the three together.
 
+pub mod agent;
+pub mod api;
 pub mod apply;
 pub mod check;
 pub mod child;
 pub mod cli;
+pub mod client;
 pub mod engine;
+pub mod enter;
 pub mod error;
 pub mod handshake;
 pub mod hint;
+pub mod join;
 pub mod logger;
 pub mod netlink;
 pub mod parent;
+pub mod personality;
 pub mod plan;
+pub mod sandbox;
 pub mod signals;
+pub mod state_dir;
 pub mod stats;
 pub mod sweep;
 #[expect(unsafe_code, reason = "system calls that no safe wrapper offers; every block states its invariant")]

@@ -5,9 +5,13 @@ use std::process::ExitCode;
 use clap::Parser;
 use launcher::cli::{Cli, Command};
 use launcher::error::{Ending, LaunchError};
+use launcher::personality::Personality;
 use launcher::{check, hint, logger, parent, signals};
 
 fn main() -> ExitCode {
+    if let Some((personality, args)) = Personality::of(std::env::args_os()) {
+        return personality.main(args);
+    }
     let cli = Cli::parse();
     logger::install(cli.run.verbose);
     if let Some(Command::Check(args)) = cli.command {

@@ -21,6 +21,7 @@
 
 pub mod clock;
 mod datagrams;
+mod handle;
 mod host_sockets;
 pub mod resolver;
 
@@ -28,14 +29,17 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
+use std::sync::mpsc::Receiver;
 use std::time::Duration as StdDuration;
 
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Token, Waker};
 use thiserror::Error;
 
 use self::clock::MonotonicClock;
 use self::datagrams::{Outgoing, OutgoingBytes, Receive};
+use self::handle::Job;
+pub use self::handle::{DriverHandle, Ended};
 use self::host_sockets::{Connect, HostSockets, SocketKind};
 use self::resolver::{ResolverWatch, read_resolv_conf};
 use crate::action::{Action, HostEvent, Payload};
@@ -74,6 +78,7 @@ const TAP: Token = Token(usize::MAX);
 const STOP: Token = Token(usize::MAX - 1);
 const RESOLV_CONF: Token = Token(usize::MAX - 2);
 const ROUTES: Token = Token(usize::MAX - 3);
+const JOBS: Token = Token(usize::MAX - 4);
 
 /// What ends a driver; one variant per system call.
 #[derive(Debug, Error)]
@@ -124,6 +129,8 @@ pub struct Driver {
     outgoing: Vec<Outgoing>,
     send_batch: SendBatch,
     receive: Receive,
+    jobs: Option<Receiver<Job>>,
+    handle: Option<DriverHandle>,
 }
 
 impl Driver {
@@ -165,6 +172,8 @@ impl Driver {
             outgoing: Vec::new(),
             send_batch: SendBatch::new(),
             receive: Receive::new(),
+            jobs: None,
+            handle: None,
         };
         // Not for writing: a TAP is always writable, what it may lack is memory.
         driver.watch("TAP", driver.tap.as_fd().as_raw_fd(), TAP, Interest::READABLE)?;
@@ -190,6 +199,21 @@ impl Driver {
     /// The stack, for settings.
     pub fn stack_mut(&mut self) -> &mut Stack {
         &mut self.stack
+    }
+
+    /// A way into this driver for other threads.
+    ///
+    /// # Errors
+    /// eventfd(2), epoll_ctl(2).
+    pub fn handle(&mut self) -> Result<DriverHandle, DriverError> {
+        if let Some(handle) = &self.handle {
+            return Ok(handle.clone());
+        }
+        let waker = Waker::new(self.poll.registry(), JOBS)
+            .map_err(|source| DriverError::Register { what: "other threads' requests", source })?;
+        let (handle, jobs) = DriverHandle::new(waker);
+        self.jobs = Some(jobs);
+        Ok(self.handle.insert(handle).clone())
     }
 
     /// Counters so far.
@@ -274,6 +298,7 @@ impl Driver {
                 STOP => stop = true,
                 RESOLV_CONF => self.handle_resolv_conf(),
                 ROUTES => self.handle_routes(now),
+                JOBS => self.handle_jobs(),
                 token => self.handle_socket(now, FlowId::from_bits(token.0 as u64), event),
             }
         }
@@ -563,6 +588,12 @@ impl Driver {
             Some(Ok(available)) => self.stack.set_host_ipv6(now, available),
             Some(Err(error)) => log::warn!("asking for the host's IPv6 default route failed: {error}"),
             None => {}
+        }
+    }
+
+    fn handle_jobs(&mut self) {
+        while let Some(job) = self.jobs.as_ref().and_then(|jobs| jobs.try_recv().ok()) {
+            job(self);
         }
     }
 

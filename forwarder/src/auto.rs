@@ -1,0 +1,1 @@
+//! Publishing by itself what listens inside the child.

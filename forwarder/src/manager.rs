@@ -1,0 +1,1 @@
+//! Which forwards there are, and what has to be listened on because of them.

@@ -1,0 +1,1 @@
+//! Half-close, back-pressure and reset of two joined TCP sockets, as a table.

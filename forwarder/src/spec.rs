@@ -1,0 +1,1 @@
+//! What to forward: the text and serialised forms of a published port.

@@ -1,0 +1,1 @@
+//! System calls. The only place of the crate with `unsafe`.

@@ -1,0 +1,1 @@
+//! UDP clients by address, with idle timeout and a limit.

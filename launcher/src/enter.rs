@@ -1,0 +1,1 @@
+//! `enter`: a command in the namespaces of a running instance.

@@ -1,0 +1,1 @@
+//! Joining namespaces that somebody else made, and opening a TAP in them.

@@ -1,0 +1,63 @@
+//! Other programs' command lines, sockets and address plans, mapped onto our engine; nothing else.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+pub mod pasta;
+pub mod slirp4netns;
+
+/// Another program that this binary can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Personality {
+    /// slirp4netns.
+    Slirp4netns,
+    /// pasta of passt.
+    Pasta,
+}
+
+impl Personality {
+    /// Which one is asked for, by the name of the program or by its first argument; with the arguments that
+    /// are left.
+    pub fn of(mut words: impl Iterator<Item = OsString>) -> Option<(Self, Vec<OsString>)> {
+        let program = words.next()?;
+        if let Some(found) = Self::named(Path::new(&program)) {
+            return Some((found, words.collect()));
+        }
+        let found = Self::named(Path::new(&words.next()?))?;
+        Some((found, words.collect()))
+    }
+
+    /// Runs it.
+    pub fn main(self, args: Vec<OsString>) -> ExitCode {
+        match self {
+            Personality::Slirp4netns => slirp4netns::main(args),
+            Personality::Pasta => pasta::main(args),
+        }
+    }
+
+    fn named(program: &Path) -> Option<Self> {
+        match program.file_name()?.to_str()? {
+            "slirp4netns" => Some(Personality::Slirp4netns),
+            "pasta" | "pasta.avx2" => Some(Personality::Pasta),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(words: &[&str]) -> Option<(Personality, usize)> {
+        Personality::of(words.iter().map(OsString::from)).map(|(found, args)| (found, args.len()))
+    }
+
+    #[test]
+    fn the_name_or_the_first_argument_chooses() {
+        assert_eq!(of(&["/usr/bin/slirp4netns", "-c", "1"]), Some((Personality::Slirp4netns, 2)));
+        assert_eq!(of(&["rootless-launch", "pasta", "--version"]), Some((Personality::Pasta, 1)));
+        assert_eq!(of(&["rootless-launch", "--", "pasta"]), None);
+        assert_eq!(of(&["rootless-launch"]), None);
+    }
+}

@@ -1,0 +1,1 @@
+//! What a process of ours gives up once it is set up: root directory, capabilities, system calls.
