@@ -30,6 +30,16 @@ pub enum HostIo {
     Failed,
 }
 
+impl HostIo {
+    /// Bytes moved.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            HostIo::Moved(bytes) | HostIo::MovedAll(bytes) => bytes,
+            HostIo::WouldBlock | HostIo::Eof | HostIo::Failed => 0,
+        }
+    }
+}
+
 /// Shortest time to a repeated look at a flow, against busy loops.
 const MIN_WAIT: Duration = Duration::from_millis(1);
 
