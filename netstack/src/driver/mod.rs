@@ -28,7 +28,6 @@ pub mod resolver;
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read};
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
@@ -200,34 +199,9 @@ impl Driver {
         self.observer = Some(observer);
     }
 
-    /// Ends observation; returns the observer, if there was one.
-    pub fn take_observer(&mut self) -> Option<Box<dyn FrameObserver + Send>> {
-        self.observer.take()
-    }
-
-    /// Whether frames are shown to an observer.
-    pub fn is_observed(&self) -> bool {
-        self.observer.is_some()
-    }
-
-    /// Replaces the DNS servers, first choice first. With none, those of the host's resolv.conf count, as it is now;
-    /// its changes are followed only where the configuration named no servers either.
-    pub fn replace_dns_servers(&mut self, servers: Vec<SocketAddr>) {
-        let wants_hosts = servers.is_empty();
-        self.stack.replace_dns_servers(servers);
-        if wants_hosts {
-            self.read_resolvers();
-        }
-    }
-
     /// The clock that timestamps come from.
     pub fn clock(&self) -> &MonotonicClock {
         &self.clock
-    }
-
-    /// The stack, to be asked.
-    pub fn stack(&self) -> &Stack {
-        &self.stack
     }
 
     /// The stack, for settings.
