@@ -213,6 +213,8 @@ steps! {
     Engine = 11: "run the network engine:",
     /// PR_SET_PDEATHSIG and the like.
     Guard = 12: "guard the child against orphanage:",
+    /// setns(2).
+    Join = 20: "join",
 }
 
 #[cfg(test)]
