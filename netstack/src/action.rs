@@ -116,6 +116,8 @@ pub enum ConnectError {
     Forbidden,
     /// EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL.
     Resources,
+    /// The address or interface that the socket was to be bound to is not there.
+    NoOutbound,
 }
 
 /// An ICMP error the host received for a datagram (`IP_RECVERR`).
@@ -175,4 +177,6 @@ pub enum OpenError {
     Unreachable,
     /// EMFILE, ENFILE, ENOBUFS, ENOMEM.
     Resources,
+    /// The address or interface that the socket was to be bound to is not there.
+    NoOutbound,
 }

@@ -114,11 +114,23 @@ pub enum DropReason {
     /// The engine itself is the destination and serves nothing on that port.
     #[error("no such service on the gateway")]
     NoSuchService,
+    /// IPv4 while the child is not offered IPv4.
+    #[error("IPv4 is off")]
+    Ipv4Off,
+    /// A question while DNS is switched off.
+    #[error("DNS is off")]
+    DnsOff,
+    /// A map means the host's own address, and the host has none of that family (the child was told).
+    #[error("the host has no address")]
+    NoHostAddress,
+    /// The address or interface that the host's sockets are to be bound to is not there.
+    #[error("outbound address or interface is not there")]
+    NoOutbound,
 }
 
 impl DropReason {
     /// Every reason, in counter order.
-    pub const ALL: [DropReason; 35] = [
+    pub const ALL: [DropReason; 39] = [
         DropReason::Truncated,
         DropReason::Malformed,
         DropReason::UnknownEtherType,
@@ -154,6 +166,10 @@ impl DropReason {
         DropReason::ToChildQueueFull,
         DropReason::TapWriteFailed,
         DropReason::NoSuchService,
+        DropReason::Ipv4Off,
+        DropReason::DnsOff,
+        DropReason::NoHostAddress,
+        DropReason::NoOutbound,
     ];
 }
 
@@ -168,7 +184,7 @@ pub enum ConfigError {
     #[error("{0} is not a network address (host bits are set)")]
     CidrHostBits(String),
     /// The subnet does not hold gateway, DNS, child and a DHCP pool.
-    #[error("{0} is too small: the IPv4 prefix has to be between 8 and 25")]
+    #[error("{0} is too small: the IPv4 prefix has to be between 1 and 25")]
     CidrTooSmall(String),
     /// Only /64 works for SLAAC.
     #[error("{0}: the IPv6 prefix has to be /64")]
@@ -187,9 +203,30 @@ pub enum ConfigError {
     /// Two roles share an address.
     #[error("{0} has more than one role (gateway, DNS, child)")]
     AddressConflict(IpAddr),
-    /// MTU outside 576..=65520 (1280 with IPv6).
-    #[error("MTU {0} is outside {1}..=65520")]
+    /// MTU outside 576..=65521 (1280 with IPv6).
+    #[error("MTU {0} is outside {1}..=65521")]
     Mtu(u16, u16),
+    /// Neither IPv4 nor IPv6.
+    #[error("IPv4 and IPv6 cannot both be off")]
+    NoFamily,
+    /// Not an address that one machine can have.
+    #[error("{0} is not the address of a host")]
+    NotAHost(IpAddr),
+    /// An address of the other family than is needed here.
+    #[error("{0} is of the wrong address family")]
+    OtherFamily(IpAddr),
+    /// Two maps for one address.
+    #[error("{0} is mapped twice")]
+    MappedTwice(IpAddr),
+    /// More address maps than this.
+    #[error("there are more than {0} address maps")]
+    TooManyMaps(usize),
+    /// More static names than this.
+    #[error("there are more than {0} static names")]
+    TooManyNames(usize),
+    /// Not the name of a network interface.
+    #[error("{0:?} is not the name of a network interface")]
+    InterfaceName(String),
     /// A limit of zero.
     #[error("limit {0} has to be at least {1}")]
     LimitTooSmall(&'static str, usize),

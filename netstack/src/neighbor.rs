@@ -44,6 +44,11 @@ impl NeighborTable {
         }
     }
 
+    /// The addresses remembered, earliest first until the table was full.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.entries.iter().map(|&(address, _)| address)
+    }
+
     /// Where frames for `address` go.
     pub fn lookup(&self, address: IpAddr) -> Mac {
         self.entries.iter().find(|(known, _)| *known == address).map_or(self.last, |&(_, mac)| mac)

@@ -14,6 +14,7 @@
 mod dns;
 mod icmp;
 mod services;
+mod settings;
 mod tcp;
 mod udp;
 
@@ -22,7 +23,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::action::{Action, DatagramError, HostEvent};
 use crate::arp::ArpResponder;
-use crate::config::{Access, Config, Ipv6Mode};
+use crate::config::{Access, Addressing, Config, DnsService, Ipv4Mode, Ipv6Mode, Ipv6Plan, MapTarget};
 use crate::dhcp::DhcpServer;
 use crate::dhcp::v6::Dhcpv6Responder;
 use crate::dns::{DnsForwarder, QueryId};
@@ -43,9 +44,10 @@ use crate::tcp::rings::RingPool;
 use crate::tcp::{Memory, TcpFlow};
 use crate::time::{Duration, Instant};
 use crate::timer::TimerWheel;
-use crate::udp::UdpBinding;
+use crate::udp::{Aliases, UdpBinding};
 use crate::udp::reassembly::{FragmentKey, MoreFragments, Reassembly};
 
+pub use self::settings::HostAddresses;
 pub use self::tcp::HostIo;
 pub use self::udp::{Datagram, ToChild};
 
@@ -98,8 +100,11 @@ pub struct Stack {
     reassembly: Reassembly,
     icmp_limit: RateLimit,
     refusals: RefusalLog,
+    /// By rule of the policy.
+    policy_hits: Vec<u64>,
     ping_forbidden_told: bool,
     host_has_ipv6: bool,
+    host_addresses: HostAddresses,
     trim_rings_at: Option<Instant>,
     fragment_id: u32,
     /// The latest frame that an action refers to.
@@ -140,6 +145,7 @@ enum FlowKind {
 #[derive(Debug)]
 struct PingBinding {
     last_active: Instant,
+    aliases: Aliases,
     bytes_from_child: u64,
     bytes_to_child: u64,
 }
@@ -160,8 +166,10 @@ enum Destination {
 enum Refusal {
     /// Dropped without a word.
     Silent(DropReason),
-    /// Told to the child.
+    /// Told to the child, as a host behind a filter would.
     Prohibited(DropReason),
+    /// Told to the child, as a router without a route would.
+    Unreachable(DropReason),
 }
 
 /// What a received frame looks like once it is parsed.
@@ -207,7 +215,7 @@ impl Stack {
             actions: VecDeque::new(),
             control: VecDeque::new(),
             neighbors: NeighborTable::default(),
-            arp: ArpResponder::new(config.mac, &config.ipv4),
+            arp: ArpResponder::new(config.mac, &config),
             ndp: NdpResponder::new(config.mac, &config),
             dhcp: DhcpServer::new(config.mac, &config),
             dhcpv6: Dhcpv6Responder::new(config.mac, &config),
@@ -216,8 +224,10 @@ impl Stack {
             reassembly: Reassembly::new(limits.reassembly_bytes, config.timeouts.reassembly),
             icmp_limit: RateLimit::default(),
             refusals: RefusalLog::default(),
+            policy_hits: vec![0; config.policy.rules().len()],
             ping_forbidden_told: false,
             host_has_ipv6: false,
+            host_addresses: HostAddresses::default(),
             trim_rings_at: None,
             fragment_id: config.seed as u32,
             slot_in_use: None,
@@ -439,6 +449,9 @@ impl Stack {
             return Err(DropReason::NotForUs);
         }
         match ethernet.ethertype {
+            ethertype::ARP | ethertype::IPV4 if self.config.ipv4_mode == Ipv4Mode::Off => {
+                return Err(DropReason::Ipv4Off);
+            }
             ethertype::ARP => return self.handle_arp(frame),
             ethertype::IPV4 | ethertype::IPV6 => {}
             _ => return Err(DropReason::UnknownEtherType),
@@ -522,7 +535,7 @@ impl Stack {
                     || src.is_loopback()
                     || src.is_multicast()
                     || src.is_broadcast()
-                    || src == self.config.ipv4.subnet.broadcast()
+                    || self.config.ipv4.subnet.is_broadcast(src)
                     || own.contains(&src))
             }
             IpAddr::V6(src) => {
@@ -537,12 +550,52 @@ impl Stack {
         Ok(())
     }
 
-    /// Where a packet to `dst` goes, before any rule is asked.
+    /// Where a TCP segment or UDP datagram to `dst` goes, before any rule is asked.
+    fn destination_at(&self, dst: SocketAddr) -> Result<Destination, Refusal> {
+        let is_dns = dst.port() == 53
+            && self.config.dns_addresses().any(|address| address == dst.ip())
+            && (dst.is_ipv4() || self.is_ipv6_offered());
+        match self.config.dns.service {
+            _ if !is_dns => self.destination(dst.ip()),
+            DnsService::On => Ok(Destination::Dns),
+            DnsService::Off => Err(Refusal::Silent(DropReason::DnsOff)),
+        }
+    }
+
+    /// Where a packet to `dst` goes, whatever its port.
     fn destination(&self, dst: IpAddr) -> Result<Destination, Refusal> {
+        if let Some(map) = self.config.maps.iter().find(|map| map.child == dst)
+            && (dst.is_ipv4() || self.is_ipv6_offered())
+        {
+            return self.mapped(dst, map.host);
+        }
         match dst {
             IpAddr::V4(dst) => self.destination_v4(dst),
             IpAddr::V6(dst) => self.destination_v6(dst),
         }
+    }
+
+    fn mapped(&self, child: IpAddr, target: MapTarget) -> Result<Destination, Refusal> {
+        let address = match (target, child) {
+            (MapTarget::Loopback, IpAddr::V4(_)) => Some(Ipv4Addr::LOCALHOST.into()),
+            (MapTarget::Loopback, IpAddr::V6(_)) => Some(Ipv6Addr::LOCALHOST.into()),
+            (MapTarget::HostAddress, IpAddr::V4(_)) => self.host_addresses.v4.map(IpAddr::from),
+            (MapTarget::HostAddress, IpAddr::V6(_)) => self.host_addresses.v6.map(IpAddr::from),
+            (MapTarget::Address(address), _) => Some(address),
+        };
+        address.map(Destination::Host).ok_or(Refusal::Unreachable(DropReason::NoHostAddress))
+    }
+
+    /// Whether the gateway address is a host like any other: the router of the host, who is not ours.
+    fn is_gateway_foreign(&self) -> bool {
+        self.config.addressing == Addressing::Copied && self.config.host_loopback == Access::Deny
+    }
+
+    /// Whether the engine itself answers pings to `dst`.
+    fn answers_echo(&self, dst: IpAddr) -> bool {
+        let link_local = matches!(dst, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        dst == IpAddr::V6(Ipv6Plan::GATEWAY_LINK_LOCAL)
+            || dst == self.gateway(dst.is_ipv4()) && (link_local || !self.is_gateway_foreign())
     }
 
     fn destination_v4(&self, dst: Ipv4Addr) -> Result<Destination, Refusal> {
@@ -550,17 +603,18 @@ impl Stack {
         if dst == plan.dns {
             return Ok(Destination::Dns);
         }
-        if dst == plan.gateway {
+        if dst == plan.gateway && !self.is_gateway_foreign() {
             return Ok(match self.config.host_loopback {
                 Access::Allow => Destination::Host(Ipv4Addr::LOCALHOST.into()),
                 Access::Deny => Destination::Gateway,
             });
         }
-        if dst.is_multicast() || dst.is_broadcast() || dst == plan.subnet.broadcast() {
+        if dst.is_multicast() || dst.is_broadcast() || plan.subnet.is_broadcast(dst) {
             return Err(Refusal::Silent(DropReason::Multicast));
         }
         // 0/8 "this network" reaches the host's loopback on Linux; 240/4 is reserved.
-        if dst.octets()[0] == 0 || dst.is_loopback() || dst.octets()[0] >= 240 || plan.subnet.contains(dst) {
+        let nobody = self.is_nobody(plan.subnet.contains(dst), dst == plan.child);
+        if dst.octets()[0] == 0 || dst.is_loopback() || dst.octets()[0] >= 240 || nobody {
             return Err(Refusal::Silent(DropReason::InvalidDestination));
         }
         if dst.is_link_local() && self.config.link_local == Access::Deny {
@@ -575,12 +629,12 @@ impl Stack {
             return Err(Refusal::Silent(DropReason::Multicast));
         }
         if !self.is_ipv6_offered() {
-            return Err(Refusal::Prohibited(DropReason::Ipv6Off));
+            return Err(Refusal::Unreachable(DropReason::Ipv6Off));
         }
         if dst == plan.dns {
             return Ok(Destination::Dns);
         }
-        if dst == plan.gateway {
+        if dst == plan.gateway && !self.is_gateway_foreign() {
             return Ok(match self.config.host_loopback {
                 Access::Allow => Destination::Host(Ipv6Addr::LOCALHOST.into()),
                 Access::Deny => Destination::Gateway,
@@ -589,15 +643,25 @@ impl Stack {
         // ::/96 and ::ffff:0:0/96 hold IPv4 addresses, the loopback among them, and are not for the wire
         // (RFC 4291 section 2.5.5); link-local addresses mean nothing beyond this link.
         let holds_v4 = matches!(dst.segments(), [0, 0, 0, 0, 0, 0 | 0xffff, _, _]);
-        if holds_v4 || dst.is_unicast_link_local() || plan.subnet.contains(dst) {
+        let nobody = self.is_nobody(plan.subnet.contains(dst), dst == plan.child);
+        if holds_v4 || dst.is_unicast_link_local() || nobody {
             return Err(Refusal::Silent(DropReason::InvalidDestination));
         }
         Ok(Destination::Host(dst.into()))
     }
 
+    /// Whether an address of the subnet that is not the engine's is nobody's on the host's side.
+    fn is_nobody(&self, in_subnet: bool, is_child: bool) -> bool {
+        is_child || (in_subnet && self.config.addressing == Addressing::Subnet)
+    }
+
     /// Asks the egress rules. `dst` is what the child wrote.
     fn check_policy(&mut self, now: Instant, protocol: Protocol, dst: SocketAddr) -> Result<(), DropReason> {
-        match self.config.policy.decide(protocol, dst) {
+        let rule = self.config.policy.deciding_rule(protocol, dst);
+        if let Some(hits) = rule.and_then(|rule| self.policy_hits.get_mut(rule)) {
+            *hits += 1;
+        }
+        match self.config.policy.verdict(rule) {
             Verdict::Allow => Ok(()),
             Verdict::Deny { rule } => {
                 if let Some(suppressed) = self.refusals.should_log(now, rule) {

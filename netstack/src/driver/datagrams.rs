@@ -260,6 +260,7 @@ impl Driver {
                 true
             }
         };
+        self.moved += incoming.iter().map(|datagram| datagram.len).sum::<usize>();
         let mut rest = incoming.as_slice();
         while !rest.is_empty() {
             let taken = self.pass_on(now, flow, rest);

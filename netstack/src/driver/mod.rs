@@ -23,6 +23,7 @@ pub mod clock;
 mod datagrams;
 mod handle;
 mod host_sockets;
+mod polling;
 pub mod resolver;
 
 use std::collections::VecDeque;
@@ -41,6 +42,7 @@ use self::datagrams::{Outgoing, OutgoingBytes, Receive};
 use self::handle::Job;
 pub use self::handle::{DriverHandle, Ended};
 use self::host_sockets::{Connect, HostSockets, SocketKind};
+use self::polling::Polling;
 use self::resolver::{ResolverWatch, read_resolv_conf};
 use crate::action::{Action, HostEvent, Payload};
 use crate::capture::FrameObserver;
@@ -123,6 +125,9 @@ pub struct Driver {
     /// A frame that the TAP did not take: its length in `frame`, and what the link owes it.
     unwritten: Option<(usize, Offload)>,
     tap_readable: bool,
+    polling: Polling,
+    /// Bytes moved since the last wait.
+    moved: usize,
     /// Set while finishing.
     wait_at_most: Option<Duration>,
     readable: VecDeque<FlowId>,
@@ -151,6 +156,7 @@ impl Driver {
         let registry = poll.registry().try_clone().map_err(DriverError::Poll)?;
         let clock = MonotonicClock::new();
         let watch_ipv6 = config.ipv6_mode() == Ipv6Mode::Auto;
+        let polling = Polling::new(config.busy_poll());
         let memory = Memory { region: Region::mapped, trim: region::trim_heap };
         let stack = Stack::with_memory(config, tap.capabilities(), clock.now(), memory);
         let mut driver = Driver {
@@ -167,6 +173,8 @@ impl Driver {
             frame: zeroed(FRAME_BUFFER),
             unwritten: None,
             tap_readable: true,
+            polling,
+            moved: 0,
             wait_at_most: None,
             readable: VecDeque::new(),
             outgoing: Vec::new(),
@@ -284,13 +292,11 @@ impl Driver {
 
     /// One turn of the loop; says whether to stop.
     fn turn(&mut self, events: &mut Events) -> Result<bool, DriverError> {
-        if let Err(error) = self.poll.poll(events, self.patience()) {
-            if error.kind() == io::ErrorKind::Interrupted {
-                return Ok(false);
-            }
-            return Err(DriverError::Poll(error));
-        }
-        let now = self.clock.now();
+        let now = match self.wait(events) {
+            Ok(now) => now,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
+            Err(error) => return Err(DriverError::Poll(error)),
+        };
         let mut stop = false;
         for event in events.iter() {
             match event.token() {
@@ -319,12 +325,38 @@ impl Driver {
         Ok(false)
     }
 
+    /// Waits for events or until something is due; says when that was.
+    fn wait(&mut self, events: &mut Events) -> io::Result<Instant> {
+        let start = self.clock.now();
+        let patience = self.patience(start);
+        let moved = std::mem::take(&mut self.moved);
+        if patience == Some(StdDuration::ZERO) {
+            self.poll.poll(events, patience)?;
+            return Ok(start);
+        }
+        let until = start + self.polling.budget(moved);
+        let mut now = start;
+        while now < until {
+            self.poll.poll(events, Some(StdDuration::ZERO))?;
+            if !events.is_empty() {
+                break;
+            }
+            clock::yield_now();
+            now = self.clock.now();
+        }
+        if now >= until {
+            self.poll.poll(events, patience)?;
+        }
+        now = self.clock.now();
+        self.polling.handle_wait(now - start);
+        Ok(now)
+    }
+
     /// How long the loop may sleep.
-    fn patience(&self) -> Option<StdDuration> {
+    fn patience(&self, now: Instant) -> Option<StdDuration> {
         if self.tap_readable || !self.readable.is_empty() {
             return Some(StdDuration::ZERO);
         }
-        let now = self.clock.now();
         let timer = self.stack.poll_timeout().map(|at| {
             // Rounded up: epoll counts milliseconds, and waking early means waking twice.
             let micros = u64::try_from(at.total_micros() - now.total_micros()).unwrap_or(0);
@@ -356,6 +388,7 @@ impl Driver {
                 },
             };
             bytes_read += len;
+            self.moved += len;
             let bytes = &mut self.slots[slot][..len];
             let offload = match vnet_hdr::accept(&header, bytes) {
                 Ok(offload) => offload,
@@ -461,7 +494,12 @@ impl Driver {
             }
             Action::HostRead { flow } => {
                 if let Some(socket) = self.sockets.get(flow) {
-                    self.stack.with_host_rx(now, flow, |room| socket.read(room));
+                    let moved = &mut self.moved;
+                    self.stack.with_host_rx(now, flow, |room| {
+                        let read = socket.read(room);
+                        *moved += read.bytes();
+                        read
+                    });
                 }
             }
             Action::ShutdownWrite { flow } => {

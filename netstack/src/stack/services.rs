@@ -70,7 +70,7 @@ impl Stack {
         match received.ip.dst {
             IpAddr::V4(dst) if udp.dst == DHCP_SERVER => {
                 let plan = &self.config.ipv4;
-                let ours = dst.is_broadcast() || dst == plan.gateway || dst == plan.subnet.broadcast();
+                let ours = dst.is_broadcast() || dst == plan.gateway || plan.subnet.is_broadcast(dst);
                 ours.then(|| self.handle_dhcp(now, payload))
             }
             IpAddr::V6(dst) if udp.dst == DHCPV6_SERVER && dst == DHCPV6_SERVERS => {

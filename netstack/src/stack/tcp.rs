@@ -30,6 +30,16 @@ pub enum HostIo {
     Failed,
 }
 
+impl HostIo {
+    /// Bytes moved.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            HostIo::Moved(bytes) | HostIo::MovedAll(bytes) => bytes,
+            HostIo::WouldBlock | HostIo::Eof | HostIo::Failed => 0,
+        }
+    }
+}
+
 /// Shortest time to a repeated look at a flow, against busy loops.
 const MIN_WAIT: Duration = Duration::from_millis(1);
 
@@ -164,7 +174,7 @@ impl Stack {
         syn: &Tcp,
     ) -> Result<(), DropReason> {
         let ip = &received.ip;
-        let peer = match self.destination(ip.dst) {
+        let peer = match self.destination_at(key.remote) {
             Ok(Destination::Host(address)) => {
                 if ip.ttl <= 1 {
                     self.tell(now, IcmpErrorKind::TimeExceeded, received.packet(), received.mac);
@@ -181,15 +191,8 @@ impl Stack {
                 self.reject_segment(now, received);
                 return Err(DropReason::NoSuchService);
             }
-            Ok(Destination::Gateway) => {
-                self.reject_segment(now, received);
-                return Err(DropReason::PolicyRefused);
-            }
-            Err(Refusal::Silent(reason)) => return Err(reason),
-            Err(Refusal::Prohibited(reason)) => {
-                self.refuse(now, reason, received);
-                return Err(reason);
-            }
+            Ok(Destination::Gateway) => return Err(self.refuse(now, self.gateway_refusal(), received)),
+            Err(refusal) => return Err(self.refuse(now, refusal, received)),
         };
         if self.counts.tcp >= self.config.limits.flows {
             self.reject_segment(now, received);
@@ -230,12 +233,13 @@ impl Stack {
     }
 
     /// Says what the child should hear about a destination that is out of reach as such.
-    fn refuse(&mut self, now: Instant, reason: DropReason, received: &Received<'_>) {
-        match reason {
-            DropReason::Ipv6Off => {
-                self.tell(now, IcmpErrorKind::NetUnreachable, received.packet(), received.mac);
+    fn refuse(&mut self, now: Instant, refusal: Refusal, received: &Received<'_>) -> DropReason {
+        match refusal {
+            Refusal::Prohibited(reason) => {
+                self.reject_segment(now, received);
+                reason
             }
-            _ => self.reject_segment(now, received),
+            Refusal::Silent(_) | Refusal::Unreachable(_) => self.refuse_datagram(now, refusal, received),
         }
     }
 
@@ -274,6 +278,10 @@ impl Stack {
             ConnectError::Refused => return self.reset_to_child(now, id),
             ConnectError::HostUnreachable => Some(IcmpErrorKind::HostUnreachable),
             ConnectError::NetUnreachable => Some(IcmpErrorKind::NetUnreachable),
+            ConnectError::NoOutbound => {
+                self.stats.count_drop(DropReason::NoOutbound);
+                Some(IcmpErrorKind::NetUnreachable)
+            }
             ConnectError::Forbidden => Some(IcmpErrorKind::AdminProhibited),
             // The child's own timer says the same, later: it goes on repeating its SYN until then.
             ConnectError::TimedOut => None,

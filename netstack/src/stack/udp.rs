@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{Destination, FlowKind, FlowState, Received, Refusal, Stack};
 use crate::action::{Action, DatagramError, DatagramKind, Hop, HostEvent, OpenError, Payload};
+use crate::config;
 use crate::error::DropReason;
 use crate::flow::{FlowId, FlowKey, Protocol};
 use crate::frame::{Checksum, Gso, Offload};
@@ -65,7 +66,7 @@ impl Stack {
         let written = SocketAddr::new(ip.dst, udp.dst);
         let key = FlowKey { protocol: Protocol::Udp, child, remote: unspecified(ip.src) };
         let known = self.flows.find(&key);
-        let address = match self.destination(ip.dst) {
+        let address = match self.destination_at(written) {
             Ok(Destination::Host(address)) => address,
             Ok(Destination::Dns) if udp.dst == 53 => {
                 self.stats.udp.packets_from_child -= 1;
@@ -77,8 +78,7 @@ impl Stack {
                 return Err(DropReason::NoSuchService);
             }
             Ok(Destination::Gateway) => {
-                self.tell(now, IcmpErrorKind::AdminProhibited, received.packet(), received.mac);
-                return Err(DropReason::PolicyRefused);
+                return Err(self.refuse_datagram(now, self.gateway_refusal(), received));
             }
             Err(refusal) => return Err(self.refuse_datagram(now, refusal, received)),
         };
@@ -94,7 +94,7 @@ impl Stack {
         let Some(entry) = self.flows.get_mut(id) else { return Ok(()) };
         entry.value.mac = received.mac;
         let FlowKind::Udp(binding) = &mut entry.value.kind else { return Ok(()) };
-        binding.handle_sent(address);
+        binding.handle_sent(address, written.ip());
         binding.bytes_from_child += payload.len() as u64;
         let gso = match received.offload.gso {
             Gso::Udp(size) if payload.len() > usize::from(size) => Some(size),
@@ -158,6 +158,7 @@ impl Stack {
         if !binding.accepts(from.ip(), self.config.udp_filtering) {
             return Err(DropReason::UnexpectedSource);
         }
+        let source = binding.aliases.name_of(from.ip()).unwrap_or(source);
         binding.bytes_to_child += total as u64;
         self.stats.udp.packets_to_child +=
             gso.map_or(1, |size| total.div_ceil(usize::from(size).max(1)) as u64);
@@ -238,18 +239,28 @@ impl Stack {
     ) -> Result<(), DropReason> {
         let Some(entry) = self.flows.get(id) else { return Err(DropReason::NoFlow) };
         let (child, mac) = (entry.key.child, entry.value.mac);
-        let written = SocketAddr::new(self.address_for_child(remote.ip()), remote.port());
+        let written = SocketAddr::new(self.name_of(id, remote.ip()), remote.port());
         let original = icmp_wire::udp_original(child, written, packet::DEFAULT_TTL, quoted, quoted.len());
-        let from = self.error_source(error, child.is_ipv4());
+        let from = self.error_source(id, error, child.is_ipv4());
         self.tell_from(now, error.kind.into(), from, &original, mac);
         Ok(())
     }
 
+    /// What the child of a binding calls a host-side address.
+    pub(super) fn name_of(&self, id: FlowId, address: IpAddr) -> IpAddr {
+        let alias = match self.flows.get(id).map(|entry| &entry.value.kind) {
+            Some(FlowKind::Udp(binding)) => binding.aliases.name_of(address),
+            Some(FlowKind::Ping(binding)) => binding.aliases.name_of(address),
+            _ => None,
+        };
+        alias.unwrap_or_else(|| self.address_for_child(address))
+    }
+
     /// Who an ICMP error to the child comes from.
-    pub(super) fn error_source(&self, error: DatagramError, v4: bool) -> IpAddr {
+    pub(super) fn error_source(&self, id: FlowId, error: DatagramError, v4: bool) -> IpAddr {
         match error.offender {
             Some(offender) if offender.is_ipv4() == v4 && !offender.is_unspecified() => {
-                self.address_for_child(offender)
+                self.name_of(id, offender)
             }
             _ => self.gateway(v4),
         }
@@ -260,6 +271,7 @@ impl Stack {
         self.stats.count_drop(match error {
             OpenError::PingForbidden => DropReason::PingForbidden,
             OpenError::Unreachable => DropReason::HostSendFailed,
+            OpenError::NoOutbound => DropReason::NoOutbound,
             OpenError::Resources => DropReason::HostResources,
         });
         if error == OpenError::PingForbidden && !self.ping_forbidden_told {
@@ -361,16 +373,20 @@ impl Stack {
         refusal: Refusal,
         received: &Received<'_>,
     ) -> DropReason {
-        match refusal {
-            Refusal::Silent(reason) => reason,
-            Refusal::Prohibited(reason) => {
-                let kind = match reason {
-                    DropReason::Ipv6Off => IcmpErrorKind::NetUnreachable,
-                    _ => IcmpErrorKind::AdminProhibited,
-                };
-                self.tell(now, kind, received.packet(), received.mac);
-                reason
-            }
+        let (kind, reason) = match refusal {
+            Refusal::Silent(reason) => return reason,
+            Refusal::Prohibited(reason) => (IcmpErrorKind::AdminProhibited, reason),
+            Refusal::Unreachable(reason) => (IcmpErrorKind::NetUnreachable, reason),
+        };
+        self.tell(now, kind, received.packet(), received.mac);
+        reason
+    }
+
+    /// What the child hears where the gateway address is not the host's loopback.
+    pub(super) fn gateway_refusal(&self) -> Refusal {
+        match self.config.loopback_refusal {
+            config::Refusal::Prompt => Refusal::Prohibited(DropReason::PolicyRefused),
+            config::Refusal::NetUnreachable => Refusal::Unreachable(DropReason::PolicyRefused),
         }
     }
 }
