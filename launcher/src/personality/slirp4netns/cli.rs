@@ -494,3 +494,193 @@ fn parse_outbound<A: std::str::FromStr>(
         Err(_) => Err(CliError::Outbound { option, family, value: value.to_owned() }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(words: &[&str]) -> (Result<Call, String>, Vec<String>) {
+        let mut notices = Vec::new();
+        let words = words.iter().map(OsString::from).collect();
+        let call = parse(words, &mut notices).map_err(|error| error.to_string());
+        (call, notices)
+    }
+
+    #[track_caller]
+    fn request(words: &[&str]) -> Request {
+        match read(words).0 {
+            Ok(Call::Serve(request)) => *request,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn fault(words: &[&str]) -> String {
+        read(words).0.unwrap_err()
+    }
+
+    #[test]
+    fn calls_of_others_are_understood() {
+        // Podman.
+        let podman = request(&[
+            "--disable-host-loopback",
+            "--mtu=65520",
+            "--enable-sandbox",
+            "--enable-seccomp",
+            "--enable-ipv6",
+            "-c",
+            "-r",
+            "3",
+            "-e",
+            "4",
+            "--api-socket",
+            "/run/x.net",
+            "--netns-type=path",
+            "/run/netns/a",
+            "tap0",
+        ]);
+        assert_eq!((podman.ready_fd, podman.exit_fd, podman.mtu), (Some(3), Some(4), 65520));
+        assert_eq!([podman.sandbox, podman.seccomp, podman.ipv6, podman.dns], [Switch::On; 4]);
+        assert_eq!(podman.host_loopback, Switch::Off);
+        let netns = PathBuf::from("/run/netns/a");
+        assert_eq!(podman.target, Target::Path { netns, userns: None, tap: "tap0".into() });
+        // RootlessKit with --detach-netns.
+        let rootlesskit = request(&[
+            "--mtu",
+            "65520",
+            "-r",
+            "3",
+            "--userns-path=/proc/7/ns/user",
+            "--netns-type=path",
+            "/run/user/1000/netns",
+            "tap0",
+        ]);
+        let Target::Path { userns, .. } = rootlesskit.target else { panic!("{rootlesskit:?}") };
+        assert_eq!(userns, Some(PathBuf::from("/proc/7/ns/user")));
+        // k3s, options behind the positional words.
+        let k3s = request(&["123", "tap0", "--cidr", "10.41.0.0/16", "--disable-host"]);
+        assert_eq!(k3s.cidr, "10.41.0.0/16".parse().unwrap());
+        assert_eq!(k3s.configuration, Configuration::Leave);
+        assert_eq!(k3s.target, Target::Process { pid: Pid::from_raw(123), userns: None, tap: "tap0".into() });
+    }
+
+    #[test]
+    fn any_word_but_pid_and_tapfd_means_a_path() {
+        let target = |kind: &str| request(&[&format!("--netns-type={kind}"), "7", "tap0"]).target;
+        assert!(matches!(target("pid"), Target::Process { .. }));
+        assert!(matches!(target("path"), Target::Path { .. }));
+        assert!(matches!(target("whatever"), Target::Path { .. }));
+        assert_eq!(request(&["--netns-type=tapfd", "7"]).target, Target::TapFd(7));
+        assert_eq!(target("tapfd"), Target::TapFd(7));
+    }
+
+    #[test]
+    fn the_network_is_checked_for_form_then_prefix_then_host_bits() {
+        for (cidr, wanted) in [
+            ("24", "invalid CIDR: 24"),
+            ("foo", "invalid CIDR: foo"),
+            ("10.0.2.0", "invalid CIDR: 10.0.2.0"),
+            ("10.0.2.0/240", "invalid CIDR: 10.0.2.0/240"),
+            ("10.0.2/24", "invalid CIDR: 10.0.2/24"),
+            ("", "invalid CIDR: "),
+            ("10.0.2.0/26", "prefix length needs to be 1-25"),
+            ("10.0.2.0/0", "prefix length needs to be 1-25"),
+            ("10.0.2.100/26", "prefix length needs to be 1-25"),
+            ("999.0.2.0/24", "invalid network address: 999.0.2.0"),
+            ("10.0.2.100/24", "CIDR needs to be a network address like 10.0.2.0/24, not like 10.0.2.100/24"),
+        ] {
+            assert_eq!(fault(&[&format!("--cidr={cidr}"), "1", "tap0"]), wanted);
+        }
+        assert_eq!(request(&["1", "tap0"]).cidr, "10.0.2.0/24".parse().unwrap());
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for mtu in ["0", "-1", "65522", "x", "1500x", ""] {
+            assert_eq!(
+                fault(&["--mtu", mtu, "1", "tap0"]),
+                "MTU must be a positive integer (< 65522)",
+                "{mtu}"
+            );
+        }
+        assert_eq!(request(&["-m65521", "1", "tap0"]).mtu, 65521);
+        assert_eq!(fault(&["-e", "-1", "1", "tap0"]), "exit-fd must be a non-negative integer");
+        assert_eq!(fault(&["-r", "x", "1", "tap0"]), "ready-fd must be a non-negative integer");
+        assert_eq!(fault(&["0", "tap0"]), "PID must be a positive integer");
+        assert_eq!(fault(&["--", "-1", "tap0"]), "PID must be a positive integer");
+        assert!(fault(&["1", "a-name-too-long-for-linux"]).contains("name of an interface"));
+        assert_eq!(fault(&["1"]), fault(&[]));
+        assert_eq!(fault(&["--nonsense"]), "slirp4netns: unrecognized option '--nonsense'");
+    }
+
+    #[test]
+    fn a_mac_address_needs_a_configured_interface() {
+        let mac = |text: &str| request(&["-c", "--macaddress", text, "1", "tap0"]).configuration;
+        assert_eq!(mac("52:55:0a:00:02:0F"), Configuration::Apply(Some([0x52, 0x55, 10, 0, 2, 15])));
+        assert!(fault(&["--macaddress=52:55:0a:00:02:0f", "1", "tap0"]).contains("cannot be specified"));
+        for text in ["xx", "52:55:0a:00:02", "52:55:0a:00:02:0f:1", "+2:55:0a:00:02:0f", "01:00:00:00:00:01"]
+        {
+            let fault = fault(&["-c", "--macaddress", text, "1", "tap0"]);
+            assert!(fault.contains("is an invalid MAC address"), "{text}: {fault}");
+        }
+    }
+
+    #[test]
+    fn outbound_is_an_address_of_the_family_or_an_interface() {
+        let request = request(&["--outbound-addr=192.0.2.1", "--outbound-addr6=eth0", "1", "tap0"]);
+        assert_eq!(request.outbound, Some(Outbound::Address(Ipv4Addr::new(192, 0, 2, 1))));
+        assert_eq!(request.outbound6, Some(Outbound::Interface("eth0".into())));
+        assert!(fault(&["--outbound-addr6=", "1", "tap0"]).contains("IPv6"));
+    }
+
+    #[test]
+    fn bess_needs_a_path_only_and_no_namespace() {
+        assert_eq!(request(&["--target-type=bess", "/x"]).target, Target::Bess("/x".into()));
+        for option in ["--configure", "--netns-type=path", "--userns-path=/x"] {
+            let name = option.split('=').next().unwrap_or(option);
+            assert_eq!(
+                fault(&["--target-type=bess", option, "/x"]),
+                format!("{name} conflicts with --target-type=bess")
+            );
+        }
+        assert!(fault(&["--target-type=foo", "1", "tap0"]).contains("must be either"));
+    }
+
+    #[test]
+    fn old_names_work_and_say_so() {
+        let (call, notices) = read(&["--no-host-loopback", "--create-sandbox", "-6", "1", "tap0"]);
+        let Ok(Call::Serve(request)) = call else { panic!("{call:?}") };
+        assert_eq!((request.host_loopback, request.sandbox), (Switch::Off, Switch::On));
+        let said = |text: &str| notices.iter().any(|line| line.contains(text));
+        assert!(said("--no-host-loopback is deprecated") && said("--create-sandbox is deprecated"));
+        assert!(said("Support for IPv6 is experimental"));
+    }
+
+    #[test]
+    fn help_and_version_come_before_faults_behind_them() {
+        assert_eq!(read(&["--help", "--nonsense"]).0, Ok(Call::Help));
+        assert_eq!(read(&["-v"]).0, Ok(Call::Version));
+        assert!(read(&["--nonsense", "--help"]).0.is_err());
+    }
+
+    #[test]
+    fn help_names_what_callers_look_for() {
+        for option in [
+            "--netns-type",
+            "--enable-ipv6",
+            "--cidr",
+            "--disable-host-loopback",
+            "--api-socket",
+            "--enable-sandbox",
+            "--enable-seccomp",
+            "--mtu",
+            "--outbound-addr",
+        ] {
+            assert!(USAGE.contains(option), "{option}");
+        }
+        let told = OPTIONS.iter().filter(|option| !option.long.starts_with("no-host"));
+        for option in told.filter(|option| option.long != "create-sandbox") {
+            assert!(USAGE.contains(&format!("--{}", option.long)), "{}", option.long);
+        }
+    }
+}

@@ -6,6 +6,7 @@
 //! wanted, tells the ready descriptor, and runs the engine until the exit descriptor is hung up. SIGTERM and SIGKILL
 //! end it as they end every program. It has one thread until everything about namespaces is done.
 
+pub mod api;
 pub mod cli;
 pub mod plan;
 
@@ -231,4 +232,20 @@ fn complain(text: impl fmt::Display) {
 fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_line_has_the_word_version() {
+        let text = version();
+        let with_version: Vec<_> = text.lines().filter(|line| line.contains("version")).collect();
+        assert_eq!(with_version, ["slirp4netns version 1.3.3"]);
+        let starts =
+            ["slirp4netns version ", "commit: ", "libslirp: ", "SLIRP_CONFIG_VERSION_MAX: ", "libseccomp: "];
+        assert_eq!(text.lines().count(), starts.len());
+        assert!(text.lines().zip(starts).all(|(line, start)| line.starts_with(start)), "{text}");
+    }
 }
