@@ -220,6 +220,8 @@ steps! {
     ForkGuard = 13: "start the guard process",
     /// The sandbox of the engine, with `--sandbox=on`.
     Confine = 14: "confine the engine:",
+    /// setns(2).
+    Join = 15: "join",
 }
 
 #[cfg(test)]
