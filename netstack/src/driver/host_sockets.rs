@@ -9,6 +9,7 @@ use mio::{Interest, Registry, Token};
 
 use crate::action::{ConnectError, DatagramKind, Hop, OpenError};
 use crate::flow::FlowId;
+use crate::forward::ForwardId;
 use crate::stack::HostIo;
 use crate::sys::socket::{self, Kind};
 
@@ -36,6 +37,7 @@ pub(super) enum SocketKind {
         read_closed: bool,
     },
     Datagram {
+        sessions: Sessions,
         ipv6: bool,
         connected: bool,
         /// What the socket is set to.
@@ -43,6 +45,15 @@ pub(super) enum SocketKind {
         /// Whether the way out takes `UDP_SEGMENT`.
         segmentation: bool,
     },
+}
+
+/// What the datagrams of one socket belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sessions {
+    /// All to the socket's own flow.
+    One,
+    /// To a flow per client: the socket of a published port.
+    OnePerClient,
 }
 
 /// Outcome of starting a connection.
@@ -98,6 +109,16 @@ impl HostSockets {
         watched
     }
 
+    /// Takes the bound UDP socket of a published port.
+    pub(super) fn adopt_datagram(&mut self, forward: ForwardId, fd: OwnedFd) -> io::Result<()> {
+        let ipv6 = socket::is_ipv6(fd.as_fd())?;
+        socket::prepare_datagram(fd.as_fd(), Kind::Udp, ipv6);
+        socket::receive_local_address(fd.as_fd(), ipv6)?;
+        let sessions = Sessions::OnePerClient;
+        let kind = SocketKind::Datagram { sessions, ipv6, connected: false, hop: None, segmentation: true };
+        self.insert(forward.flow(), fd, kind, Interest::READABLE)
+    }
+
     /// What became of a connection under way; `None` while it is.
     pub(super) fn finish_connect(&mut self, flow: FlowId) -> Option<Result<(), ConnectError>> {
         let socket = self.get_mut(flow)?;
@@ -135,7 +156,8 @@ impl HostSockets {
             socket::connect(fd.as_fd(), server).map_err(|_| OpenError::Unreachable)?;
             connected = true;
         }
-        let kind = SocketKind::Datagram { ipv6, connected, hop: None, segmentation: true };
+        let kind =
+            SocketKind::Datagram { sessions: Sessions::One, ipv6, connected, hop: None, segmentation: true };
         self.insert(flow, fd, kind, Interest::READABLE).map_err(|_| OpenError::Resources)
     }
 
