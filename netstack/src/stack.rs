@@ -12,6 +12,7 @@
 //! panic or grow beyond [`Limits`](crate::config::Limits).
 
 mod dns;
+mod forward;
 mod icmp;
 mod services;
 mod settings;
@@ -31,11 +32,12 @@ use crate::error::DropReason;
 use crate::flow::lru::LruList;
 use crate::flow::policy::{RefusalLog, Verdict};
 use crate::flow::table::FlowTable;
-use crate::flow::{FlowId, FlowKey, Protocol};
+use crate::flow::{FlowId, FlowKey, OpenedBy, Protocol};
+use crate::forward::{SessionIndex, UdpForward};
 use crate::frame::{Checksum, Frame, FrameOut, LinkCapabilities, Offload};
 use crate::icmp::{self as icmp_wire, IcmpErrorKind, RateLimit};
 use crate::ndp::NdpResponder;
-use crate::neighbor::NeighborTable;
+use crate::neighbor::{Inquiries, NeighborTable};
 use crate::offload::checksum;
 use crate::packet::{self, Ethernet, IpPacket, Mac, ethertype, protocol};
 use crate::stats::Stats;
@@ -44,9 +46,10 @@ use crate::tcp::rings::RingPool;
 use crate::tcp::{Memory, TcpFlow};
 use crate::time::{Duration, Instant};
 use crate::timer::TimerWheel;
-use crate::udp::{Aliases, UdpBinding};
 use crate::udp::reassembly::{FragmentKey, MoreFragments, Reassembly};
+use crate::udp::{Aliases, UdpBinding, UdpSession};
 
+pub use self::forward::Session;
 pub use self::settings::HostAddresses;
 pub use self::tcp::HostIo;
 pub use self::udp::{Datagram, ToChild};
@@ -61,6 +64,8 @@ pub struct FlowInfo {
     pub id: FlowId,
     /// Protocol and addresses as the child sees them.
     pub key: FlowKey,
+    /// Which side has opened it.
+    pub opened_by: OpenedBy,
     /// State of a TCP flow.
     pub phase: Option<crate::tcp::Phase>,
     /// Payload bytes from the child.
@@ -82,6 +87,8 @@ pub struct Stack {
     timers: TimerWheel,
     counts: Counts,
     udp_lru: LruList,
+    sessions: SessionIndex,
+    session_lru: LruList,
     ping_lru: LruList,
     /// Flows whose relay has to be run, each at most once.
     relay_queue: VecDeque<FlowId>,
@@ -91,6 +98,9 @@ pub struct Stack {
     /// Frames of the engine's own making.
     control: VecDeque<Vec<u8>>,
     neighbors: NeighborTable,
+    inquiries: Inquiries,
+    /// Where the next search for a free source port begins.
+    next_port: u16,
     arp: ArpResponder,
     ndp: NdpResponder,
     dhcp: DhcpServer,
@@ -137,6 +147,10 @@ enum FlowKind {
     Tcp(Box<TcpFlow>),
     Udp(Box<UdpBinding>),
     Ping(Box<PingBinding>),
+    /// A published UDP port: holds the socket that all its sessions share.
+    UdpForward(UdpForward),
+    /// A client of a published UDP port.
+    UdpSession(Box<UdpSession>),
     /// A query to a host resolver.
     DnsQuery(Box<dns::Upstream>),
 }
@@ -209,12 +223,16 @@ impl Stack {
             timers: TimerWheel::new(),
             counts: Counts::default(),
             udp_lru: LruList::default(),
+            sessions: SessionIndex::new(config.seed),
+            session_lru: LruList::default(),
             ping_lru: LruList::default(),
             relay_queue: VecDeque::new(),
             egress_queue: VecDeque::new(),
             actions: VecDeque::new(),
             control: VecDeque::new(),
             neighbors: NeighborTable::default(),
+            inquiries: Inquiries::default(),
+            next_port: 0,
             arp: ArpResponder::new(config.mac, &config),
             ndp: NdpResponder::new(config.mac, &config),
             dhcp: DhcpServer::new(config.mac, &config),
@@ -260,7 +278,7 @@ impl Stack {
             Some(FlowKind::Tcp(_)) => self.handle_tcp_host(now, flow, event),
             Some(FlowKind::DnsQuery(_)) => self.handle_dns_host(now, flow, event),
             Some(FlowKind::Udp(_) | FlowKind::Ping(_)) => self.handle_datagram_socket(flow, event),
-            None => {}
+            Some(FlowKind::UdpForward(_) | FlowKind::UdpSession(_)) | None => {}
         }
     }
 
@@ -281,7 +299,8 @@ impl Stack {
                 self.handle_dns_failure(now, flow);
                 Ok(())
             }
-            Some(FlowKind::Tcp(_)) | None => Ok(()),
+            Some(FlowKind::UdpForward(_)) => self.session_error_to_child(now, flow, remote, error, quoted),
+            Some(FlowKind::Tcp(_) | FlowKind::UdpSession(_)) | None => Ok(()),
         };
         let _ = self.counted(result);
     }
@@ -295,8 +314,10 @@ impl Stack {
             entry.value.wake_at = None;
             match entry.value.kind {
                 FlowKind::Tcp(_) => self.handle_tcp_timeout(now, id),
-                FlowKind::Udp(_) | FlowKind::Ping(_) => self.handle_binding_timeout(now, id),
-                FlowKind::DnsQuery(_) => {}
+                FlowKind::Udp(_) | FlowKind::UdpSession(_) | FlowKind::Ping(_) => {
+                    self.handle_binding_timeout(now, id);
+                }
+                FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => {}
             }
         }
         for _ in 0..self.reassembly.handle_timeout(now) {
@@ -307,6 +328,7 @@ impl Stack {
         while let Some(message) = self.ndp.poll(now) {
             self.send_ndp(message);
         }
+        self.poll_inquiries(now);
         if self.trim_rings_at.is_some_and(|at| at <= now) {
             self.rings.trim();
             self.trim_rings_at = None;
@@ -342,6 +364,7 @@ impl Stack {
             self.reassembly.poll_timeout(),
             self.dns.poll_timeout(),
             self.ndp.poll_timeout(),
+            self.inquiries.poll_timeout(),
             self.trim_rings_at,
         ]
         .into_iter()
@@ -423,10 +446,19 @@ impl Stack {
                     (Some(tcp.phase), tcp.bytes_from_child, tcp.bytes_to_child, tcp.last_active)
                 }
                 FlowKind::Udp(udp) => (None, udp.bytes_from_child, udp.bytes_to_child, udp.last_active),
+                FlowKind::UdpSession(udp) => {
+                    (None, udp.bytes_from_child, udp.bytes_to_child, udp.last_active)
+                }
                 FlowKind::Ping(ping) => (None, ping.bytes_from_child, ping.bytes_to_child, ping.last_active),
-                FlowKind::DnsQuery(_) => return None,
+                FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => return None,
             };
-            Some(FlowInfo { id, key: entry.key, phase, bytes_from_child, bytes_to_child, last_active })
+            let opened_by = match &entry.value.kind {
+                FlowKind::Tcp(tcp) => tcp.opened_by,
+                FlowKind::UdpSession(_) => OpenedBy::Host,
+                _ => OpenedBy::Child,
+            };
+            let key = entry.key;
+            Some(FlowInfo { id, key, opened_by, phase, bytes_from_child, bytes_to_child, last_active })
         })
     }
 
@@ -546,7 +578,7 @@ impl Stack {
         if !valid {
             return Err(DropReason::InvalidSource);
         }
-        self.neighbors.learn(received.ip.src, received.mac);
+        self.learn_neighbor(received.ip.src, received.mac);
         Ok(())
     }
 

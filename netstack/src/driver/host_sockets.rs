@@ -9,6 +9,7 @@ use mio::{Interest, Registry, Token};
 
 use crate::action::{ConnectError, DatagramKind, Hop, OpenError};
 use crate::flow::FlowId;
+use crate::forward::ForwardId;
 use crate::stack::HostIo;
 use crate::sys::socket::{self, Kind};
 
@@ -36,6 +37,7 @@ pub(super) enum SocketKind {
         read_closed: bool,
     },
     Datagram {
+        sessions: Sessions,
         ipv6: bool,
         connected: bool,
         /// What the socket is set to.
@@ -43,6 +45,15 @@ pub(super) enum SocketKind {
         /// Whether the way out takes `UDP_SEGMENT`.
         segmentation: bool,
     },
+}
+
+/// What the datagrams of one socket belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sessions {
+    /// All to the socket's own flow.
+    One,
+    /// To a flow per client: the socket of a published port.
+    OnePerClient,
 }
 
 /// Outcome of starting a connection.
@@ -85,6 +96,29 @@ impl HostSockets {
         }
     }
 
+    /// Takes a connection that stands. Where it cannot be watched it is reset.
+    pub(super) fn adopt(&mut self, flow: FlowId, stream: OwnedFd) -> io::Result<()> {
+        socket::prepare_tcp(stream.as_fd());
+        let watched = self.watch(flow, &stream, Interest::READABLE | Interest::WRITABLE);
+        if watched.is_err() {
+            socket::reset_on_close(stream.as_fd());
+        } else {
+            let kind = SocketKind::Stream { connecting: None, read_closed: false };
+            self.keep(HostSocket { flow, fd: stream, kind });
+        }
+        watched
+    }
+
+    /// Takes the bound UDP socket of a published port.
+    pub(super) fn adopt_datagram(&mut self, forward: ForwardId, fd: OwnedFd) -> io::Result<()> {
+        let ipv6 = socket::is_ipv6(fd.as_fd())?;
+        socket::prepare_datagram(fd.as_fd(), Kind::Udp, ipv6);
+        socket::receive_local_address(fd.as_fd(), ipv6)?;
+        let sessions = Sessions::OnePerClient;
+        let kind = SocketKind::Datagram { sessions, ipv6, connected: false, hop: None, segmentation: true };
+        self.insert(forward.flow(), fd, kind, Interest::READABLE)
+    }
+
     /// What became of a connection under way; `None` while it is.
     pub(super) fn finish_connect(&mut self, flow: FlowId) -> Option<Result<(), ConnectError>> {
         let socket = self.get_mut(flow)?;
@@ -122,7 +156,8 @@ impl HostSockets {
             socket::connect(fd.as_fd(), server).map_err(|_| OpenError::Unreachable)?;
             connected = true;
         }
-        let kind = SocketKind::Datagram { ipv6, connected, hop: None, segmentation: true };
+        let kind =
+            SocketKind::Datagram { sessions: Sessions::One, ipv6, connected, hop: None, segmentation: true };
         self.insert(flow, fd, kind, Interest::READABLE).map_err(|_| OpenError::Resources)
     }
 
@@ -140,14 +175,22 @@ impl HostSockets {
     }
 
     fn insert(&mut self, flow: FlowId, fd: OwnedFd, kind: SocketKind, interest: Interest) -> io::Result<()> {
+        self.watch(flow, &fd, interest)?;
+        self.keep(HostSocket { flow, fd, kind });
+        Ok(())
+    }
+
+    fn watch(&self, flow: FlowId, fd: &OwnedFd, interest: Interest) -> io::Result<()> {
         let token = Token(flow.to_bits() as usize);
-        self.registry.register(&mut SourceFd(&fd.as_raw_fd()), token, interest)?;
-        let index = flow.index as usize;
+        self.registry.register(&mut SourceFd(&fd.as_raw_fd()), token, interest)
+    }
+
+    fn keep(&mut self, socket: HostSocket) {
+        let index = socket.flow.index as usize;
         if index >= self.sockets.len() {
             self.sockets.resize_with(index + 1, || None);
         }
-        self.sockets[index] = Some(HostSocket { flow, fd, kind });
-        Ok(())
+        self.sockets[index] = Some(socket);
     }
 }
 
