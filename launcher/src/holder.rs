@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use forwarder::sock_diag::{DiagSocket, Query, Reach, Socket};
 use forwarder::spec::{Family, Transport};
