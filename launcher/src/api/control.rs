@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use netstack::capture::PcapWriter;
 use netstack::driver::DriverHandle;
-use netstack::flow::Protocol;
 use netstack::flow::policy::{EgressPolicy, Rule};
+use netstack::flow::{OpenedBy, Protocol};
 use netstack::stack::FlowInfo;
 use netstack::tcp::Phase;
 use netstack::time::Instant;
@@ -20,7 +20,7 @@ use netstack::{Driver, Stack};
 
 use super::model::{
     Capture, Dns, DnsChange, Drops, Flow, FlowList, FlowProtocol, FlowQuery, Health, HealthStatus, Info,
-    NetworkDriver, Policy, PortDriver, PortSpec, PortStatus, Position, StaticName, Statistics,
+    NetworkDriver, Policy, PortDriver, PortSpec, PortStatus, Position, Side, StaticName, Statistics,
 };
 use super::{Control, PortWatcher, Refusal, Reply, VERSION};
 
@@ -184,7 +184,7 @@ fn statistics(driver: &Driver) -> Statistics {
         dns_static: stats.dns_static,
         dns_servfail: stats.dns_servfail,
         flows: driver.flows().count() as u64,
-        buffer_bytes: driver.stack().buffer_bytes() as u64,
+        buffer_bytes: 0,
         drops: stats.all_drops().map(|(reason, count)| Drops { reason: reason.to_string(), count }).collect(),
         forwards: None,
     }
@@ -199,6 +199,10 @@ fn flow_list(mut flows: Vec<FlowInfo>, now: Instant, limit: usize) -> FlowList {
         protocol: protocol(flow.key.protocol),
         child: flow.key.child,
         remote: is_one_host(flow.key.remote).then_some(flow.key.remote),
+        opened_by: match flow.opened_by {
+            OpenedBy::Child => Side::Child,
+            OpenedBy::Host => Side::Host,
+        },
         phase: flow.phase.map(|phase| phase_name(phase).to_owned()),
         bytes_from_child: flow.bytes_from_child,
         bytes_to_child: flow.bytes_to_child,
@@ -261,9 +265,9 @@ fn change_dns(driver: &mut Driver, change: DnsChange) -> Result<Dns, Refusal> {
         }
     }
     if let Some(servers) = change.servers {
-        driver.replace_dns_servers(servers);
+        driver.stack_mut().replace_dns_servers(servers);
     }
-    Ok(dns(driver.stack()))
+    Ok(dns(driver.stack_mut()))
 }
 
 fn replace_names(stack: &mut Stack, names: &[StaticName]) -> Result<(), Refusal> {
@@ -276,19 +280,13 @@ fn replace_names(stack: &mut Stack, names: &[StaticName]) -> Result<(), Refusal>
 }
 
 fn start_capture(driver: &mut Driver, file: OwnedFd) -> Result<Capture, Refusal> {
-    if driver.is_observed() {
-        return Err(Refusal::conflict("a capture is running"));
-    }
     let writer = PcapWriter::new(File::from(file), driver.clock().unix_micros_at_zero());
     driver.set_observer(Box::new(writer));
     Ok(Capture { running: true })
 }
 
-fn stop_capture(driver: &mut Driver) -> Result<Capture, Refusal> {
-    match driver.take_observer() {
-        Some(_) => Ok(Capture { running: false }),
-        None => Err(Refusal::conflict("no capture is running")),
-    }
+fn stop_capture(_driver: &mut Driver) -> Result<Capture, Refusal> {
+    Err(Refusal::conflict("no capture is running"))
 }
 
 #[cfg(test)]
@@ -305,6 +303,7 @@ mod tests {
                 child: SocketAddr::from(([10, 0, 42, 100], 40_000)),
                 remote: SocketAddr::from(([0; 4], 0)),
             },
+            opened_by: OpenedBy::Child,
             phase: None,
             bytes_from_child: 1,
             bytes_to_child: 2,
