@@ -532,7 +532,10 @@ impl Config {
     /// The addresses at which the engine is a DNS server, the plans' first; also while DNS is off.
     pub fn dns_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let plans = [self.ipv4.dns.into(), self.ipv6.dns.into()];
-        plans.into_iter().filter(|address: &IpAddr| !address.is_unspecified()).chain(self.dns.addresses.iter().copied())
+        plans
+            .into_iter()
+            .filter(|address: &IpAddr| !address.is_unspecified())
+            .chain(self.dns.addresses.iter().copied())
     }
 
     /// The DNS servers that the child is told of.
@@ -793,10 +796,7 @@ fn is_host(address: IpAddr) -> bool {
 fn check_copied(config: &Config) -> Result<(), ConfigError> {
     let roles4 = [config.ipv4.gateway.into(), config.ipv4.child.into(), config.ipv4.dns.into()];
     let roles6 = [config.ipv6.gateway.into(), config.ipv6.child.into(), config.ipv6.dns.into()];
-    let families = [
-        (roles4, config.ipv4_mode != Ipv4Mode::Off),
-        (roles6, config.ipv6_mode != Ipv6Mode::Off),
-    ];
+    let families = [(roles4, config.ipv4_mode != Ipv4Mode::Off), (roles6, config.ipv6_mode != Ipv6Mode::Off)];
     for ([gateway, child, dns], _) in families.into_iter().filter(|&(_, offered)| offered) {
         let roles = [Some(gateway), Some(child), Some(dns).filter(|dns: &IpAddr| !dns.is_unspecified())];
         if let Some(address) = roles.into_iter().flatten().find(|&address| !is_host(address)) {
@@ -987,7 +987,11 @@ mod tests {
     #[test]
     fn copied_addresses_need_no_subnet() {
         let plan = |child: [u8; 4], gateway: [u8; 4], prefix| Ipv4Plan {
-            subnet: Ipv4Net::new(Ipv4Addr::from(u32::from_be_bytes(child) & u32::MAX << (32 - prefix)), prefix).unwrap(),
+            subnet: Ipv4Net::new(
+                Ipv4Addr::from(u32::from_be_bytes(child) & u32::MAX << (32 - prefix)),
+                prefix,
+            )
+            .unwrap(),
             gateway: gateway.into(),
             dns: Ipv4Addr::UNSPECIFIED,
             child: child.into(),

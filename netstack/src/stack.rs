@@ -45,8 +45,8 @@ use crate::tcp::rings::RingPool;
 use crate::tcp::{Memory, TcpFlow};
 use crate::time::{Duration, Instant};
 use crate::timer::TimerWheel;
-use crate::udp::{Aliases, UdpBinding};
 use crate::udp::reassembly::{FragmentKey, MoreFragments, Reassembly};
+use crate::udp::{Aliases, UdpBinding};
 
 pub use self::settings::HostAddresses;
 pub use self::tcp::HostIo;

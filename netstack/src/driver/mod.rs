@@ -28,8 +28,8 @@ mod polling;
 pub mod resolver;
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read};
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::time::Duration as StdDuration;
@@ -239,6 +239,12 @@ impl Driver {
     /// The TAP, with what it does for us.
     pub fn tap(&self) -> &Tap {
         &self.tap
+    }
+
+    /// Descriptors whose last close waits for all processors (RCU), some 10 to 20 ms: who ends may want somebody
+    /// else to close them.
+    pub fn slow_to_close(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [Some(self.tap.as_fd()), self.resolver.as_ref().map(|watch| watch.as_fd())].into_iter().flatten()
     }
 
     /// Serves until `stop` is readable or closed by its other end. May be called again to go on.
@@ -668,7 +674,5 @@ fn is_temporary(error: &io::Error) -> bool {
 }
 
 fn random_seed() -> io::Result<u64> {
-    let mut seed = [0; 8];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut seed)?;
-    Ok(u64::from_ne_bytes(seed).max(1))
+    Ok(u64::from_ne_bytes(crate::sys::random()?).max(1))
 }
