@@ -2,6 +2,7 @@
 
 pub(crate) mod rtnetlink;
 pub(crate) mod scm;
+pub(crate) mod sock_diag;
 pub(crate) mod socket;
 pub(crate) mod splice;
 
