@@ -32,7 +32,7 @@ mod settings;
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::time::Duration as StdDuration;
@@ -263,6 +263,12 @@ impl Driver {
     /// The link, with what it does for us.
     pub fn link(&self) -> &Link {
         &self.link
+    }
+
+    /// Descriptors whose last close waits for all processors (RCU), some 10 to 20 ms: who ends may want somebody
+    /// else to close them.
+    pub fn slow_to_close(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [Some(self.link.as_fd()), self.resolver.as_ref().map(|watch| watch.as_fd())].into_iter().flatten()
     }
 
     /// Serves until `stop` is readable or closed by its other end. May be called again to go on.
