@@ -8,6 +8,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use netstack::LinkCapabilities;
 use netstack::config::{Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering};
 
+use crate::sandbox::Mode;
+
 /// Run a command in its own namespaces, without root, behind a usermode network engine.
 ///
 /// CMD runs in new user, mount and network namespaces. It sees itself as root (uid 0); outside it is the
@@ -130,6 +132,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "KIND", value_enum, default_value_t = NetArg::Engine)]
     pub net: NetArg,
 
+    /// What the engine gives up once it is set up: its view of the file system, all rights, most system calls
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = SandboxArg::Auto)]
+    pub sandbox: SandboxArg,
+
     /// Print the engine's statistics and flows to stderr at the end
     ///
     /// SIGUSR1 to the engine process (rl-engine) prints them at any time, without this option too.
@@ -214,6 +220,27 @@ pub enum NetArg {
     None,
     /// The host's own network
     Host,
+}
+
+/// `--sandbox`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SandboxArg {
+    /// As much as the kernel allows; -v says what it does not
+    Auto,
+    /// Everything, or the launch fails
+    On,
+    /// Nothing; for debugging
+    Off,
+}
+
+impl From<SandboxArg> for Mode {
+    fn from(arg: SandboxArg) -> Self {
+        match arg {
+            SandboxArg::Auto => Mode::Auto,
+            SandboxArg::On => Mode::On,
+            SandboxArg::Off => Mode::Off,
+        }
+    }
 }
 
 fn parse_server(text: &str) -> Result<SocketAddr, &'static str> {

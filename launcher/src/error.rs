@@ -65,9 +65,12 @@ pub enum LaunchError {
     /// A step of the launch failed.
     #[error(transparent)]
     Failed(#[from] Failure),
-    /// The engine process (or the guard in its place) ended before CMD; CMD was killed.
+    /// The engine process ended before CMD; CMD was killed.
     #[error("the engine process {0}; the command was killed")]
     EngineDied(Ending),
+    /// The process that guards the child ended before CMD; CMD was killed.
+    #[error("the guard process {0}; the command was killed")]
+    GuardDied(Ending),
     /// The child ended before it could run CMD and said nothing.
     #[error("the child process {0} before it could run the command")]
     ChildDied(Ending),
@@ -213,6 +216,10 @@ steps! {
     Engine = 11: "run the network engine:",
     /// PR_SET_PDEATHSIG and the like.
     Guard = 12: "guard the child against orphanage:",
+    /// clone3(2) of the guard process.
+    ForkGuard = 13: "start the guard process",
+    /// The sandbox of the engine, with `--sandbox=on`.
+    Confine = 14: "confine the engine:",
     /// setns(2).
     Join = 20: "join",
 }
