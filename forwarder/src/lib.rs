@@ -5,7 +5,7 @@
 //! | [`spec`], [`manager`], [`relay`], [`udp_session`], [`protocol`] | pure: what is wanted, and what follows from an event |
 //! | [`driver`] | the event loop that owns listeners, connections and pipes |
 //! | [`child`] | the agent inside the child's namespace, which makes sockets there |
-//! | [`auto`] | follows what listens inside the child |
+//! | [`auto`], [`sock_diag`] | follow what listens inside the child |
 //! | `sys` | system calls |
 
 pub mod auto;
@@ -15,6 +15,7 @@ pub mod error;
 pub mod manager;
 pub mod protocol;
 pub mod relay;
+pub mod sock_diag;
 pub mod spec;
 #[expect(unsafe_code, reason = "system calls that no safe wrapper offers; every block states its invariant")]
 mod sys;

@@ -221,6 +221,7 @@ steps! {
     /// The sandbox of the engine, with `--sandbox=on`.
     Confine = 14: "confine the engine:",
     /// setns(2).
+    Join = 15: "join",
     Join = 20: "join",
 }
 

@@ -172,7 +172,7 @@ fn phase(phase: Phase) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use netstack::flow::{FlowId, FlowKey};
+    use netstack::flow::{FlowId, FlowKey, OpenedBy};
 
     use super::*;
 
@@ -184,6 +184,7 @@ mod tests {
                 child: SocketAddr::from(([10, 0, 42, 100], 40_000)),
                 remote: SocketAddr::from(([192, 0, 2, 1], 443)),
             },
+            opened_by: OpenedBy::Child,
             phase: Some(Phase::Open),
             bytes_from_child: 1234,
             bytes_to_child: 56,

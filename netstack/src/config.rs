@@ -327,13 +327,17 @@ pub enum UdpFiltering {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// TCP flows; a further SYN is answered by RST. Default 32768.
+    /// TCP flows, whoever opened them; a further SYN of the child is answered by RST, a further connection of the
+    /// host is reset. Default 32768.
     pub flows: usize,
-    /// TCP flows whose host connect is under way; a further SYN is dropped, the child repeats it.
-    /// Default 4096.
+    /// TCP flows whose other end has not answered yet; a further SYN of the child is dropped (the child repeats
+    /// it), a further connection of the host is reset. Default 4096.
     pub half_open: usize,
     /// UDP bindings; the one idle for longest makes room. Default 16384.
     pub udp_bindings: usize,
+    /// UDP sessions of published ports, one per client and forward; the one idle for longest makes room.
+    /// Default 16384.
+    pub udp_sessions: usize,
     /// ICMP echo bindings; the one idle for longest makes room. Default 256.
     pub icmp_bindings: usize,
     /// DNS queries under way; a further query is dropped, the child repeats it. Default 1024.
@@ -353,6 +357,7 @@ impl Default for Limits {
             flows: 32768,
             half_open: 4096,
             udp_bindings: 16384,
+            udp_sessions: 16384,
             icmp_bindings: 256,
             dns_queries: 1024,
             reassembly_bytes: 4 << 20,
@@ -368,10 +373,14 @@ impl Default for Limits {
 pub struct Timeouts {
     /// Idle UDP binding. Default 300 s (RFC 4787 REQ-5 recommends 5 minutes).
     pub udp: Duration,
+    /// Idle UDP session of a published port. Default 300 s (as for bindings).
+    pub udp_session: Duration,
     /// Idle ICMP echo binding. Default 60 s (RFC 5508 REQ-2).
     pub icmp: Duration,
     /// One DNS server's time to answer before the next is asked. Default 2 s.
     pub dns: Duration,
+    /// A connection to the child that gets no answer. Default 120 s (Linux gives up after 127 s).
+    pub tcp_connect: Duration,
     /// A TCP flow that is closed in one direction and silent in the other. Default 7440 s
     /// (RFC 5382 REQ-5 for established flows: 2 h 4 min).
     pub tcp_half_closed: Duration,
@@ -387,8 +396,10 @@ impl Default for Timeouts {
     fn default() -> Self {
         Timeouts {
             udp: Duration::from_secs(300),
+            udp_session: Duration::from_secs(300),
             icmp: Duration::from_secs(60),
             dns: Duration::from_secs(2),
+            tcp_connect: Duration::from_secs(120),
             tcp_half_closed: Duration::from_secs(7440),
             tcp_closing: Duration::from_secs(60),
             tcp_keepalive: Duration::from_secs(7200),
@@ -521,7 +532,10 @@ impl Config {
     /// The addresses at which the engine is a DNS server, the plans' first; also while DNS is off.
     pub fn dns_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let plans = [self.ipv4.dns.into(), self.ipv6.dns.into()];
-        plans.into_iter().filter(|address: &IpAddr| !address.is_unspecified()).chain(self.dns.addresses.iter().copied())
+        plans
+            .into_iter()
+            .filter(|address: &IpAddr| !address.is_unspecified())
+            .chain(self.dns.addresses.iter().copied())
     }
 
     /// The DNS servers that the child is told of.
@@ -782,10 +796,7 @@ fn is_host(address: IpAddr) -> bool {
 fn check_copied(config: &Config) -> Result<(), ConfigError> {
     let roles4 = [config.ipv4.gateway.into(), config.ipv4.child.into(), config.ipv4.dns.into()];
     let roles6 = [config.ipv6.gateway.into(), config.ipv6.child.into(), config.ipv6.dns.into()];
-    let families = [
-        (roles4, config.ipv4_mode != Ipv4Mode::Off),
-        (roles6, config.ipv6_mode != Ipv6Mode::Off),
-    ];
+    let families = [(roles4, config.ipv4_mode != Ipv4Mode::Off), (roles6, config.ipv6_mode != Ipv6Mode::Off)];
     for ([gateway, child, dns], _) in families.into_iter().filter(|&(_, offered)| offered) {
         let roles = [Some(gateway), Some(child), Some(dns).filter(|dns: &IpAddr| !dns.is_unspecified())];
         if let Some(address) = roles.into_iter().flatten().find(|&address| !is_host(address)) {
@@ -885,6 +896,7 @@ fn check_limits(limits: &Limits) -> Result<(), ConfigError> {
         ("flows", limits.flows, 1),
         ("half_open", limits.half_open, 1),
         ("udp_bindings", limits.udp_bindings, 1),
+        ("udp_sessions", limits.udp_sessions, 1),
         ("icmp_bindings", limits.icmp_bindings, 1),
         ("dns_queries", limits.dns_queries, 1),
         ("reassembly_bytes", limits.reassembly_bytes, 1 << 16),
@@ -900,8 +912,10 @@ fn check_limits(limits: &Limits) -> Result<(), ConfigError> {
 fn check_timeouts(timeouts: &Timeouts) -> Result<(), ConfigError> {
     let checks = [
         ("udp", timeouts.udp),
+        ("udp_session", timeouts.udp_session),
         ("icmp", timeouts.icmp),
         ("dns", timeouts.dns),
+        ("tcp_connect", timeouts.tcp_connect),
         ("tcp_half_closed", timeouts.tcp_half_closed),
         ("tcp_closing", timeouts.tcp_closing),
         ("tcp_keepalive", timeouts.tcp_keepalive),
@@ -973,7 +987,11 @@ mod tests {
     #[test]
     fn copied_addresses_need_no_subnet() {
         let plan = |child: [u8; 4], gateway: [u8; 4], prefix| Ipv4Plan {
-            subnet: Ipv4Net::new(Ipv4Addr::from(u32::from_be_bytes(child) & u32::MAX << (32 - prefix)), prefix).unwrap(),
+            subnet: Ipv4Net::new(
+                Ipv4Addr::from(u32::from_be_bytes(child) & u32::MAX << (32 - prefix)),
+                prefix,
+            )
+            .unwrap(),
             gateway: gateway.into(),
             dns: Ipv4Addr::UNSPECIFIED,
             child: child.into(),

@@ -1,6 +1,6 @@
 //! Errors and drop reasons, never mixed: an error is somebody's mistake, a drop is a packet's fate.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use thiserror::Error;
 
@@ -126,11 +126,17 @@ pub enum DropReason {
     /// The address or interface that the host's sockets are to be bound to is not there.
     #[error("outbound address or interface is not there")]
     NoOutbound,
+    /// Nobody on the child's link answers for the address that a packet to the child goes to.
+    #[error("no answer to ARP or neighbour discovery")]
+    NeighborUnknown,
+    /// The table of UDP sessions is full (`limits.udp_sessions`).
+    #[error("UDP session table full")]
+    UdpSessionsFull,
 }
 
 impl DropReason {
     /// Every reason, in counter order.
-    pub const ALL: [DropReason; 39] = [
+    pub const ALL: [DropReason; 41] = [
         DropReason::Truncated,
         DropReason::Malformed,
         DropReason::UnknownEtherType,
@@ -170,7 +176,41 @@ impl DropReason {
         DropReason::DnsOff,
         DropReason::NoHostAddress,
         DropReason::NoOutbound,
+        DropReason::NeighborUnknown,
+        DropReason::UdpSessionsFull,
     ];
+}
+
+/// Why something of the host's cannot be carried to the child.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ForwardError {
+    /// Nobody can appear to the child as this: unspecified, loopback, a group, on the child's own link but not the
+    /// gateway, of another family than the destination, or port 0.
+    #[error("{0} cannot be a source for the child")]
+    Source(SocketAddr),
+    /// Not an address that packets to the child may carry: unspecified, loopback, a group, one of the engine's own,
+    /// or port 0.
+    #[error("{0} is no address of the child")]
+    Child(SocketAddr),
+    /// The child has no IPv6.
+    #[error("IPv6 is off")]
+    Ipv6Off,
+    /// `limits.flows` is reached.
+    #[error("the flow table is full")]
+    FlowTableFull,
+    /// `limits.half_open` is reached.
+    #[error("too many connections wait for the child")]
+    HalfOpenFull,
+    /// `limits.buffer_bytes` is reached.
+    #[error("the memory for buffers is used up")]
+    BufferMemoryFull,
+    /// No port of the source is free towards that destination.
+    #[error("every port of {0} is taken")]
+    PortsTaken(IpAddr),
+    /// Nobody can be asked for the Ethernet address: too many questions are open.
+    #[error("too many neighbours are being looked for")]
+    TooManyNeighbors,
 }
 
 /// A configuration that cannot work; each variant carries the offending value.

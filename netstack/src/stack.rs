@@ -12,6 +12,7 @@
 //! panic or grow beyond [`Limits`](crate::config::Limits).
 
 mod dns;
+mod forward;
 mod icmp;
 mod services;
 mod settings;
@@ -31,11 +32,11 @@ use crate::error::DropReason;
 use crate::flow::lru::LruList;
 use crate::flow::policy::{RefusalLog, Verdict};
 use crate::flow::table::FlowTable;
-use crate::flow::{FlowId, FlowKey, Protocol};
+use crate::flow::{FlowId, FlowKey, OpenedBy, Protocol};
 use crate::frame::{Checksum, Frame, FrameOut, LinkCapabilities, Offload};
 use crate::icmp::{self as icmp_wire, IcmpErrorKind, RateLimit};
 use crate::ndp::NdpResponder;
-use crate::neighbor::NeighborTable;
+use crate::neighbor::{Inquiries, NeighborTable};
 use crate::offload::checksum;
 use crate::packet::{self, Ethernet, IpPacket, Mac, ethertype, protocol};
 use crate::stats::Stats;
@@ -44,8 +45,8 @@ use crate::tcp::rings::RingPool;
 use crate::tcp::{Memory, TcpFlow};
 use crate::time::{Duration, Instant};
 use crate::timer::TimerWheel;
-use crate::udp::{Aliases, UdpBinding};
 use crate::udp::reassembly::{FragmentKey, MoreFragments, Reassembly};
+use crate::udp::{Aliases, UdpBinding};
 
 pub use self::settings::HostAddresses;
 pub use self::tcp::HostIo;
@@ -61,6 +62,8 @@ pub struct FlowInfo {
     pub id: FlowId,
     /// Protocol and addresses as the child sees them.
     pub key: FlowKey,
+    /// Which side has opened it.
+    pub opened_by: OpenedBy,
     /// State of a TCP flow.
     pub phase: Option<crate::tcp::Phase>,
     /// Payload bytes from the child.
@@ -91,6 +94,9 @@ pub struct Stack {
     /// Frames of the engine's own making.
     control: VecDeque<Vec<u8>>,
     neighbors: NeighborTable,
+    inquiries: Inquiries,
+    /// Where the next search for a free source port begins.
+    next_port: u16,
     arp: ArpResponder,
     ndp: NdpResponder,
     dhcp: DhcpServer,
@@ -215,6 +221,8 @@ impl Stack {
             actions: VecDeque::new(),
             control: VecDeque::new(),
             neighbors: NeighborTable::default(),
+            inquiries: Inquiries::default(),
+            next_port: 0,
             arp: ArpResponder::new(config.mac, &config),
             ndp: NdpResponder::new(config.mac, &config),
             dhcp: DhcpServer::new(config.mac, &config),
@@ -307,6 +315,7 @@ impl Stack {
         while let Some(message) = self.ndp.poll(now) {
             self.send_ndp(message);
         }
+        self.poll_inquiries(now);
         if self.trim_rings_at.is_some_and(|at| at <= now) {
             self.rings.trim();
             self.trim_rings_at = None;
@@ -342,6 +351,7 @@ impl Stack {
             self.reassembly.poll_timeout(),
             self.dns.poll_timeout(),
             self.ndp.poll_timeout(),
+            self.inquiries.poll_timeout(),
             self.trim_rings_at,
         ]
         .into_iter()
@@ -426,7 +436,12 @@ impl Stack {
                 FlowKind::Ping(ping) => (None, ping.bytes_from_child, ping.bytes_to_child, ping.last_active),
                 FlowKind::DnsQuery(_) => return None,
             };
-            Some(FlowInfo { id, key: entry.key, phase, bytes_from_child, bytes_to_child, last_active })
+            let opened_by = match &entry.value.kind {
+                FlowKind::Tcp(tcp) => tcp.opened_by,
+                _ => OpenedBy::Child,
+            };
+            let key = entry.key;
+            Some(FlowInfo { id, key, opened_by, phase, bytes_from_child, bytes_to_child, last_active })
         })
     }
 
@@ -546,7 +561,7 @@ impl Stack {
         if !valid {
             return Err(DropReason::InvalidSource);
         }
-        self.neighbors.learn(received.ip.src, received.mac);
+        self.learn_neighbor(received.ip.src, received.mac);
         Ok(())
     }
 

@@ -35,6 +35,10 @@ pub struct Stats {
     pub tcp_opened: u64,
     /// TCP connections that the host could not connect.
     pub tcp_connect_failed: u64,
+    /// TCP connections of the host that were opened towards the child.
+    pub tcp_from_host: u64,
+    /// TCP connections of the host that ended before the child had accepted them: refused, unreachable, silent.
+    pub tcp_unanswered: u64,
     /// TCP connections that ended by a RST from either side.
     pub tcp_reset: u64,
     /// DNS answers served from static names.
@@ -55,6 +59,8 @@ impl Default for Stats {
             frames: Traffic::default(),
             tcp_opened: 0,
             tcp_connect_failed: 0,
+            tcp_from_host: 0,
+            tcp_unanswered: 0,
             tcp_reset: 0,
             dns_static: 0,
             dns_servfail: 0,

@@ -1,1 +1,3 @@
 //! System calls. The only place of the crate with `unsafe`.
+
+pub(crate) mod sock_diag;

@@ -50,6 +50,15 @@ pub enum Inspection {
     Refused,
 }
 
+/// What becomes of `CAP_NET_BIND_SERVICE`, the one capability that may remain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindService {
+    /// It remains if the process has it where it was started, for published ports below 1024.
+    IfHeld,
+    /// It remains also in a user namespace of our own, where it is good for nothing: callers look for it.
+    Always,
+}
+
 /// A layer that could not be put on.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -79,13 +88,21 @@ pub struct Sandbox {
     pub seccomp: bool,
     /// Whether others may look.
     pub inspection: Inspection,
+    /// The capability that may remain.
+    pub bind_service: BindService,
 }
 
 impl Sandbox {
     /// Every layer, for an engine that reads the host's resolv.conf.
     pub fn new(mode: Mode) -> Self {
         let files = (mode != Mode::Off).then(|| RootPlan::collect(Path::new(RESOLV_CONF)));
-        Sandbox { mode, files, seccomp: mode != Mode::Off, inspection: Inspection::Refused }
+        Sandbox {
+            mode,
+            files,
+            seccomp: mode != Mode::Off,
+            inspection: Inspection::Refused,
+            bind_service: BindService::IfHeld,
+        }
     }
 
     /// Puts the process into the sandbox, for good. It has one thread; what it will need of the host's files
@@ -96,8 +113,12 @@ impl Sandbox {
     pub fn enter(&self) -> Result<Confinement, SandboxError> {
         let mut confinement = Confinement { landlock: None, seccomp: false, missing: Vec::new() };
         if let Some(plan) = &self.files {
-            let kept = caps::kept();
+            let held = caps::kept();
             self.or_missing(&mut confinement, root::enter(plan))?;
+            let kept = match self.bind_service {
+                BindService::IfHeld => held,
+                BindService::Always => caps::kept(),
+            };
             let readable: &[PathBuf] = &plan.binds;
             confinement.landlock = self.or_missing(&mut confinement, landlock::restrict(readable))?;
             self.or_missing(&mut confinement, caps::drop_all(&kept, self.inspection))?;

@@ -503,7 +503,8 @@ mod tests {
         let mut server = DhcpServer::new(ENGINE, &config);
         let (_, offer) = answered(&mut server, at(0), &client(MessageType::Discover, CHILD, &[]));
         assert_eq!(offer.yiaddr(), POOL_FIRST);
-        let (_, offer) = answered(&mut server, at(0), &client(MessageType::Discover, OTHER, &[ask(CHILD_IP)]));
+        let (_, offer) =
+            answered(&mut server, at(0), &client(MessageType::Discover, OTHER, &[ask(CHILD_IP)]));
         assert_eq!(offer.yiaddr(), Ipv4Addr::new(10, 0, 42, 16));
     }
 
@@ -524,13 +525,17 @@ mod tests {
         let dns = DhcpOption::DomainNameServer(vec![[169, 254, 1, 1].into()]);
         assert_eq!(option(&offer, OptionCode::DomainNameServer), dns);
         assert!(offer.opts().get(OptionCode::BroadcastAddr).is_none());
-        let DhcpOption::ClasslessStaticRoute(routes) = option(&offer, OptionCode::ClasslessStaticRoute) else {
+        let DhcpOption::ClasslessStaticRoute(routes) = option(&offer, OptionCode::ClasslessStaticRoute)
+        else {
             panic!("no routes")
         };
         let routes: Vec<_> = routes.iter().map(|(net, by)| (net.to_string(), *by)).collect();
         let direct = ("10.0.42.2/32".to_owned(), Ipv4Addr::UNSPECIFIED);
         assert_eq!(routes, [direct, ("0.0.0.0/0".to_owned(), GATEWAY)]);
-        assert_eq!(send(&mut server, at(0), &client(MessageType::Discover, OTHER, &[])), Err(DropReason::DhcpIgnored));
+        assert_eq!(
+            send(&mut server, at(0), &client(MessageType::Discover, OTHER, &[])),
+            Err(DropReason::DhcpIgnored)
+        );
     }
 
     fn at(seconds: i64) -> Instant {

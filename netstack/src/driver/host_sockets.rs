@@ -85,6 +85,19 @@ impl HostSockets {
         }
     }
 
+    /// Takes a connection that stands. Where it cannot be watched it is reset.
+    pub(super) fn adopt(&mut self, flow: FlowId, stream: OwnedFd) -> io::Result<()> {
+        socket::prepare_tcp(stream.as_fd());
+        let watched = self.watch(flow, &stream, Interest::READABLE | Interest::WRITABLE);
+        if watched.is_err() {
+            socket::reset_on_close(stream.as_fd());
+        } else {
+            let kind = SocketKind::Stream { connecting: None, read_closed: false };
+            self.keep(HostSocket { flow, fd: stream, kind });
+        }
+        watched
+    }
+
     /// What became of a connection under way; `None` while it is.
     pub(super) fn finish_connect(&mut self, flow: FlowId) -> Option<Result<(), ConnectError>> {
         let socket = self.get_mut(flow)?;
@@ -140,14 +153,22 @@ impl HostSockets {
     }
 
     fn insert(&mut self, flow: FlowId, fd: OwnedFd, kind: SocketKind, interest: Interest) -> io::Result<()> {
+        self.watch(flow, &fd, interest)?;
+        self.keep(HostSocket { flow, fd, kind });
+        Ok(())
+    }
+
+    fn watch(&self, flow: FlowId, fd: &OwnedFd, interest: Interest) -> io::Result<()> {
         let token = Token(flow.to_bits() as usize);
-        self.registry.register(&mut SourceFd(&fd.as_raw_fd()), token, interest)?;
-        let index = flow.index as usize;
+        self.registry.register(&mut SourceFd(&fd.as_raw_fd()), token, interest)
+    }
+
+    fn keep(&mut self, socket: HostSocket) {
+        let index = socket.flow.index as usize;
         if index >= self.sockets.len() {
             self.sockets.resize_with(index + 1, || None);
         }
-        self.sockets[index] = Some(HostSocket { flow, fd, kind });
-        Ok(())
+        self.sockets[index] = Some(socket);
     }
 }
 

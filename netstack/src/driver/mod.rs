@@ -17,10 +17,11 @@
 //!
 //! A frame that the TAP does not take for want of memory is kept and tried again: TCP would need a second to
 //! notice its loss. Out of file descriptors, connections fail one by one and are counted; nothing spins,
-//! because nothing is accepted here.
+//! because nothing is accepted here: connections for published ports are handed in (`forwards`).
 
 pub mod clock;
 mod datagrams;
+mod forwards;
 mod handle;
 mod host_sockets;
 mod polling;
@@ -39,6 +40,7 @@ use thiserror::Error;
 
 use self::clock::MonotonicClock;
 use self::datagrams::{Outgoing, OutgoingBytes, Receive};
+pub use self::forwards::AdoptError;
 use self::handle::Job;
 pub use self::handle::{DriverHandle, Ended};
 use self::host_sockets::{Connect, HostSockets, SocketKind};

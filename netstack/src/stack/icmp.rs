@@ -39,7 +39,7 @@ impl Stack {
             Some(header) if header[..2] == [ECHO_REQUEST_V4, 0] => {
                 self.echo_from_child(now, received, u16::from_be_bytes([header[4], header[5]]))
             }
-            Some(_) => Err(DropReason::IcmpIgnored),
+            Some(_) => self.icmp_error_from_child(now, received),
         }
     }
 
@@ -59,7 +59,7 @@ impl Stack {
             Some(header) if (icmp_type, code) == (ECHO_REQUEST_V6, 0) => {
                 self.echo_from_child(now, received, u16::from_be_bytes([header[4], header[5]]))
             }
-            _ => Err(DropReason::IcmpIgnored),
+            _ => self.icmp_error_from_child(now, received),
         }
     }
 

@@ -20,7 +20,7 @@ impl Stack {
     pub(super) fn handle_arp(&mut self, frame: &[u8]) -> Result<(), DropReason> {
         let outcome = self.arp.handle(&frame[ETHERNET_LEN..])?;
         if let Some((address, mac)) = outcome.sender {
-            self.neighbors.learn(address.into(), mac);
+            self.learn_neighbor(address.into(), mac);
         }
         if let Some(reply) = outcome.reply {
             let own = self.config.mac;
@@ -39,7 +39,7 @@ impl Stack {
         }
         let outcome = self.ndp.handle(now, src, dst, received.ip.ttl, received.transport())?;
         if let Some((address, mac)) = outcome.sender {
-            self.neighbors.learn(address.into(), mac);
+            self.learn_neighbor(address.into(), mac);
         }
         if let Some(reply) = outcome.reply {
             self.send_ndp(reply);

@@ -6,7 +6,7 @@ use super::{Destination, FlowKind, FlowState, Received, Refusal, Stack};
 use crate::action::{Action, ConnectError, HostEvent};
 use crate::dns::QueryOrigin;
 use crate::error::DropReason;
-use crate::flow::{FlowId, FlowKey, Protocol};
+use crate::flow::{FlowId, FlowKey, OpenedBy, Protocol};
 use crate::frame::FrameOut;
 use crate::icmp::IcmpErrorKind;
 use crate::packet::{self, ETHERNET_LEN, Tcp, ethertype, protocol};
@@ -155,12 +155,16 @@ impl Stack {
         flow.touched |= payload_len > 0;
         let reply = flow.endpoint.ingress(&mut self.network, now, received.packet(), tcp, payload_len);
         let ended_early = flow.phase == Phase::Connecting && flow.endpoint.child_side() == ChildSide::Gone;
+        let answered = flow.awaits_child() && flow.endpoint.is_established();
         if let Some(reply) = reply {
             self.send_packet(&reply, received.mac);
         }
         if ended_early {
-            // The child gave up (RST) before the host had connected.
+            // The child gave up (RST) before the host had connected, or refuses the host's connection.
             return self.close_tcp(now, id, true);
+        }
+        if answered {
+            self.handle_answered(id);
         }
         self.queue_relay(id);
         self.queue_egress(id);
@@ -306,6 +310,10 @@ impl Stack {
         if tcp.phase == Phase::Resetting {
             return;
         }
+        if tcp.awaits_child() {
+            // Whatever answer comes finds no flow, and is reset then.
+            return self.close_tcp(now, id, true);
+        }
         let was_connecting = tcp.phase == Phase::Connecting;
         tcp.phase = Phase::Resetting;
         tcp.last_active = now;
@@ -329,6 +337,10 @@ impl Stack {
             }
             return;
         }
+        if tcp.awaits_child() {
+            self.refresh_neighbor(id);
+        }
+        let Some(tcp) = self.tcp_mut(id) else { return };
         if tcp.touched && now >= tcp.last_active + crate::tcp::TRIM_AFTER {
             // Rings with bytes that nobody fetches keep their pages until something moves again.
             tcp.endpoint.release_pages();
@@ -413,6 +425,10 @@ impl Stack {
             Phase::Resetting => return self.close_tcp(now, id, true),
             Phase::Finishing => return self.close_tcp(now, id, false),
             Phase::Open if tcp.endpoint.child_side() == ChildSide::Gone => self.queue_relay(id),
+            // smoltcp's own patience has ended.
+            Phase::Connecting if tcp.endpoint.child_side() == ChildSide::Gone => {
+                return self.close_tcp(now, id, true);
+            }
             Phase::Open | Phase::Connecting => {}
         }
         let Some(tcp) = self.tcp(id) else { return };
@@ -427,11 +443,12 @@ impl Stack {
     }
 
     /// Ends a flow and closes its host socket.
-    fn close_tcp(&mut self, now: Instant, id: FlowId, abort: bool) {
+    pub(super) fn close_tcp(&mut self, now: Instant, id: FlowId, abort: bool) {
         let Some(FlowKind::Tcp(tcp)) = self.forget(id) else { return };
         self.counts.tcp -= 1;
         if tcp.phase == Phase::Connecting {
             self.counts.half_open -= 1;
+            self.stats.tcp_unanswered += u64::from(tcp.opened_by == OpenedBy::Host);
         }
         match tcp.peer {
             Peer::Host(_) => self.actions.push_back(Action::Close { flow: id, abort }),
@@ -533,7 +550,7 @@ impl Stack {
         }
     }
 
-    fn queue_egress(&mut self, id: FlowId) {
+    pub(super) fn queue_egress(&mut self, id: FlowId) {
         let Some(entry) = self.flows.get_mut(id) else { return };
         if !entry.value.in_egress_queue {
             entry.value.in_egress_queue = true;
@@ -541,14 +558,14 @@ impl Stack {
         }
     }
 
-    fn tcp(&self, id: FlowId) -> Option<&TcpFlow> {
+    pub(super) fn tcp(&self, id: FlowId) -> Option<&TcpFlow> {
         match &self.flows.get(id)?.value.kind {
             FlowKind::Tcp(tcp) => Some(tcp),
             _ => None,
         }
     }
 
-    fn tcp_mut(&mut self, id: FlowId) -> Option<&mut TcpFlow> {
+    pub(super) fn tcp_mut(&mut self, id: FlowId) -> Option<&mut TcpFlow> {
         match &mut self.flows.get_mut(id)?.value.kind {
             FlowKind::Tcp(tcp) => Some(tcp),
             _ => None,

@@ -142,6 +142,19 @@ impl HostStub {
         self.tcp.get_mut(&flow).expect("a TCP socket")
     }
 
+    /// The host has accepted a connection, which the stack took as `flow`: its far end is a client.
+    pub fn accepted(&mut self, flow: FlowId) {
+        self.last = Some(flow);
+        let socket = HostTcp {
+            connected: true,
+            appetite: self.appetite,
+            largest_write: self.largest_write,
+            echo: self.echo,
+            ..HostTcp::default()
+        };
+        assert!(self.tcp.insert(flow, socket).is_none(), "accepted twice");
+    }
+
     /// Ends a connect that was held.
     #[track_caller]
     pub fn finish_connect(&mut self, flow: FlowId, result: Result<(), ConnectError>) {

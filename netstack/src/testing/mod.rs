@@ -121,6 +121,20 @@ impl Harness {
         result
     }
 
+    /// A client of the host that appears as `source` connects to `child`.
+    ///
+    /// # Errors
+    /// Why the stack does not take it.
+    pub fn open_to_child(
+        &mut self,
+        source: SocketAddr,
+        child: SocketAddr,
+    ) -> Result<FlowId, crate::error::ForwardError> {
+        let flow = self.stack.open_to_child(self.now, source, child)?;
+        self.host.accepted(flow);
+        Ok(flow)
+    }
+
     /// A datagram arrives at the socket of `flow`, and everything settles.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Whole conversations through the stack: frames in, frames and actions out, no kernel.
 
 mod dns;
+mod forward;
 mod hostile;
 mod icmp;
 mod link;

@@ -36,6 +36,8 @@ use self::request::{ApiError, Done, MAX_REQUEST, Request};
 pub const MAX_CLIENTS: usize = 64;
 /// How long a client may take for its request, for our reply, and for going.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes that a client may send behind its request.
+pub const MAX_REST: usize = 1 << 20;
 /// How long nobody is let in when no descriptor is left.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -234,13 +236,13 @@ struct Client {
 enum State {
     Asking,
     Answering { reply: Vec<u8>, sent: usize },
-    Leaving,
+    Leaving { thrown_away: usize },
 }
 
 impl Client {
     fn interest(&self) -> PollFlags {
         match self.state {
-            State::Asking | State::Leaving => PollFlags::POLLIN,
+            State::Asking | State::Leaving { .. } => PollFlags::POLLIN,
             State::Answering { .. } => PollFlags::POLLOUT,
         }
     }
@@ -265,11 +267,14 @@ impl Client {
                 *sent += self.stream.write(&reply[*sent..])?;
             }
             self.stream.shutdown(Shutdown::Write)?;
-            self.state = State::Leaving;
+            self.state = State::Leaving { thrown_away: 0 };
             self.deadline = now + PATIENCE;
         }
+        let State::Leaving { thrown_away } = &mut self.state else { return Ok(true) };
         let mut rest = [0; MAX_REQUEST + 1];
-        Ok(self.stream.read(&mut rest)? > 0)
+        let length = self.stream.read(&mut rest)?;
+        *thrown_away += length;
+        Ok(length > 0 && *thrown_away < MAX_REST)
     }
 }
 
