@@ -222,7 +222,6 @@ steps! {
     Confine = 14: "confine the engine:",
     /// setns(2).
     Join = 15: "join",
-    Join = 20: "join",
 }
 
 #[cfg(test)]

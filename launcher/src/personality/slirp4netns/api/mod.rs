@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | asking | accept | its first bytes, or their end: one read, the reply is made |
 //! | answering | a reply | the reply is sent: our half is closed |
-//! | leaving | our half is closed | its half is closed; what it sends till then is thrown away, because closing earlier would take the reply back |
+//! | leaving | our half is closed | its half is closed; up to [`MAX_REST`] bytes are thrown away till then: closing earlier would take the reply back |
 
 pub mod request;
 
