@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use super::host_sockets::SocketKind;
 use super::{Driver, is_temporary, zeroed};
-use crate::action::{DatagramError, DatagramErrorKind, Hop};
+use crate::action::{DatagramError, DatagramErrorKind, Hop, HostEvent, OpenError};
 use crate::error::DropReason;
 use crate::flow::FlowId;
 use crate::offload::IpVersion;
@@ -105,6 +105,11 @@ impl Driver {
     /// Sends datagrams of one flow.
     fn send_group(&mut self, now: Instant, mut group: &[Outgoing]) {
         let Some(flow) = group.first().map(|first| first.flow) else { return };
+        let beyond_loopback = group.iter().any(|datagram| !datagram.remote.ip().is_loopback());
+        if beyond_loopback && let Err(error) = self.sockets.bind_to_interface(flow) {
+            log::debug!("binding to the outbound interface failed: {error}");
+            return self.stack.handle_host(now, flow, HostEvent::OpenFailed(OpenError::NoOutbound));
+        }
         let Some(socket) = self.sockets.get_mut(flow) else { return };
         socket.set_hop(group[0].hop);
         let mut tries = 0;
@@ -131,6 +136,14 @@ impl Driver {
                     });
                     self.read_errors(now, flow);
                     self.tell_refusal(now, &group[0], &error);
+                    if error.raw_os_error() == Some(libc::ENODEV) {
+                        // The interface that the socket is bound to is gone for good; one of the same name is another.
+                        return self.stack.handle_host(
+                            now,
+                            flow,
+                            HostEvent::OpenFailed(OpenError::NoOutbound),
+                        );
+                    }
                     group = &group[1..];
                     tries = 0;
                 }
@@ -142,7 +155,7 @@ impl Driver {
     /// not by the error queue.
     fn tell_refusal(&mut self, now: Instant, datagram: &Outgoing, error: &io::Error) {
         let kind = match error.raw_os_error() {
-            Some(libc::ENETUNREACH | libc::ENETDOWN) => DatagramErrorKind::NetUnreachable,
+            Some(libc::ENETUNREACH | libc::ENETDOWN | libc::ENODEV) => DatagramErrorKind::NetUnreachable,
             Some(libc::EHOSTUNREACH) => DatagramErrorKind::HostUnreachable,
             Some(libc::EACCES | libc::EPERM) => DatagramErrorKind::Prohibited,
             _ => return,
@@ -343,12 +356,12 @@ impl Driver {
         for (part, range) in parts[2..].iter_mut().zip(ranges) {
             *part = IoSlice::new(&buffers[range.clone()]);
         }
-        match self.tap.write(&parts[..2 + ranges.len()]) {
+        match self.link.write(&parts[..2 + ranges.len()]) {
             Ok(_) => {
                 self.stack.count_frame_to_child(headers.len() + total);
-                if let Some(observer) = &mut self.observer {
+                if self.observers.any() {
                     let frame: Vec<u8> = parts[1..].iter().flat_map(|part| part.iter().copied()).collect();
-                    observer.to_child(now, &frame, offload);
+                    self.observers.to_child(now, &frame, offload);
                 }
             }
             // Datagrams are not kept: the sender's loss is its own to notice (RFC 8085 section 3.1).
