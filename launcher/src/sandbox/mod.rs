@@ -22,7 +22,10 @@ pub mod landlock;
 pub mod root;
 pub mod seccomp;
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
 
 use log::info;
 use thiserror::Error;
@@ -75,6 +78,9 @@ pub enum SandboxError {
     /// No seccomp.
     #[error("no system call filter")]
     Seccomp(#[from] seccomp::FilterError),
+    /// No thread for the work inside: clone(2).
+    #[error("no thread")]
+    Thread(#[source] io::Error),
 }
 
 /// The sandbox as it is wanted.
@@ -167,6 +173,34 @@ impl Confinement {
     /// seccomp(2).
     pub fn confine(&self, role: ThreadRole) -> Result<(), SandboxError> {
         if self.seccomp { Ok(seccomp::confine(role)?) } else { Ok(()) }
+    }
+
+    /// Starts a thread that does `work` with the filter of its role, which is on when this returns.
+    ///
+    /// # Errors
+    /// clone(2), seccomp(2).
+    pub fn spawn(
+        &self,
+        name: &str,
+        role: ThreadRole,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<JoinHandle<()>, SandboxError> {
+        let (told, confined) = mpsc::sync_channel(1);
+        let filtered = self.seccomp;
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let result = if filtered { seccomp::confine(role) } else { Ok(()) };
+            let go_on = result.is_ok();
+            // Whoever asked waits for it.
+            let _ = told.send(result);
+            if go_on {
+                work();
+            }
+        });
+        let thread = thread.map_err(SandboxError::Thread)?;
+        match confined.recv() {
+            Ok(result) => Ok(result.map(|()| thread)?),
+            Err(error) => Err(SandboxError::Thread(io::Error::other(error))),
+        }
     }
 }
 

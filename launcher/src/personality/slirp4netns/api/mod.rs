@@ -90,20 +90,19 @@ fn perform(request: Request, forwards: &impl Forwards) -> Result<Done, ApiError>
     }
 }
 
-/// The listening socket. Its file goes when this is dropped, also by a process that cannot see its path any more.
+/// The name of the listening socket. It goes when this is dropped, also by a process that cannot see its path any more.
 #[derive(Debug)]
 pub struct Socket {
-    listener: Option<UnixListener>,
     directory: OwnedFd,
     name: OsString,
 }
 
 impl Socket {
-    /// Listens at `path`, in place of what is there. Only the same user may connect.
+    /// Listens at `path`, in place of what is there; the listener is for [`Server`]. Only the same user may connect.
     ///
     /// # Errors
     /// open(2) of the directory, unlinkat(2), bind(2), listen(2); the path is too long for `sockaddr_un`.
-    pub fn listen(path: &Path) -> io::Result<Self> {
+    pub fn listen(path: &Path) -> io::Result<(Self, UnixListener)> {
         let name = path.file_name().ok_or(Errno::EISDIR)?.to_owned();
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -117,12 +116,7 @@ impl Socket {
         umask(inherited);
         let listener = listener?;
         listener.set_nonblocking(true)?;
-        Ok(Socket { listener: Some(listener), directory, name })
-    }
-
-    /// The listener, for [`Server`].
-    pub fn take_listener(&mut self) -> Option<UnixListener> {
-        self.listener.take()
+        Ok((Socket { directory, name }, listener))
     }
 }
 
@@ -350,8 +344,7 @@ mod tests {
     /// A server on a thread, and where it listens.
     fn serve(name: &str) -> (Socket, std::path::PathBuf) {
         let path = std::env::temp_dir().join(format!("slirp-api-{}-{name}", std::process::id()));
-        let mut socket = Socket::listen(&path).unwrap();
-        let listener = socket.take_listener().unwrap();
+        let (socket, listener) = Socket::listen(&path).unwrap();
         thread::spawn(|| Server::new(listener, CHILD, Paper::default()).run());
         (socket, path)
     }
