@@ -87,6 +87,14 @@ pub enum SpecFault {
     /// Something unknown after a comma.
     #[error("unknown option {0:?} (source=client, source=gateway)")]
     Option(String),
+    /// Something unknown in the rules of auto.
+    #[error(
+        "{0:?} is not an option of auto (tcp, udp, include=LIST, exclude=LIST, address=IP, source=client|gateway)"
+    )]
+    Auto(String),
+    /// Something unknown in a list of auto.
+    #[error("{0:?} is neither port, range, address nor loopback, with /tcp or /udp behind it or nothing")]
+    Match(String),
 }
 
 /// A forward that cannot be added, removed or found.

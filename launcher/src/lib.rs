@@ -19,6 +19,7 @@ pub mod error;
 pub mod guard;
 pub mod handshake;
 pub mod hint;
+pub mod holder;
 pub mod join;
 pub mod logger;
 pub mod netlink;

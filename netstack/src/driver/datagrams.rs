@@ -1,20 +1,21 @@
 //! Datagrams between host sockets and the stack, many per system call.
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::AsFd;
 
-use super::host_sockets::SocketKind;
+use super::host_sockets::{Sessions, SocketKind};
 use super::{Driver, is_temporary, zeroed};
 use crate::action::{DatagramError, DatagramErrorKind, Hop, HostEvent, OpenError};
 use crate::error::DropReason;
 use crate::flow::FlowId;
+use crate::forward::ForwardId;
 use crate::offload::IpVersion;
 use crate::offload::coalesce::{RunLimits, runs};
 use crate::offload::vnet_hdr;
 use crate::packet::MAX_HEADERS;
-use crate::stack::{Datagram, ToChild};
+use crate::stack::{Datagram, Session, ToChild};
 use crate::sys::socket::{self, BATCH, Incoming, RecvBatch};
 use crate::time::Instant;
 
@@ -32,6 +33,7 @@ pub(super) struct Outgoing {
     pub(super) bytes: OutgoingBytes,
     pub(super) gso: Option<u16>,
     pub(super) hop: Hop,
+    pub(super) local: Option<IpAddr>,
 }
 
 /// Where its bytes are.
@@ -179,6 +181,7 @@ impl Driver {
             let whole = group[0].bytes.slice(slots);
             let parts = whole.chunks(usize::from(segment).max(1)).map(|part| socket::Outgoing {
                 remote: to(group[0].remote),
+                local: group[0].local,
                 pieces: std::iter::once(part),
                 segment: None,
             });
@@ -201,7 +204,9 @@ impl Driver {
             let (len, segment) = match first.gso {
                 Some(segment) => (1, Some(segment)),
                 None => {
-                    let same = |other: &&Outgoing| other.remote == first.remote && other.gso.is_none();
+                    let same = |other: &&Outgoing| {
+                        (other.remote, other.local, other.gso) == (first.remote, first.local, None)
+                    };
                     let extent = group[at..].iter().take(limits.count).take_while(same).count();
                     let run = runs(&sizes[at..at + extent], limits).next()?;
                     (run.range.len(), run.gso)
@@ -211,7 +216,7 @@ impl Driver {
             at += len;
             *ends.get_mut(count)? = at;
             count += 1;
-            Some(socket::Outgoing { remote: to(first.remote), pieces, segment })
+            Some(socket::Outgoing { remote: to(first.remote), local: first.local, pieces, segment })
         });
         let sent = self.send_batch.send(socket.fd.as_fd(), datagrams)?;
         Ok(sent.checked_sub(1).map_or(0, |last| ends[last]))
@@ -287,23 +292,26 @@ impl Driver {
     /// Passes the first datagrams of `incoming` on, as many as fit one frame; says how many.
     fn pass_on(&mut self, now: Instant, flow: FlowId, incoming: &[Incoming]) -> usize {
         let first = incoming[0];
-        let link = self.stack.link();
-        let version = if first.from.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+        let Ok(Session { flow, version, ready }) = self.session_of(now, flow, &first) else { return 1 };
+        let uso = ready && self.stack.link().uso;
         let limits = RunLimits::for_link(self.stack.config().mtu(), version);
         let (taken, gso) = match first.segment {
-            Some(segment) if link.uso && usize::from(segment) <= limits.datagram => (1, Some(segment)),
+            Some(segment) if uso && usize::from(segment) <= limits.datagram => (1, Some(segment)),
             Some(segment) => {
                 let range = first.slot * DATAGRAM..first.slot * DATAGRAM + first.len;
                 let mut at = range.start;
                 while at < range.end {
                     let end = range.end.min(at + usize::from(segment));
-                    self.send_to_child(now, flow, first.from, std::slice::from_ref(&(at..end)), None);
+                    let range = at..end;
+                    self.send_to_child(now, flow, version, first.from, std::slice::from_ref(&range), None);
                     at = end;
                 }
                 return 1;
             }
-            None if link.uso => {
-                let alike = |other: &&Incoming| other.from == first.from && other.segment.is_none();
+            None if uso => {
+                let alike = |other: &&Incoming| {
+                    (other.from, other.local, other.segment) == (first.from, first.local, None)
+                };
                 let extent = incoming.iter().take(limits.count).take_while(alike).count();
                 let sizes = &mut self.receive.sizes;
                 sizes.clear();
@@ -316,8 +324,20 @@ impl Driver {
         for (range, datagram) in ranges.iter_mut().zip(&incoming[..taken]) {
             *range = datagram.slot * DATAGRAM..datagram.slot * DATAGRAM + datagram.len;
         }
-        self.send_to_child(now, flow, first.from, &ranges[..taken], gso);
+        self.send_to_child(now, flow, version, first.from, &ranges[..taken], gso);
         taken
+    }
+
+    /// The flow that a datagram belongs to which came by the socket of `flow`.
+    fn session_of(&mut self, now: Instant, flow: FlowId, first: &Incoming) -> Result<Session, DropReason> {
+        let shared = self.sockets.get(flow).is_some_and(|socket| {
+            matches!(socket.kind, SocketKind::Datagram { sessions: Sessions::OnePerClient, .. })
+        });
+        if shared {
+            return self.stack.session(now, ForwardId(flow), first.from, first.local);
+        }
+        let version = if first.from.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+        Ok(Session { flow, version, ready: true })
     }
 
     /// Sends the bytes at `ranges` of the receive buffers as one frame.
@@ -325,6 +345,7 @@ impl Driver {
         &mut self,
         now: Instant,
         flow: FlowId,
+        version: IpVersion,
         from: SocketAddr,
         ranges: &[Range<usize>],
         gso: Option<u16>,
@@ -343,7 +364,7 @@ impl Driver {
         };
         let headers = &headers[start..];
         let offsets = crate::offload::HeaderOffsets {
-            ip_version: if from.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 },
+            ip_version: version,
             transport: crate::offload::Transport::Udp,
             l4_start: (headers.len() - crate::packet::UDP_LEN) as u16,
             header_len: headers.len() as u16,

@@ -12,6 +12,7 @@ use nix::sys::socket::{SetSockOpt, sockopt};
 use crate::action::{ConnectError, DatagramKind, Hop, OpenError};
 use crate::config::Outbound;
 use crate::flow::FlowId;
+use crate::forward::ForwardId;
 use crate::stack::HostIo;
 use crate::sys::socket::{self, Kind};
 
@@ -41,6 +42,7 @@ pub(super) enum SocketKind {
         read_closed: bool,
     },
     Datagram {
+        sessions: Sessions,
         ipv6: bool,
         connected: bool,
         /// What the socket is set to.
@@ -50,6 +52,15 @@ pub(super) enum SocketKind {
         /// It will be bound to the outbound interface when it sends beyond the host's loopback.
         unbound: bool,
     },
+}
+
+/// What the datagrams of one socket belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sessions {
+    /// All to the socket's own flow.
+    One,
+    /// To a flow per client: the socket of a published port.
+    OnePerClient,
 }
 
 /// For whom a connection is made.
@@ -118,6 +129,23 @@ impl HostSockets {
         watched
     }
 
+    /// Takes the bound UDP socket of a published port.
+    pub(super) fn adopt_datagram(&mut self, forward: ForwardId, fd: OwnedFd) -> io::Result<()> {
+        let ipv6 = socket::is_ipv6(fd.as_fd())?;
+        socket::prepare_datagram(fd.as_fd(), Kind::Udp, ipv6);
+        socket::receive_local_address(fd.as_fd(), ipv6)?;
+        let sessions = Sessions::OnePerClient;
+        let kind = SocketKind::Datagram {
+            sessions,
+            ipv6,
+            connected: false,
+            hop: None,
+            segmentation: true,
+            unbound: false,
+        };
+        self.insert(forward.flow(), fd, kind, Interest::READABLE)
+    }
+
     /// What became of a connection under way; `None` while it is.
     pub(super) fn finish_connect(&mut self, flow: FlowId) -> Option<Result<(), ConnectError>> {
         let socket = self.get_mut(flow)?;
@@ -164,7 +192,8 @@ impl HostSockets {
         } else if let Outbound::Address(address) = self.outbound(ipv6) {
             socket::bind(fd.as_fd(), SocketAddr::new(*address, 0)).map_err(no_outbound)?;
         }
-        let kind = SocketKind::Datagram { ipv6, connected, hop: None, segmentation: true, unbound };
+        let sessions = Sessions::One;
+        let kind = SocketKind::Datagram { sessions, ipv6, connected, hop: None, segmentation: true, unbound };
         self.insert(flow, fd, kind, Interest::READABLE).map_err(|_| OpenError::Resources)
     }
 

@@ -544,14 +544,14 @@ impl Driver {
                     self.stack.handle_host(now, flow, HostEvent::OpenFailed(error));
                 }
             }
-            Action::SendDatagram { flow, remote, payload, gso, hop } => {
+            Action::SendDatagram { flow, remote, payload, gso, hop, local } => {
                 let bytes = match payload {
                     Payload::InFrame { slot, range } => {
                         OutgoingBytes::Slot(slot as usize, range.start as usize..range.end as usize)
                     }
                     Payload::Owned(bytes) => OutgoingBytes::Owned(bytes),
                 };
-                self.outgoing.push(Outgoing { flow, remote, bytes, gso, hop });
+                self.outgoing.push(Outgoing { flow, remote, bytes, gso, hop, local });
             }
         }
     }

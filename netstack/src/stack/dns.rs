@@ -94,6 +94,7 @@ impl Stack {
                     payload: Payload::Owned(message.to_vec()),
                     gso: None,
                     hop: Hop { ttl: packet::DEFAULT_TTL, dont_fragment: false },
+                    local: None,
                 });
             }
             DnsTransport::Tcp => self.actions.push_back(Action::Connect { flow, remote: server }),
