@@ -148,6 +148,18 @@ impl World {
         world
     }
 
+    /// A network namespace beside the others, with nothing but its loopback.
+    ///
+    /// # Panics
+    /// When namespaces are not to be had here.
+    #[must_use]
+    pub fn child(&self) -> Netns {
+        let child = Netns { agent: self.host.agent.beside() };
+        child.sysctl("net/ipv6/conf/default/accept_dad", "0");
+        child.ip("link set lo up");
+        child
+    }
+
     /// Starts `command` in a child of the host, behind the engine that `launch` names.
     #[track_caller]
     pub fn launch(&self, launch: &Launch, command: &[&str]) -> Process {
