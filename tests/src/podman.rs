@@ -1,6 +1,10 @@
 //! Podman as Debian packages it, with the configuration that a machine without systemd and with any kind of cgroups can use.
 
-use crate::{locate, process::Process, session::{HOME, Session}};
+use crate::{
+    locate,
+    process::Process,
+    session::{HOME, Session},
+};
 use std::process::Command;
 
 /// The container's root: nothing of its own but directories. Programs come from the host's `/usr`, mounted read-only.

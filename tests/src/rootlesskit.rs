@@ -1,6 +1,9 @@
 //! RootlessKit as Debian packages it.
 
-use crate::{process::Process, session::{HOME, RUNTIME_DIR, Session}};
+use crate::{
+    process::Process,
+    session::{HOME, RUNTIME_DIR, Session},
+};
 
 /// A RootlessKit of the user with slirp4netns for a network, its state in `$XDG_RUNTIME_DIR/rootlesskit`.
 #[derive(Debug)]

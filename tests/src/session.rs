@@ -90,7 +90,8 @@ impl Session {
     /// A foreign program as a command of the user, in his home.
     #[must_use]
     pub fn command(&self, argv: &[&str]) -> Command {
-        let mut words = ["nsenter", "--target", &self.pid, "--mount", "--pid", "--"].map(String::from).to_vec();
+        let mut words =
+            ["nsenter", "--target", &self.pid, "--mount", "--pid", "--"].map(String::from).to_vec();
         words.extend(["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"].map(String::from));
         words.extend(["env", "-i", "-C", HOME, "LANG=C.UTF-8", "USER=tester"].map(String::from));
         words.extend([

@@ -82,7 +82,14 @@ fn mtu_addresses_and_families_are_as_ordered() {
                   ip route show default; cat /etc/resolv.conf";
     for (network, mtu, address, gateway, dns, global6) in [
         ("slirp4netns", "65520", "10.0.2.100/24", "10.0.2.2", "10.0.2.3", None),
-        ("slirp4netns:mtu=1400,enable_ipv6=false", "1400", "10.0.2.100/24", "10.0.2.2", "10.0.2.3", Some("0")),
+        (
+            "slirp4netns:mtu=1400,enable_ipv6=false",
+            "1400",
+            "10.0.2.100/24",
+            "10.0.2.2",
+            "10.0.2.3",
+            Some("0"),
+        ),
         ("slirp4netns:mtu=9000,cidr=10.77.4.0/22", "9000", "10.77.4.100/22", "10.77.4.2", "10.77.4.3", None),
     ] {
         let done = podman.container(&[&format!("--network={network}")], script).finish().success();
@@ -142,7 +149,10 @@ fn ports_published_by_the_engine_keep_the_clients_address() {
     let (podman, world) = (Podman::new(&session), session.world());
     let _container = servers(&podman, "--network=slirp4netns:port_handler=slirp4netns");
     assert_eq!(peer_by_tcp(world.router.connect(&format!("{HOST4}:8080")).expect("published")), ROUTER4);
-    assert_eq!(peer_by_tcp(world.far.connect(&format!("{SERVICE4}:8080")).expect("published")), "192.88.99.2");
+    assert_eq!(
+        peer_by_tcp(world.far.connect(&format!("{SERVICE4}:8080")).expect("published")),
+        "192.88.99.2"
+    );
     assert_eq!(peer_by_tcp(world.host.connect("127.0.0.1:8080").expect("published")), "10.0.2.2");
     let socket = world.router.udp(&format!("{ROUTER4}:0"));
     assert_eq!(peer_by_udp(&socket, &format!("{HOST4}:8081")), ROUTER4);

@@ -86,9 +86,14 @@ fn ipv6_comes_by_router_advertisement() {
          {probe} tcp-echo {FAR6} {port} 1000000 1; ip -6 -brief address show tap0; ip -6 route",
         port = far.port()
     );
-    let done = RootlessKit::new(&session, &["--ipv6", "--disable-host-loopback"]).start(&script).finish().success();
+    let done =
+        RootlessKit::new(&session, &["--ipv6", "--disable-host-loopback"]).start(&script).finish().success();
     assert_eq!(done.value("intact"), "1", "{}", done.describe());
-    assert!(done.stdout.contains(" fd00:") && done.stdout.contains("default via fe80::"), "{}", done.describe());
+    assert!(
+        done.stdout.contains(" fd00:") && done.stdout.contains("default via fe80::"),
+        "{}",
+        done.describe()
+    );
 }
 
 #[test]
@@ -184,9 +189,11 @@ fn expect_rootlessctl_to_manage_ports(session: &Session, socket: &str, driver: &
 #[test]
 fn it_starts_again_in_its_state_directory_after_kill_9() {
     let Ok(session) = Session::new() else { return };
-    let options =
-        [&["--port-driver=slirp4netns", "--slirp4netns-sandbox=auto", "--slirp4netns-seccomp=auto"][..], &PUBLISH]
-            .concat();
+    let options = [
+        &["--port-driver=slirp4netns", "--slirp4netns-sandbox=auto", "--slirp4netns-seccomp=auto"][..],
+        &PUBLISH,
+    ]
+    .concat();
     let kit = RootlessKit::new(&session, &options);
     for victim in ["^[^ ]*slirp4netns .*tap0", "^rootlesskit --state-dir"] {
         let mut process = publishing(&kit);

@@ -137,7 +137,11 @@ fn dns_is_served_at_a_link_local_address_and_asked_where_the_settings_say() {
     let _server = dnsmasq(&world, SERVICE4);
     let settings = ["dns-at=169.254.1.1", &format!("dns={SERVICE4}:53")];
     for how in ["+notcp", "+tcp"] {
-        let found = run(&world, &settings, &["dig", "+tries=1", "+time=8", "+short", how, "@169.254.1.1", "who.test"]);
+        let found = run(
+            &world,
+            &settings,
+            &["dig", "+tries=1", "+time=8", "+short", how, "@169.254.1.1", "who.test"],
+        );
         assert_eq!(found.success().stdout, SERVICE4, "{how}");
     }
 }
@@ -306,7 +310,8 @@ fn every_kind_of_link_carries_every_kind_of_packet() {
             let told = done.stderr.contains("checksum: true, tso4: true, tso6: true");
             assert_eq!(told, offloads, "{link}: {}", done.describe());
             let sizes = ["1", "1472", "9000", "65493", "65507"];
-            let args = [&["udp-echo", SERVICE4, &echo.port(), "3"][..], &sizes].concat();
+            let port = echo.port();
+            let args = [&["udp-echo", SERVICE4, &port, "3"][..], &sizes].concat();
             let done = probe(&world, &settings, &args);
             assert_eq!(done.value("intact"), sizes.len().to_string(), "{link} {mtu}: {}", done.describe());
         }
@@ -324,7 +329,9 @@ fn an_engine_in_an_empty_root_serves_and_follows_resolv_conf() {
     let far = listen(&world.far, FAR4);
     let dig = "dig +tries=1 +time=8 +short @10.0.42.3 who.test";
     // The child asks until the engine has noticed.
-    let found = format!("run i=0; while [ $i -lt 100 ]; do i=$((i+1)); [ \"$({dig})\" = {SERVICE4} ] && exit 0; done; exit 1");
+    let found = format!(
+        "run i=0; while [ $i -lt 100 ]; do i=$((i+1)); [ \"$({dig})\" = {SERVICE4} ] && exit 0; done; exit 1"
+    );
     let settings = ["root=empty", "map=169.254.1.2=host"];
     let mut child = Child::start(&world, &settings);
     assert_eq!(child.source(FAR4, &far), ip(HOST4));
@@ -348,7 +355,9 @@ fn an_engine_in_an_empty_root_serves_and_follows_resolv_conf() {
         assert_eq!(child.ask(&found), "0");
         // Back to a server that does not answer, which is noticed by a refusal.
         assert_eq!(child.ask(&replace("203.0.113.2")), "0");
-        let lost = format!("run i=0; while [ $i -lt 100 ]; do i=$((i+1)); {dig} | grep -q {SERVICE4} || exit 0; done; exit 1");
+        let lost = format!(
+            "run i=0; while [ $i -lt 100 ]; do i=$((i+1)); {dig} | grep -q {SERVICE4} || exit 0; done; exit 1"
+        );
         assert_eq!(child.ask(&lost), "0");
     }
 }

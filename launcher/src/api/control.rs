@@ -9,7 +9,8 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use netstack::capture::PcapWriter;
+use netstack::capture::CaptureLimit;
+use netstack::driver::DnsUpstream;
 use netstack::driver::DriverHandle;
 use netstack::flow::Protocol;
 use netstack::flow::policy::{EgressPolicy, Rule};
@@ -261,7 +262,9 @@ fn change_dns(driver: &mut Driver, change: DnsChange) -> Result<Dns, Refusal> {
         }
     }
     if let Some(servers) = change.servers {
-        driver.replace_dns_servers(servers);
+        driver
+            .set_dns_upstream(DnsUpstream::Servers(servers))
+            .map_err(|error| Refusal::conflict(error.to_string()))?;
     }
     Ok(dns(driver.stack()))
 }
@@ -276,16 +279,14 @@ fn replace_names(stack: &mut Stack, names: &[StaticName]) -> Result<(), Refusal>
 }
 
 fn start_capture(driver: &mut Driver, file: OwnedFd) -> Result<Capture, Refusal> {
-    if driver.is_observed() {
-        return Err(Refusal::conflict("a capture is running"));
-    }
-    let writer = PcapWriter::new(File::from(file), driver.clock().unix_micros_at_zero());
-    driver.set_observer(Box::new(writer));
+    driver
+        .start_capture(Box::new(File::from(file)), CaptureLimit::default())
+        .map_err(|error| Refusal::conflict(error.to_string()))?;
     Ok(Capture { running: true })
 }
 
 fn stop_capture(driver: &mut Driver) -> Result<Capture, Refusal> {
-    match driver.take_observer() {
+    match driver.stop_capture() {
         Some(_) => Ok(Capture { running: false }),
         None => Err(Refusal::conflict("no capture is running")),
     }

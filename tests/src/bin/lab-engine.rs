@@ -222,7 +222,8 @@ fn addresses(settings: &Settings, config: &Config) -> String {
 }
 
 fn ip(lines: &str) -> Result<(), AnyError> {
-    let mut child = Command::new(locate::program("ip")).args(["-batch", "-"]).stdin(Stdio::piped()).spawn()?;
+    let mut child =
+        Command::new(locate::program("ip")).args(["-batch", "-"]).stdin(Stdio::piped()).spawn()?;
     io::Write::write_all(&mut child.stdin.take().ok_or("no pipe")?, lines.as_bytes())?;
     if child.wait()?.success() { Ok(()) } else { Err("ip failed".into()) }
 }

@@ -45,9 +45,7 @@ use crate::carrier::TapCarrier;
 use crate::join::{self, JoinError};
 use crate::logger;
 use crate::sandbox::root::RootPlan;
-use crate::sandbox::{
-    self, BindService, Confinement, Inspection, Mode, Sandbox, SandboxError, ThreadRole,
-};
+use crate::sandbox::{self, BindService, Confinement, Inspection, Mode, Sandbox, SandboxError, ThreadRole};
 use crate::sys::fd::{accept, take_inherited};
 use crate::sys::signal::{Disposition, set_disposition};
 
@@ -210,11 +208,12 @@ struct RunningApi {
 impl Api {
     /// Opens everything.
     fn prepare(path: &Path, child: ChildNetwork, driver: DriverHandle) -> Result<Self, RunError> {
-        let (socket, listener) = Socket::listen(path)
-            .map_err(|source| RunError::ApiSocket { path: path.to_owned(), source })?;
+        let (socket, listener) =
+            Socket::listen(path).map_err(|source| RunError::ApiSocket { path: path.to_owned(), source })?;
         let config = forwarder::driver::Config { child, ..Default::default() };
         let forwards = ForwardDriver::new(config, None, Some(Box::new(TapCarrier::new(driver))))?;
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|error| RunError::Watch(error.into()))?;
+        let stop =
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|error| RunError::Watch(error.into()))?;
         Ok(Api { socket, listener, forwards, stop })
     }
 

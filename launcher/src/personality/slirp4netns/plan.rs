@@ -66,11 +66,7 @@ pub fn tap(request: &Request, name: &str, config: &Config) -> TapSetup {
 pub fn child_network(request: &Request, config: &Config) -> ChildNetwork {
     let (ipv4, ipv6) = (config.ipv4(), config.ipv6());
     ChildNetwork {
-        ipv4: Some(ChildAddress {
-            address: ipv4.child,
-            prefix: ipv4.subnet.prefix(),
-            gateway: ipv4.gateway,
-        }),
+        ipv4: Some(ChildAddress { address: ipv4.child, prefix: ipv4.subnet.prefix(), gateway: ipv4.gateway }),
         ipv6: (request.ipv6 == Switch::On).then(|| ChildAddress {
             address: ipv6.child,
             prefix: ipv6.subnet.prefix(),
