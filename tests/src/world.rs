@@ -160,6 +160,15 @@ impl World {
         self.launch(launch, &argv.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// A further namespace, with a loopback and nothing else.
+    #[must_use]
+    pub fn beside(&self) -> Netns {
+        let netns = Netns { agent: self.host.agent.beside() };
+        netns.sysctl("net/ipv6/conf/default/accept_dad", "0");
+        netns.ip("link set lo up");
+        netns
+    }
+
     /// A directory that lives as long as the world.
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -315,6 +324,18 @@ impl Netns {
     #[must_use]
     pub fn tap(&self, name: &str) -> File {
         self.fd(&format!("tap {name}")).map(File::from).unwrap_or_else(|error| panic!("TAP {name}: {error}"))
+    }
+
+    /// A TAP interface with virtio-net headers, which lives as long as the file.
+    ///
+    /// # Panics
+    /// When there is no usable `/dev/net/tun`.
+    #[track_caller]
+    #[must_use]
+    pub fn virtio_tap(&self, name: &str) -> File {
+        self.fd(&format!("virtio-tap {name}"))
+            .map(File::from)
+            .unwrap_or_else(|error| panic!("TAP {name}: {error}"))
     }
 
     /// Runs a foreign program inside, to its end.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::AsFd;
 
-use super::host_sockets::{Sessions, SocketKind};
+use super::host_sockets::{HostSocket, SocketKind};
 use super::{Driver, is_temporary, zeroed};
 use crate::action::{DatagramError, DatagramErrorKind, Hop};
 use crate::error::DropReason;
@@ -108,7 +108,10 @@ impl Driver {
     fn send_group(&mut self, now: Instant, mut group: &[Outgoing]) {
         let Some(flow) = group.first().map(|first| first.flow) else { return };
         let Some(socket) = self.sockets.get_mut(flow) else { return };
-        socket.set_hop(group[0].hop);
+        let hop = group[0].hop;
+        socket.set_hop(hop);
+        let shared = socket.is_shared();
+        let mut whole = hop.dont_fragment;
         let mut tries = 0;
         while !group.is_empty() {
             match self.send_some(flow, group) {
@@ -117,6 +120,15 @@ impl Driver {
                     tries = 0;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Too long for the path of one client. The child is told, so that it sends shorter packets from now
+                // on; this one goes in fragments, as a server's on the host itself would.
+                Err(error) if shared && whole && error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                    whole = false;
+                    self.read_errors(now, flow);
+                    if let Some(socket) = self.sockets.get_mut(flow) {
+                        socket.set_hop(Hop { dont_fragment: false, ..hop });
+                    }
+                }
                 // Once for the error of an earlier datagram, which the kernel reports instead of sending (the
                 // error queue says which); once more without segmentation.
                 Err(error) if tries < 2 && !is_temporary(&error) => {
@@ -137,6 +149,10 @@ impl Driver {
                     tries = 0;
                 }
             }
+        }
+        // What the way to one client does not take says nothing of the others.
+        if shared && let Some(socket) = self.sockets.get_mut(flow) {
+            socket.allow_segmentation();
         }
     }
 
@@ -316,10 +332,7 @@ impl Driver {
 
     /// The flow that a datagram belongs to which came by the socket of `flow`.
     fn session_of(&mut self, now: Instant, flow: FlowId, first: &Incoming) -> Result<Session, DropReason> {
-        let shared = self.sockets.get(flow).is_some_and(|socket| {
-            matches!(socket.kind, SocketKind::Datagram { sessions: Sessions::OnePerClient, .. })
-        });
-        if shared {
+        if self.sockets.get(flow).is_some_and(HostSocket::is_shared) {
             return self.stack.session(now, ForwardId(flow), first.from, first.local);
         }
         let version = if first.from.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };

@@ -242,6 +242,18 @@ impl HostSocket {
         matches!(self.kind, SocketKind::Stream { connecting: Some(_), .. })
     }
 
+    /// Whether it is the socket of a published port.
+    pub(super) fn is_shared(&self) -> bool {
+        matches!(self.kind, SocketKind::Datagram { sessions: Sessions::OnePerClient, .. })
+    }
+
+    /// Has `UDP_SEGMENT` tried again.
+    pub(super) fn allow_segmentation(&mut self) {
+        if let SocketKind::Datagram { segmentation, .. } = &mut self.kind {
+            *segmentation = true;
+        }
+    }
+
     /// Sets TTL and fragmentation for what is sent next, where it is not set so already.
     pub(super) fn set_hop(&mut self, wanted: Hop) {
         let SocketKind::Datagram { ipv6, hop, .. } = &mut self.kind else { return };
