@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 
+use forwarder::error::PortError;
 use netstack::error::ConfigError;
 use nix::sys::signal::Signal;
 use thiserror::Error;
@@ -45,6 +46,37 @@ pub enum UsageError {
         #[source]
         source: io::Error,
     },
+    /// A file of `--publish-file` could not be read.
+    #[error("cannot read the ports in {path:?}")]
+    PublishFile {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: PortFileError,
+    },
+    /// A port that cannot be published.
+    #[error("cannot publish {spec}")]
+    Publish {
+        /// The forward.
+        spec: String,
+        /// Why.
+        #[source]
+        source: PortError,
+    },
+    /// Two forwards want the same port of the host.
+    #[error("{spec} and {other} both want the host's {place}")]
+    PublishedTwice {
+        /// The one that came second.
+        spec: String,
+        /// The one that came first.
+        other: String,
+        /// What both want.
+        place: String,
+    },
+    /// `--publish auto` more than once.
+    #[error("--publish auto is given twice")]
+    AutoTwice,
     /// An option that needs the engine, without the engine.
     #[error("{option} has no meaning with --net={net}: there is no engine")]
     NeedsEngine {
@@ -53,6 +85,21 @@ pub enum UsageError {
         /// The value of `--net`.
         net: &'static str,
     },
+}
+
+/// What is wrong with a file that lists ports.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PortFileError {
+    /// open(2), read(2), or not UTF-8.
+    #[error(transparent)]
+    Read(io::Error),
+    /// It is not TOML, or not a list of ports.
+    #[error(transparent)]
+    Toml(toml::de::Error),
+    /// It begins with a brace and is not JSON, or not a list of ports.
+    #[error(transparent)]
+    Json(serde_json::Error),
 }
 
 /// A launch that did not come to its end; exit status 1, or 126 and 127 as a shell does if CMD cannot run.

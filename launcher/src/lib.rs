@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod api;
 pub mod apply;
+pub mod carrier;
 pub mod check;
 pub mod child;
 pub mod cli;
@@ -18,6 +19,7 @@ pub mod error;
 pub mod guard;
 pub mod handshake;
 pub mod hint;
+pub mod holder;
 pub mod join;
 pub mod logger;
 pub mod netlink;

@@ -7,7 +7,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
+use forwarder::spec::PortFile;
 use log::{debug, warn};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -21,7 +23,7 @@ use crate::apply::idmap::Mapping;
 use crate::child::{self, ChildTask, Inherited};
 use crate::cli::RunArgs;
 use crate::engine::{self, EngineTask, Report};
-use crate::error::{Ending, Failure, LaunchError, Step, UsageError};
+use crate::error::{Ending, Failure, LaunchError, PortFileError, Step, UsageError};
 use crate::guard::Guard;
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
@@ -41,7 +43,7 @@ use crate::sys::wait::{self, AfterStop, Event};
 /// The launch failed, or the engine died before CMD.
 pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
     let facts = apply::facts::collect();
-    let plan = Plan::new(args, &policy_text(&args.policy)?, &facts)?;
+    let plan = Plan::new(args, &policy_text(&args.policy)?, &port_files(&args.publish_file)?, &facts)?;
     let pcap = args.pcap.as_ref().map(|path| {
         File::create(path).map_err(|source| UsageError::PcapFile { path: path.display().to_string(), source })
     });
@@ -412,6 +414,21 @@ fn policy_text(rules: &[String]) -> Result<String, UsageError> {
         text.push('\n');
     }
     Ok(text)
+}
+
+/// The contents of each file, which is JSON if it begins with a brace and TOML otherwise.
+fn port_files(paths: &[PathBuf]) -> Result<Vec<PortFile>, UsageError> {
+    let read = |path: &PathBuf| {
+        let text = fs::read_to_string(path).map_err(PortFileError::Read)?;
+        if text.trim_start().starts_with('{') {
+            return serde_json::from_str(&text).map_err(PortFileError::Json);
+        }
+        toml::from_str(&text).map_err(PortFileError::Toml)
+    };
+    let named = |path: &PathBuf| {
+        read(path).map_err(|source| UsageError::PublishFile { path: path.display().to_string(), source })
+    };
+    paths.iter().map(named).collect()
 }
 
 fn prepare<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Failure {

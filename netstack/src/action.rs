@@ -97,6 +97,8 @@ pub enum Action {
         gso: Option<u16>,
         /// TTL and fragmentation.
         hop: Hop,
+        /// Source address on the host's side, where it is not the kernel's to choose.
+        local: Option<IpAddr>,
     },
 }
 

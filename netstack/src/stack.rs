@@ -33,6 +33,7 @@ use crate::flow::lru::LruList;
 use crate::flow::policy::{RefusalLog, Verdict};
 use crate::flow::table::FlowTable;
 use crate::flow::{FlowId, FlowKey, OpenedBy, Protocol};
+use crate::forward::{SessionIndex, UdpForward};
 use crate::frame::{Checksum, Frame, FrameOut, LinkCapabilities, Offload};
 use crate::icmp::{self as icmp_wire, IcmpErrorKind, RateLimit};
 use crate::ndp::NdpResponder;
@@ -46,8 +47,9 @@ use crate::tcp::{Memory, TcpFlow};
 use crate::time::{Duration, Instant};
 use crate::timer::TimerWheel;
 use crate::udp::reassembly::{FragmentKey, MoreFragments, Reassembly};
-use crate::udp::{Aliases, UdpBinding};
+use crate::udp::{Aliases, UdpBinding, UdpSession};
 
+pub use self::forward::Session;
 pub use self::settings::HostAddresses;
 pub use self::tcp::HostIo;
 pub use self::udp::{Datagram, ToChild};
@@ -85,6 +87,8 @@ pub struct Stack {
     timers: TimerWheel,
     counts: Counts,
     udp_lru: LruList,
+    sessions: SessionIndex,
+    session_lru: LruList,
     ping_lru: LruList,
     /// Flows whose relay has to be run, each at most once.
     relay_queue: VecDeque<FlowId>,
@@ -143,6 +147,10 @@ enum FlowKind {
     Tcp(Box<TcpFlow>),
     Udp(Box<UdpBinding>),
     Ping(Box<PingBinding>),
+    /// A published UDP port: holds the socket that all its sessions share.
+    UdpForward(UdpForward),
+    /// A client of a published UDP port.
+    UdpSession(Box<UdpSession>),
     /// A query to a host resolver.
     DnsQuery(Box<dns::Upstream>),
 }
@@ -215,6 +223,8 @@ impl Stack {
             timers: TimerWheel::new(),
             counts: Counts::default(),
             udp_lru: LruList::default(),
+            sessions: SessionIndex::new(config.seed),
+            session_lru: LruList::default(),
             ping_lru: LruList::default(),
             relay_queue: VecDeque::new(),
             egress_queue: VecDeque::new(),
@@ -268,7 +278,7 @@ impl Stack {
             Some(FlowKind::Tcp(_)) => self.handle_tcp_host(now, flow, event),
             Some(FlowKind::DnsQuery(_)) => self.handle_dns_host(now, flow, event),
             Some(FlowKind::Udp(_) | FlowKind::Ping(_)) => self.handle_datagram_socket(flow, event),
-            None => {}
+            Some(FlowKind::UdpForward(_) | FlowKind::UdpSession(_)) | None => {}
         }
     }
 
@@ -289,7 +299,8 @@ impl Stack {
                 self.handle_dns_failure(now, flow);
                 Ok(())
             }
-            Some(FlowKind::Tcp(_)) | None => Ok(()),
+            Some(FlowKind::UdpForward(_)) => self.session_error_to_child(now, flow, remote, error, quoted),
+            Some(FlowKind::Tcp(_) | FlowKind::UdpSession(_)) | None => Ok(()),
         };
         let _ = self.counted(result);
     }
@@ -303,8 +314,10 @@ impl Stack {
             entry.value.wake_at = None;
             match entry.value.kind {
                 FlowKind::Tcp(_) => self.handle_tcp_timeout(now, id),
-                FlowKind::Udp(_) | FlowKind::Ping(_) => self.handle_binding_timeout(now, id),
-                FlowKind::DnsQuery(_) => {}
+                FlowKind::Udp(_) | FlowKind::UdpSession(_) | FlowKind::Ping(_) => {
+                    self.handle_binding_timeout(now, id);
+                }
+                FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => {}
             }
         }
         for _ in 0..self.reassembly.handle_timeout(now) {
@@ -433,11 +446,15 @@ impl Stack {
                     (Some(tcp.phase), tcp.bytes_from_child, tcp.bytes_to_child, tcp.last_active)
                 }
                 FlowKind::Udp(udp) => (None, udp.bytes_from_child, udp.bytes_to_child, udp.last_active),
+                FlowKind::UdpSession(udp) => {
+                    (None, udp.bytes_from_child, udp.bytes_to_child, udp.last_active)
+                }
                 FlowKind::Ping(ping) => (None, ping.bytes_from_child, ping.bytes_to_child, ping.last_active),
-                FlowKind::DnsQuery(_) => return None,
+                FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => return None,
             };
             let opened_by = match &entry.value.kind {
                 FlowKind::Tcp(tcp) => tcp.opened_by,
+                FlowKind::UdpSession(_) => OpenedBy::Host,
                 _ => OpenedBy::Child,
             };
             let key = entry.key;
@@ -615,7 +632,7 @@ impl Stack {
 
     fn destination_v4(&self, dst: Ipv4Addr) -> Result<Destination, Refusal> {
         let plan = &self.config.ipv4;
-        if dst == plan.dns {
+        if dst == plan.dns && !dst.is_unspecified() {
             return Ok(Destination::Dns);
         }
         if dst == plan.gateway && !self.is_gateway_foreign() {
@@ -646,7 +663,7 @@ impl Stack {
         if !self.is_ipv6_offered() {
             return Err(Refusal::Unreachable(DropReason::Ipv6Off));
         }
-        if dst == plan.dns {
+        if dst == plan.dns && !dst.is_unspecified() {
             return Ok(Destination::Dns);
         }
         if dst == plan.gateway && !self.is_gateway_foreign() {

@@ -9,6 +9,7 @@ use crate::{
     process::{DEADLINE, Process, readable_before},
     sys,
 };
+use forwarder::sock_diag::DiagSocket;
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
@@ -256,7 +257,9 @@ fn answer(request: &str) -> io::Result<Option<OwnedFd>> {
         ["listen", address] => TcpListener::bind(address)?.into(),
         ["connect", address] => TcpStream::connect(address)?.into(),
         ["udp", address] => UdpSocket::bind(address)?.into(),
-        ["tap", name] => sys::open_tap(name)?.into(),
+        ["diag"] => DiagSocket::open()?.into(),
+        ["tap", name] => sys::open_tap(name, sys::TapHeader::None)?.into(),
+        ["virtio-tap", name] => sys::open_tap(name, sys::TapHeader::Virtio)?.into(),
         ["sysctl", path, ..] => {
             fs::write(Path::new("/proc/sys").join(path), words[2..].join(" "))?;
             return Ok(None);

@@ -9,11 +9,16 @@
 
 pub mod agent;
 pub mod engine;
+pub mod forward;
 pub mod link;
 pub mod locate;
+pub mod podman;
 pub mod probe;
 pub mod process;
+pub mod published;
+pub mod rootlesskit;
 pub mod servers;
+pub mod session;
 pub mod skip;
 pub mod stream;
 pub mod sys;

@@ -10,6 +10,7 @@
 //! Not handled: TLS, users (whoever may open the socket may do everything), requests that travel in pieces for
 //! longer than [`server::Limits`] allow.
 
+pub mod control;
 pub mod metrics;
 pub mod model;
 pub mod routes;
@@ -21,11 +22,12 @@ use std::os::fd::OwnedFd;
 
 use hyper::StatusCode;
 use hyper::body::Bytes;
+use netstack::flow::policy::{EgressPolicy, Rule};
 use tokio::sync::{mpsc, oneshot};
 
 use self::model::{
-    Capture, Dns, DnsChange, FlowList, FlowQuery, Health, Info, Policy, PolicyAddition, PortEvent, PortSpec,
-    PortStatus, Statistics,
+    Capture, Dns, DnsChange, FlowList, FlowQuery, Health, Info, Policy, PortEvent, PortSpec, PortStatus,
+    Position, Statistics,
 };
 
 /// The API's version, as RootlessKit counts it: ours adds to 1.1.1 and changes nothing.
@@ -55,9 +57,9 @@ pub trait Control: Send + Sync {
     /// The egress policy.
     fn policy(&self, reply: Reply<Policy>);
     /// Replaces the egress policy.
-    fn set_policy(&self, policy: Policy, reply: Reply<Policy>);
+    fn set_policy(&self, policy: EgressPolicy, reply: Reply<Policy>);
     /// Adds rules to the egress policy.
-    fn add_policy(&self, addition: PolicyAddition, reply: Reply<Policy>);
+    fn add_policy(&self, rules: Vec<Rule>, position: Position, reply: Reply<Policy>);
     /// Servers and static names.
     fn dns(&self, reply: Reply<Dns>);
     /// Changes servers or static names.
@@ -93,8 +95,13 @@ impl Refusal {
         Refusal::new(StatusCode::CONFLICT, message)
     }
 
+    /// 503: not now.
+    pub fn not_now(message: impl Into<String>) -> Self {
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
     /// 501: this instance has nothing that could do it.
-    pub fn unavailable(message: impl Into<String>) -> Self {
+    pub fn not_here(message: impl Into<String>) -> Self {
         Refusal::new(StatusCode::NOT_IMPLEMENTED, message)
     }
 }

@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+pub use forwarder::spec::{PortSpec, PortStatus};
 use serde::{Deserialize, Serialize};
 
 /// Answer of every request that failed.
@@ -88,35 +89,6 @@ pub enum HealthStatus {
     Starting,
     /// CMD runs, its network and its ports are served.
     Ready,
-}
-
-/// A port to publish.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PortSpec {
-    /// `tcp`, `udp`, or with a family: `tcp4`, `udp6`.
-    pub proto: String,
-    /// Address on the host; all if absent.
-    #[serde(rename = "parentIP", default, skip_serializing_if = "String::is_empty")]
-    pub parent_ip: String,
-    /// Port on the host.
-    #[serde(default)]
-    pub parent_port: u16,
-    /// Address in the child.
-    #[serde(rename = "childIP", default, skip_serializing_if = "String::is_empty")]
-    pub child_ip: String,
-    /// Port in the child.
-    #[serde(default)]
-    pub child_port: u16,
-}
-
-/// A published port.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-pub struct PortStatus {
-    /// Names it until it is removed.
-    pub id: u64,
-    /// What was asked for.
-    pub spec: PortSpec,
 }
 
 /// A change of the published ports.
@@ -363,6 +335,9 @@ pub struct Flow {
 pub struct Policy {
     /// As on the command line: `deny tcp 10.0.0.0/8:22`.
     pub rules: Vec<String>,
+    /// How often each of them decided, since the policy was set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hits: Vec<u64>,
 }
 
 /// Rules to add.

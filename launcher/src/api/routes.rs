@@ -3,11 +3,11 @@
 use std::str::FromStr;
 
 use hyper::{Method, StatusCode};
-use netstack::flow::policy::Rule;
+use netstack::flow::policy::{EgressPolicy, Rule};
 use serde::de::DeserializeOwned;
 
 use super::Refusal;
-use super::model::{DnsChange, FlowQuery, Policy, PolicyAddition, PortSpec};
+use super::model::{DnsChange, FlowQuery, Policy, PolicyAddition, PortSpec, Position};
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,9 +31,9 @@ pub enum Command {
     /// Tell the egress policy.
     Policy,
     /// Replace it.
-    SetPolicy(Policy),
+    SetPolicy(EgressPolicy),
     /// Add to it.
-    AddPolicy(PolicyAddition),
+    AddPolicy(Vec<Rule>, Position),
     /// Tell about DNS.
     Dns,
     /// Change DNS.
@@ -129,14 +129,12 @@ impl Route {
             Kind::Flows => Command::Flows(flow_query(query.unwrap_or_default())?),
             Kind::Policy => Command::Policy,
             Kind::SetPolicy => {
-                let mut policy: Policy = json(body)?;
-                policy.rules = rules(&policy.rules)?;
-                Command::SetPolicy(policy)
+                let policy = EgressPolicy::from_rules(rules(&json::<Policy>(body)?.rules)?);
+                Command::SetPolicy(policy.map_err(|error| Refusal::bad_request(error.to_string()))?)
             }
             Kind::AddPolicy => {
-                let mut addition: PolicyAddition = json(body)?;
-                addition.rules = rules(&addition.rules)?;
-                Command::AddPolicy(addition)
+                let PolicyAddition { rules: texts, position } = json(body)?;
+                Command::AddPolicy(rules(&texts)?, position)
             }
             Kind::Dns => Command::Dns,
             Kind::SetDns => Command::SetDns(json(body)?),
@@ -179,12 +177,8 @@ fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(body).map_err(|error| Refusal::bad_request(format!("bad JSON: {error}")))
 }
 
-/// Reads rules and writes them as they are always written.
-fn rules(texts: &[String]) -> Result<Vec<String>, Refusal> {
-    let read = |text: &String| {
-        let rule = Rule::from_str(text).map_err(|error| Refusal::bad_request(error.to_string()))?;
-        Ok(rule.to_string())
-    };
+fn rules(texts: &[String]) -> Result<Vec<Rule>, Refusal> {
+    let read = |text: &String| Rule::from_str(text).map_err(|error| Refusal::bad_request(error.to_string()));
     texts.iter().map(read).collect()
 }
 
@@ -232,7 +226,7 @@ fn decode(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::model::{FlowProtocol, Position};
+    use crate::api::model::FlowProtocol;
 
     fn command(method: &str, target: &str, body: &str) -> Result<Command, Refusal> {
         let (path, query) = match target.split_once('?') {
@@ -251,7 +245,7 @@ mod tests {
     fn rootlesskits_requests_are_understood() {
         let body = r#"{"proto":"tcp","parentIP":"127.0.0.1","parentPort":8080,"childPort":80}"#;
         let Ok(Command::AddPort(spec)) = command("POST", "/v1/ports", body) else { panic!("not understood") };
-        assert_eq!((spec.proto.as_str(), spec.parent_port, spec.child_port), ("tcp", 8080, 80));
+        assert_eq!(spec.to_string(), "127.0.0.1:8080:80/tcp");
         assert_eq!(command("DELETE", "/v1/ports/7", ""), Ok(Command::RemovePort(7)));
         assert_eq!(command("GET", "/v1/ports", ""), Ok(Command::Ports));
         assert_eq!(command("GET", "/v1/ports/watch", ""), Ok(Command::WatchPorts));
@@ -303,11 +297,9 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_written_in_one_way() {
+    fn rules_are_read() {
         let body = r#"{"rules":["deny   any fd00::/8"],"position":"first"}"#;
-        let Ok(Command::AddPolicy(addition)) = command("POST", "/v1/policy", body) else {
-            panic!("not understood")
-        };
-        assert_eq!((addition.rules, addition.position), (vec!["deny fd00::/8".to_owned()], Position::First));
+        let expected = Command::AddPolicy(vec!["deny fd00::/8".parse().unwrap()], Position::First);
+        assert_eq!(command("POST", "/v1/policy", body), Ok(expected));
     }
 }

@@ -324,8 +324,8 @@ impl Session {
             Command::SetPolicy(policy) => {
                 json(route, &self.ask(|reply| control.set_policy(policy, reply)).await?)
             }
-            Command::AddPolicy(addition) => {
-                json(route, &self.ask(|reply| control.add_policy(addition, reply)).await?)
+            Command::AddPolicy(rules, position) => {
+                json(route, &self.ask(|reply| control.add_policy(rules, position, reply)).await?)
             }
             Command::Dns => json(route, &self.ask(|reply| control.dns(reply)).await?),
             Command::SetDns(change) => json(route, &self.ask(|reply| control.set_dns(change, reply)).await?),
@@ -344,13 +344,12 @@ impl Session {
 
     /// Has something done, and waits for the answer.
     async fn ask<T: Send + 'static>(&self, order: impl FnOnce(Reply<T>)) -> Result<T, Refusal> {
-        let unavailable = |message: &str| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message);
         let (reply, answer) = Reply::channel();
         order(reply);
         match timeout(self.limits.answer, answer).await {
             Ok(Ok(finish)) => finish(),
-            Ok(Err(_)) => Err(unavailable("the engine has ended")),
-            Err(_) => Err(unavailable("the engine does not answer")),
+            Ok(Err(_)) => Err(Refusal::not_now("the engine has ended")),
+            Err(_) => Err(Refusal::not_now("the engine does not answer")),
         }
     }
 

@@ -89,6 +89,11 @@ impl<'a, T: Copy + PartialEq> Getopt<'a, T> {
         Getopt { options, words: words.into_iter(), cluster: Vec::new(), only_positionals: false }
     }
 
+    /// Takes the words that have not been read, whatever they are.
+    pub fn rest(&mut self) -> impl Iterator<Item = OsString> {
+        std::mem::take(&mut self.words)
+    }
+
     fn long(&mut self, text: &[u8]) -> Result<Item<T>, GetoptError> {
         let (name, value) = match text.iter().position(|&byte| byte == b'=') {
             Some(at) => (&text[..at], Some(OsStr::from_bytes(&text[at + 1..]).to_owned())),

@@ -22,7 +22,10 @@ pub mod landlock;
 pub mod root;
 pub mod seccomp;
 
+use std::io;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
 
 use ::caps::CapsHashSet;
 use log::info;
@@ -51,6 +54,15 @@ pub enum Inspection {
     Refused,
 }
 
+/// What becomes of `CAP_NET_BIND_SERVICE`, the one capability that may remain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindService {
+    /// It remains if the process has it where it was started, for published ports below 1024.
+    IfHeld,
+    /// It remains also in a user namespace of our own, where it is good for nothing: callers look for it.
+    Always,
+}
+
 /// A layer that could not be put on.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -67,6 +79,9 @@ pub enum SandboxError {
     /// No seccomp.
     #[error("no system call filter")]
     Seccomp(#[from] seccomp::FilterError),
+    /// No thread for the work inside: clone(2).
+    #[error("no thread")]
+    Thread(#[source] io::Error),
 }
 
 /// The sandbox as it is wanted.
@@ -80,13 +95,21 @@ pub struct Sandbox {
     pub seccomp: bool,
     /// Whether others may look.
     pub inspection: Inspection,
+    /// The capability that may remain.
+    pub bind_service: BindService,
 }
 
 impl Sandbox {
     /// Every layer, for an engine that reads the host's resolv.conf.
     pub fn new(mode: Mode) -> Self {
         let files = (mode != Mode::Off).then(|| RootPlan::collect(Path::new(RESOLV_CONF)));
-        Sandbox { mode, files, seccomp: mode != Mode::Off, inspection: Inspection::Refused }
+        Sandbox {
+            mode,
+            files,
+            seccomp: mode != Mode::Off,
+            inspection: Inspection::Refused,
+            bind_service: BindService::IfHeld,
+        }
     }
 
     /// Puts the process into the sandbox, for good: [`hide`](Self::hide) and [`seal`](Hidden::seal).
@@ -138,7 +161,11 @@ impl Hidden {
         if let Some(plan) = &self.sandbox.files {
             let restricted = landlock::restrict(&plan.binds);
             self.confinement.landlock = self.or_missing(restricted)?;
-            let dropped = caps::drop_all(&self.kept, self.sandbox.inspection);
+            let kept = match self.sandbox.bind_service {
+                BindService::IfHeld => self.kept.clone(),
+                BindService::Always => caps::kept(),
+            };
+            let dropped = caps::drop_all(&kept, self.sandbox.inspection);
             self.or_missing(dropped)?;
         }
         if self.sandbox.seccomp {
@@ -184,6 +211,34 @@ impl Confinement {
     /// seccomp(2).
     pub fn confine(&self, role: ThreadRole) -> Result<(), SandboxError> {
         if self.seccomp { Ok(seccomp::confine(role)?) } else { Ok(()) }
+    }
+
+    /// Starts a thread that does `work` with the filter of its role, which is on when this returns.
+    ///
+    /// # Errors
+    /// clone(2), seccomp(2).
+    pub fn spawn(
+        &self,
+        name: &str,
+        role: ThreadRole,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<JoinHandle<()>, SandboxError> {
+        let (told, confined) = mpsc::sync_channel(1);
+        let filtered = self.seccomp;
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let result = if filtered { seccomp::confine(role) } else { Ok(()) };
+            let go_on = result.is_ok();
+            // Whoever asked waits for it.
+            let _ = told.send(result);
+            if go_on {
+                work();
+            }
+        });
+        let thread = thread.map_err(SandboxError::Thread)?;
+        match confined.recv() {
+            Ok(result) => Ok(result.map(|()| thread)?),
+            Err(error) => Err(SandboxError::Thread(io::Error::other(error))),
+        }
     }
 }
 

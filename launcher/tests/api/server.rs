@@ -5,6 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use forwarder::spec::Origin;
 use launcher::api::model::{PortChange, PortEvent, PortSpec, PortStatus};
 use launcher::api::server::Limits;
 use launcher::client::http::{self, Request};
@@ -38,6 +39,8 @@ fn what_cannot_be_understood_is_refused_with_a_reason() {
     assert_eq!(ask("POST", "/v1/ports", "{}").1, "bad JSON: missing field `proto` at line 1 column 2");
     assert_eq!(ask("DELETE", "/v1/ports/x", "").0, 400);
     assert_eq!(ask("DELETE", "/v1/ports/7", ""), (400, "there is no port 7".into()));
+    let (status, text) = ask("POST", "/v1/ports", r#"{"proto":"sctp","parentPort":1,"childPort":1}"#);
+    assert_eq!((status, text.starts_with("bad JSON: SCTP is not forwarded")), (400, true), "{text}");
     let long = format!("{{\"proto\":\"{}\"}}", "x".repeat(300 << 10));
     assert_eq!(ask("POST", "/v1/ports", &long).0, 413);
     assert_eq!(bench.ask("GET", "/v1/ports", ""), (200, "[]".into()));
@@ -186,14 +189,20 @@ fn connections_are_limited() {
 #[test]
 fn changes_of_ports_are_streamed() {
     let bench = Bench::new();
-    let add = |port| bench.ask("POST", "/v1/ports", &format!("{{\"proto\":\"udp\",\"parentPort\":{port}}}"));
+    let add = |port| {
+        bench.ask(
+            "POST",
+            "/v1/ports",
+            &format!("{{\"proto\":\"udp\",\"parentPort\":{port},\"childPort\":9}}"),
+        )
+    };
     add(1);
     let mut watch = http::send(&bench.socket(), &Request::new("GET", "/v1/ports/watch")).unwrap();
     let mut next = || {
         let mut line = String::new();
         watch.body.read_line(&mut line).unwrap();
         let event: PortEvent = serde_json::from_str(&line).unwrap();
-        (event.event, event.port.spec.parent_port)
+        (event.event, event.port.spec.fields().parent_port)
     };
     assert_eq!(next(), (PortChange::Added, 1));
     add(2);
@@ -213,8 +222,9 @@ fn a_watcher_that_has_gone_is_noticed() {
 fn a_watcher_that_is_too_slow_is_given_up() {
     let bench = Bench::with(Limits { watch_queue: 4, ..Limits::default() }, None);
     let watch = http::send(&bench.socket(), &Request::new("GET", "/v1/ports/watch")).unwrap();
-    let spec = PortSpec { proto: "tcp".into(), child_ip: "x".repeat(1000), ..PortSpec::default() };
-    let event = PortEvent { event: PortChange::Added, port: PortStatus { id: 1, spec } };
+    let spec: PortSpec = "[2001:db8::1]:8000-8100:[fd42:10:42::100]:9000/tcp,source=gateway".parse().unwrap();
+    let event =
+        PortEvent { event: PortChange::Added, port: PortStatus { id: 1, spec, origin: Origin::Asked } };
     wait_for(|| !bench.fake.watchers.lock().unwrap().is_empty());
     wait_for(|| {
         let mut watchers = bench.fake.watchers.lock().unwrap();

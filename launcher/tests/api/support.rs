@@ -9,16 +9,18 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use forwarder::spec::Origin;
 use launcher::api::model::*;
 use launcher::api::server::{self, Limits, Server};
 use launcher::api::{Control, PortWatcher, Refusal, Reply};
 use launcher::client::http::{self, Request};
+use netstack::flow::policy::{EgressPolicy, Rule};
 
 /// Publishes nothing, but remembers.
 #[derive(Default)]
 pub(crate) struct Fake {
     ports: Mutex<(u64, Vec<PortStatus>)>,
-    policy: Mutex<Policy>,
+    policy: Mutex<Vec<Rule>>,
     dns: Mutex<Dns>,
     capture: Mutex<Option<File>>,
     /// Who watches.
@@ -65,11 +67,11 @@ impl Control for Fake {
 
     fn add_port(&self, spec: PortSpec, reply: Reply<PortStatus>) {
         let mut ports = self.ports.lock().unwrap();
-        if ports.1.iter().any(|port| port.spec.parent_port == spec.parent_port) {
+        if ports.1.iter().any(|port| port.spec.fields().parent_port == spec.fields().parent_port) {
             return reply.send(Err(Refusal::bad_request("the port is in use")));
         }
         ports.0 += 1;
-        let port = PortStatus { id: ports.0, spec };
+        let port = PortStatus { id: ports.0, spec, origin: Origin::Asked };
         ports.1.push(port.clone());
         self.tell(PortChange::Added, &port);
         // As the engine: on another thread, later.
@@ -105,19 +107,21 @@ impl Control for Fake {
     }
 
     fn policy(&self, reply: Reply<Policy>) {
-        reply.send(Ok(self.policy.lock().unwrap().clone()));
+        let rules = self.policy.lock().unwrap().iter().map(Rule::to_string).collect();
+        reply.send(Ok(Policy { rules, hits: Vec::new() }));
     }
 
-    fn set_policy(&self, policy: Policy, reply: Reply<Policy>) {
-        *self.policy.lock().unwrap() = policy;
+    fn set_policy(&self, policy: EgressPolicy, reply: Reply<Policy>) {
+        *self.policy.lock().unwrap() = policy.rules().to_vec();
         self.policy(reply);
     }
 
-    fn add_policy(&self, addition: PolicyAddition, reply: Reply<Policy>) {
-        let mut policy = self.policy.lock().unwrap();
-        let at = if addition.position == Position::First { 0 } else { policy.rules.len() };
-        policy.rules.splice(at..at, addition.rules);
-        reply.send(Ok(policy.clone()));
+    fn add_policy(&self, added: Vec<Rule>, position: Position, reply: Reply<Policy>) {
+        let mut rules = self.policy.lock().unwrap();
+        let at = if position == Position::First { 0 } else { rules.len() };
+        rules.splice(at..at, added);
+        drop(rules);
+        self.policy(reply);
     }
 
     fn dns(&self, reply: Reply<Dns>) {

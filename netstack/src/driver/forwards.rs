@@ -10,6 +10,7 @@ use super::Driver;
 use crate::action::HostEvent;
 use crate::error::ForwardError;
 use crate::flow::FlowId;
+use crate::forward::{ForwardId, UdpForward};
 use crate::sys::socket;
 
 /// Why a descriptor of the host was not taken over. A connection has been reset then.
@@ -53,5 +54,29 @@ impl Driver {
             return Err(AdoptError::Register(error));
         }
         Ok(flow)
+    }
+
+    /// Takes over `socket`, a bound, unconnected UDP socket of the host, and carries each client's datagrams to
+    /// `forward.child`, and the answers back, from the address that the client has sent to.
+    ///
+    /// What a client hears of a port on which nothing listens is silence: an unconnected socket cannot refuse.
+    ///
+    /// # Errors
+    /// Why it cannot be; `socket` is closed.
+    pub fn add_udp_forward(&mut self, socket: OwnedFd, forward: UdpForward) -> Result<ForwardId, AdoptError> {
+        let id = self.stack.add_udp_forward(forward)?;
+        if let Err(error) = self.sockets.adopt_datagram(id, socket) {
+            self.stack.remove_udp_forward(id);
+            return Err(AdoptError::Register(error));
+        }
+        Ok(id)
+    }
+
+    /// Closes the socket of a forward, and ends its sessions; says whether there was one of that name. When the call
+    /// returns, the host's port is free.
+    pub fn remove_udp_forward(&mut self, id: ForwardId) -> bool {
+        let removed = self.stack.remove_udp_forward(id);
+        self.drain(self.clock.now());
+        removed
     }
 }

@@ -15,19 +15,44 @@
 //! *Ends early:* the child's RST, an ICMP "unreachable" that quotes the SYN, no answer within
 //! `timeouts.tcp_connect`, nobody with that address: the host's connection is reset.
 //!
-//! *Not handled:* sources of another family than the child's address (the caller takes the gateway for them).
+//! *UDP:* a forward holds one bound socket of the host; each client makes a session ([`mod@crate::forward`]), whose
+//! source is decided here. A session is made by a client's datagram, refreshed by datagrams in either direction, and
+//! removed after `timeouts.udp_session`, with its forward, or as the longest idle when there are
+//! `limits.udp_sessions`. What the child sends to a session's client leaves by the forward's socket, from the address
+//! that the client used; what it sends to anybody else from the same port is an ordinary binding. Errors of the
+//! host's side are told to the child; those of the child are counted only, for a client of an unconnected socket
+//! cannot be told.
+//!
+//! *Not handled:* TCP sources of another family than the child's address (the caller takes the gateway for them).
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 
+use super::udp::{Datagram, REFRESH, ToChild};
 use super::{FlowKind, FlowState, Received, Stack};
+use crate::action::{Action, DatagramError};
 use crate::config::Ipv6Mode;
 use crate::error::{DropReason, ForwardError};
 use crate::flow::{FlowId, FlowKey, Protocol};
-use crate::neighbor::{Due, Inquiry};
-use crate::packet::{self, BROADCAST, Mac, ethertype, protocol};
+use crate::forward::{ForwardId, SessionEnds, UdpForward, may_be_child, may_be_source, visible_source};
+use crate::neighbor::{Due, Inquiries, Inquiry};
+use crate::offload::IpVersion;
+use crate::packet::{self, BROADCAST, IpHeader, MAX_HEADERS, Mac, ethertype, protocol};
 use crate::tcp::TcpFlow;
 use crate::tcp::endpoint::Endpoint;
 use crate::time::Instant;
+use crate::udp::UdpSession;
+
+/// Where a datagram of a client belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// The flow to hand it in for.
+    pub flow: FlowId,
+    /// Family of the child's address.
+    pub version: IpVersion,
+    /// Whether the way to the child is known. If not, hand in one datagram at a time, whole.
+    pub ready: bool,
+}
 
 /// First port of those taken in place of a client's own that is not free (RFC 6335 section 6: beyond the system's).
 const FIRST_PORT: u16 = 1024;
@@ -106,12 +131,193 @@ impl Stack {
     ) -> Result<(), DropReason> {
         let key = quoted_key(received.transport()).ok_or(DropReason::IcmpIgnored)?;
         let id = self.flows.find(&key).ok_or(DropReason::IcmpIgnored)?;
-        let connecting = self.tcp(id).is_some_and(TcpFlow::awaits_child);
-        if !connecting {
-            return Err(DropReason::IcmpIgnored);
+        match self.flows.get(id).map(|entry| &entry.value.kind) {
+            Some(FlowKind::Tcp(tcp)) if tcp.awaits_child() => self.close_tcp(now, id, true),
+            Some(FlowKind::UdpSession(_)) => self.stats.udp_session_errors += 1,
+            _ => return Err(DropReason::IcmpIgnored),
         }
-        self.close_tcp(now, id, true);
         Ok(())
+    }
+
+    /// Publishes a UDP port: its socket is that of the flow [`ForwardId::flow`], for which
+    /// [`Stack::session`] is asked with every datagram.
+    ///
+    /// # Errors
+    /// That the child's address cannot be one.
+    pub fn add_udp_forward(&mut self, forward: UdpForward) -> Result<ForwardId, ForwardError> {
+        self.check_child(forward.child)?;
+        let key = FlowKey { protocol: Protocol::Udp, child: forward.child, remote: forward.child };
+        Ok(ForwardId(self.flows.insert_hidden(key, FlowState::new(FlowKind::UdpForward(forward), BROADCAST))))
+    }
+
+    /// Ends the sessions of a published UDP port, and itself; says whether there was one of that name. Its socket is
+    /// closed by [`Action::Close`].
+    pub fn remove_udp_forward(&mut self, id: ForwardId) -> bool {
+        if !matches!(self.flows.get(id.0).map(|entry| &entry.value.kind), Some(FlowKind::UdpForward(_))) {
+            return false;
+        }
+        let of_this = |kind: &FlowKind| matches!(kind, FlowKind::UdpSession(s) if s.ends.forward == id);
+        let sessions: Vec<FlowId> =
+            self.flows.iter().filter(|(_, entry)| of_this(&entry.value.kind)).map(|(id, _)| id).collect();
+        for session in sessions {
+            self.close_binding(session);
+        }
+        self.forget(id.0);
+        self.actions.push_back(Action::Close { flow: id.0, abort: false });
+        true
+    }
+
+    /// The session of a datagram that came by a published port, from `client` to the address `local` of the host; made
+    /// if there is none. Hand the datagram in by [`Stack::handle_datagram`] as one of [`Session::flow`].
+    ///
+    /// # Errors
+    /// Why there is none; it is counted already.
+    pub fn session(
+        &mut self,
+        now: Instant,
+        forward: ForwardId,
+        client: SocketAddr,
+        local: Option<IpAddr>,
+    ) -> Result<Session, DropReason> {
+        self.now = now;
+        let ends = SessionEnds { forward, client, local };
+        let known = self.sessions.find(&ends);
+        let opened = known.map_or_else(|| self.open_session(now, ends), Ok);
+        let flow = opened.inspect_err(|&reason| self.stats.count_drop(reason))?;
+        let Some(entry) = self.flows.get(flow) else { return Err(DropReason::NoFlow) };
+        let version = if entry.key.child.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+        Ok(Session { flow, version, ready: entry.value.mac != BROADCAST })
+    }
+
+    fn open_session(&mut self, now: Instant, ends: SessionEnds) -> Result<FlowId, DropReason> {
+        let forward = match self.flows.get(ends.forward.0).map(|entry| &entry.value.kind) {
+            Some(&FlowKind::UdpForward(forward)) => forward,
+            _ => return Err(DropReason::NoFlow),
+        };
+        let source = visible_source(&self.config, ends.client, forward.child.ip(), forward.source);
+        if source.port() == 0 {
+            return Err(DropReason::InvalidSource);
+        }
+        if self.sessions.len() >= self.config.limits.udp_sessions {
+            self.stats.count_drop(DropReason::UdpSessionsFull);
+            let oldest = self.session_lru.oldest().and_then(|index| self.flows.id_at(index));
+            self.close_binding(oldest.ok_or(DropReason::UdpSessionsFull)?);
+        }
+        let key =
+            self.free_key(Protocol::Udp, source, forward.child).map_err(|_| DropReason::UdpSessionsFull)?;
+        let session = UdpSession { ends, last_active: now, bytes_from_child: 0, bytes_to_child: 0 };
+        let mac = self.hop_to(forward.child.ip()).unwrap_or(BROADCAST);
+        let state = FlowState::new(FlowKind::UdpSession(Box::new(session)), mac);
+        let id = self.flows.insert(key, state);
+        self.sessions.insert(ends, id);
+        self.session_lru.insert(id.index);
+        self.wake_flow_at(id, now + self.config.timeouts.udp_session);
+        self.stats.udp_sessions += 1;
+        Ok(id)
+    }
+
+    /// The session by which the child answers, if `remote` is the client of one.
+    pub(super) fn find_session(&self, child: SocketAddr, remote: SocketAddr) -> Option<FlowId> {
+        if self.sessions.len() == 0 {
+            return None;
+        }
+        self.flows.find(&FlowKey { protocol: Protocol::Udp, child, remote })
+    }
+
+    /// Takes a datagram of the child to the client of a session; its payload is at `range` of the frame.
+    pub(super) fn session_from_child(
+        &mut self,
+        now: Instant,
+        id: FlowId,
+        received: &Received<'_>,
+        range: Range<usize>,
+    ) -> Result<(), DropReason> {
+        let hop = self.next_hop(now, received)?;
+        let Some(entry) = self.flows.get_mut(id) else { return Err(DropReason::NoFlow) };
+        entry.value.mac = received.mac;
+        let FlowKind::UdpSession(session) = &mut entry.value.kind else { return Err(DropReason::NoFlow) };
+        session.bytes_from_child += range.len() as u64;
+        let SessionEnds { forward, client, local } = session.ends;
+        self.send_datagram(forward.0, client, local, received, range, hop);
+        self.refresh_binding(now, id);
+        Ok(())
+    }
+
+    /// Takes a datagram of the client of a session.
+    pub(super) fn session_to_child(
+        &mut self,
+        now: Instant,
+        id: FlowId,
+        datagram: &Datagram<'_>,
+        headers: &mut [u8; MAX_HEADERS],
+    ) -> Result<ToChild, DropReason> {
+        let Some(entry) = self.flows.get_mut(id) else { return Err(DropReason::NoFlow) };
+        let (FlowKey { child, remote, .. }, mut mac) = (entry.key, entry.value.mac);
+        let FlowKind::UdpSession(session) = &mut entry.value.kind else { return Err(DropReason::NoFlow) };
+        session.bytes_to_child += datagram.total as u64;
+        let was_active = session.last_active;
+        self.refresh_binding(now, id);
+        // The child's interface may have been made anew; a look per datagram would cost too much.
+        if mac == BROADCAST || now >= was_active + REFRESH {
+            match self.hop_to(child.ip()) {
+                Ok(found) => mac = found,
+                Err(address) => return self.hold_datagram(now, address, remote, child, datagram),
+            }
+            if let Some(entry) = self.flows.get_mut(id) {
+                entry.value.mac = mac;
+            }
+        }
+        Ok(self.frame_datagram(remote, child, mac, datagram, headers))
+    }
+
+    /// Keeps a datagram until `address`, the next hop to `child`, is known.
+    fn hold_datagram(
+        &mut self,
+        now: Instant,
+        address: IpAddr,
+        source: SocketAddr,
+        child: SocketAddr,
+        datagram: &Datagram<'_>,
+    ) -> Result<ToChild, DropReason> {
+        if datagram.gso.is_some() || datagram.payload.len() != datagram.total {
+            // Against the agreement of [`Session::ready`].
+            return Err(DropReason::NeighborUnknown);
+        }
+        let ip =
+            IpHeader { src: source.ip(), dst: child.ip(), protocol: protocol::UDP, ttl: packet::DEFAULT_TTL };
+        let mut udp = vec![0; packet::UDP_LEN + datagram.total];
+        packet::emit_udp(source.port(), child.port(), datagram.total, &mut udp);
+        udp[packet::UDP_LEN..].copy_from_slice(datagram.payload);
+        packet::complete_udp(&ip, &mut udp);
+        let frames = if ip.header_len() + udp.len() > usize::from(self.config.mtu) {
+            self.ip_fragments(&ip, &udp, BROADCAST)
+        } else {
+            vec![packet::ip_frame(self.config.mac, BROADCAST, &ip, &udp)]
+        };
+        let inquiry = self.inquiries.begin(now, address).ok_or(DropReason::NeighborUnknown)?;
+        if inquiry.frames.len() + frames.len() > Inquiries::FRAMES {
+            return Err(DropReason::NeighborUnknown);
+        }
+        inquiry.frames.extend(frames);
+        self.stats.udp.packets_to_child += 1;
+        self.stats.udp.bytes_to_child += datagram.total as u64;
+        self.poll_inquiries(now);
+        Ok(ToChild::Queued)
+    }
+
+    /// Takes an error of the host's side for a datagram that the child sent to the client `remote` of a session.
+    pub(super) fn session_error_to_child(
+        &mut self,
+        now: Instant,
+        forward: FlowId,
+        remote: SocketAddr,
+        error: DatagramError,
+        quoted: &[u8],
+    ) -> Result<(), DropReason> {
+        let session = self.sessions.find_client(ForwardId(forward), remote).ok_or(DropReason::NoFlow)?;
+        let Some(entry) = self.flows.get(session) else { return Err(DropReason::NoFlow) };
+        let written = entry.key.remote;
+        self.tell_datagram_error(now, session, written, error, quoted)
     }
 
     /// Notes where `address` lives; what waits for it goes out.
@@ -172,30 +378,23 @@ impl Stack {
     }
 
     /// Whether packets from `source` to `child` are such that the child's kernel takes them and answers to us.
-    pub(super) fn check_ends(&self, source: SocketAddr, child: SocketAddr) -> Result<(), ForwardError> {
-        if !self.may_be_child(child.ip()) || child.port() == 0 {
-            return Err(ForwardError::Child(child));
-        }
-        if child.is_ipv6() && self.config.ipv6_mode == Ipv6Mode::Off {
-            return Err(ForwardError::Ipv6Off);
-        }
+    fn check_ends(&self, source: SocketAddr, child: SocketAddr) -> Result<(), ForwardError> {
+        self.check_child(child)?;
         let one_family = source.is_ipv4() == child.is_ipv4();
-        if !one_family || source.port() == 0 || !self.may_be_source(source.ip()) {
+        if !one_family || source.port() == 0 || !may_be_source(&self.config, source.ip()) {
             return Err(ForwardError::Source(source));
         }
         Ok(())
     }
 
-    /// Whether the child answers to `address` by way of the gateway.
-    pub(super) fn may_be_source(&self, address: IpAddr) -> bool {
-        if address == self.gateway(address.is_ipv4()) {
-            return true;
+    fn check_child(&self, child: SocketAddr) -> Result<(), ForwardError> {
+        if !may_be_child(&self.config, child.ip()) || child.port() == 0 {
+            return Err(ForwardError::Child(child));
         }
-        is_unicast(address)
-            && match address {
-                IpAddr::V4(v4) => !self.config.ipv4.subnet.contains(v4),
-                IpAddr::V6(v6) => !(self.config.ipv6.subnet.contains(v6) || v6.is_unicast_link_local()),
-            }
+        if child.is_ipv6() && self.config.ipv6_mode == Ipv6Mode::Off {
+            return Err(ForwardError::Ipv6Off);
+        }
+        Ok(())
     }
 
     /// Asks for the Ethernet address of `address`, which is on the link.
@@ -221,20 +420,6 @@ impl Stack {
         }
     }
 
-    fn may_be_child(&self, address: IpAddr) -> bool {
-        let own = match address {
-            IpAddr::V4(v4) => {
-                let plan = &self.config.ipv4;
-                [plan.gateway, plan.dns, plan.subnet.network(), plan.subnet.broadcast()].contains(&v4)
-            }
-            IpAddr::V6(v6) => {
-                let plan = &self.config.ipv6;
-                [plan.gateway, plan.dns, crate::config::Ipv6Plan::GATEWAY_LINK_LOCAL].contains(&v6)
-            }
-        };
-        is_unicast(address) && !own
-    }
-
     /// The key of a flow from `source` to `child`, from another port if that one is taken.
     pub(super) fn free_key(
         &mut self,
@@ -256,21 +441,6 @@ impl Stack {
             }
         }
         Err(ForwardError::PortsTaken(source.ip()))
-    }
-}
-
-/// Whether packets may come from, and go to, `address` at all.
-fn is_unicast(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => {
-            let reserved = v4.octets()[0] == 0 || v4.is_broadcast();
-            !(reserved || v4.is_loopback() || v4.is_multicast())
-        }
-        IpAddr::V6(v6) => {
-            // ::/96 and ::ffff:0:0/96, the unspecified address and the loopback among them.
-            let holds_v4 = matches!(v6.segments(), [0, 0, 0, 0, 0, 0 | 0xffff, _, _]);
-            !(holds_v4 || v6.is_multicast())
-        }
     }
 }
 

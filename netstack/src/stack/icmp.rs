@@ -116,6 +116,7 @@ impl Stack {
             },
             gso: None,
             hop,
+            local: None,
         });
         self.slot_in_use = received.slot.or(self.slot_in_use);
         self.refresh_binding(now, id);

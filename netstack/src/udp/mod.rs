@@ -20,7 +20,17 @@ pub mod reassembly;
 use std::net::IpAddr;
 
 use crate::config::UdpFiltering;
+use crate::forward::SessionEnds;
 use crate::time::Instant;
+
+/// A session of a published port (see [`mod@crate::forward`]).
+#[derive(Debug)]
+pub(crate) struct UdpSession {
+    pub(crate) ends: SessionEnds,
+    pub(crate) last_active: Instant,
+    pub(crate) bytes_from_child: u64,
+    pub(crate) bytes_to_child: u64,
+}
 
 /// One binding.
 #[derive(Debug)]

@@ -3,9 +3,11 @@
 use smoltcp::socket::tcp::State;
 
 use super::*;
+use crate::action::{DatagramError, DatagramErrorKind};
 use crate::config::{Ipv6Mode, Limits};
 use crate::error::{DropReason, ForwardError};
 use crate::flow::{FlowId, OpenedBy};
+use crate::forward::{ForwardId, ForwardSource, UdpForward};
 use crate::frame::Gso;
 use crate::packet::{BROADCAST, Ethernet, Tcp};
 use crate::tcp::Phase;
@@ -458,5 +460,253 @@ fn super_segments_are_cut_as_the_childs_syn_ack_says() {
         h.settle();
         let sizes: Vec<_> = h.child.received.iter().map(|frame| frame.offload.gso).collect();
         assert!(sizes.contains(&Gso::Tcp(1000)), "{sizes:?}");
+    }
+}
+
+// UDP.
+
+/// An address of the host that clients send to.
+const LOCAL: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)));
+
+fn published(h: &mut Harness, child: SocketAddr) -> ForwardId {
+    h.publish_udp(UdpForward { child, source: ForwardSource::Client }).unwrap()
+}
+
+fn udp_seen(h: &mut Harness) -> (SocketAddr, SocketAddr, Vec<u8>) {
+    match h.seen_one() {
+        Seen::Udp { src, dst, payload } => (src, dst, payload),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_datagram_comes_from_its_client_and_the_answer_goes_back_by_the_same_socket() {
+    for (client, child) in ends() {
+        let mut h = scripted();
+        let forward = published(&mut h, child);
+        let session = h.client_datagram(forward, client, LOCAL, b"question").unwrap();
+        assert_eq!(udp_seen(&mut h), (client, child, b"question".to_vec()));
+        h.inject(&frames::udp(child, client, b"answer")).unwrap();
+        let sent = h.host.take_sent();
+        assert_eq!(sent.len(), 1);
+        assert_eq!((sent[0].remote, sent[0].local), (client, LOCAL));
+        assert_eq!((&sent[0].payload[..], sent[0].hop.ttl), (&b"answer"[..], 63));
+        let info = h.stack.flows().next().unwrap();
+        assert_eq!((info.id, info.key.child, info.key.remote), (session, child, client));
+        assert_eq!((info.opened_by, info.phase), (OpenedBy::Host, None));
+        assert_eq!((info.bytes_to_child, info.bytes_from_child), (8, 6));
+        assert_eq!(h.stack.flows().count(), 1, "no binding was made");
+        // The same session again.
+        assert_eq!(h.client_datagram(forward, client, LOCAL, b"more"), Ok(session));
+        assert_eq!(h.stack.stats().udp_sessions, 1);
+    }
+}
+
+#[test]
+fn clients_that_appear_as_the_gateway_are_told_apart_by_their_ports() {
+    let (_, child) = ends()[0];
+    let mut h = scripted();
+    let forward = published(&mut h, child);
+    let (first, second) = (socket(Ipv4Addr::LOCALHOST, 7000), socket(WORLD6, 7000));
+    h.client_datagram(forward, first, None, b"1").unwrap();
+    let (visible_first, ..) = udp_seen(&mut h);
+    h.client_datagram(forward, second, None, b"2").unwrap();
+    let (visible_second, ..) = udp_seen(&mut h);
+    assert_eq!(visible_first, socket(GATEWAY, 7000), "preserved while free");
+    assert_eq!(visible_second.ip(), IpAddr::from(GATEWAY));
+    assert_ne!(visible_second.port(), 7000);
+    for (visible, client) in [(visible_first, first), (visible_second, second)] {
+        h.inject(&frames::udp(child, visible, b"x")).unwrap();
+        assert_eq!(h.host.take_sent()[0].remote, client);
+    }
+}
+
+#[test]
+fn a_client_of_two_addresses_of_the_host_is_answered_from_each() {
+    let (client, child) = ends()[0];
+    let mut h = scripted();
+    let forward = published(&mut h, child);
+    let locals = [LOCAL, Some(Ipv4Addr::new(192, 0, 2, 2).into())];
+    let visible = locals.map(|local| {
+        h.client_datagram(forward, client, local, b"x").unwrap();
+        udp_seen(&mut h).0
+    });
+    assert_eq!(visible[0], client);
+    for (visible, local) in visible.into_iter().zip(locals) {
+        h.inject(&frames::udp(child, visible, b"x")).unwrap();
+        let sent = h.host.take_sent();
+        assert_eq!((sent[0].remote, sent[0].local), (client, local));
+    }
+}
+
+#[test]
+fn a_server_that_speaks_to_others_has_an_ordinary_binding() {
+    let (client, child) = ends()[0];
+    let mut h = scripted();
+    let forward = published(&mut h, child);
+    h.client_datagram(forward, client, LOCAL, b"x").unwrap();
+    h.seen();
+    let other = socket(Ipv4Addr::new(198, 51, 100, 200), 53);
+    h.inject(&frames::udp(child, other, b"hello")).unwrap();
+    let binding = h.host.last_flow();
+    assert_ne!(binding, forward.flow());
+    assert_eq!(h.host.datagram[&binding].sent[0].remote, other);
+    assert_eq!(h.host.datagram[&binding].sent[0].local, None);
+    h.datagram(binding, other, b"and back", None).unwrap();
+    assert_eq!(udp_seen(&mut h), (other, child, b"and back".to_vec()));
+}
+
+#[test]
+fn egress_rules_do_not_concern_answers_but_the_hop_limit_does() {
+    let policy = crate::flow::policy::EgressPolicy::from_rules(vec!["deny any".parse().unwrap()]).unwrap();
+    let (client, child) = ends()[0];
+    let mut h = Harness::scripted(config().policy(policy), ALL_OFFLOADS);
+    h.stack.learn_neighbor(child.ip(), CHILD_MAC);
+    let forward = published(&mut h, child);
+    h.client_datagram(forward, client, LOCAL, b"x").unwrap();
+    h.seen();
+    h.inject(&frames::udp(child, client, b"x")).unwrap();
+    assert_eq!(h.host.take_sent().len(), 1);
+    assert_eq!(h.inject(&frames::udp(child, socket(WORLD, 50_001), b"x")), Err(DropReason::PolicyRefused));
+    h.seen();
+    let mut last = frames::udp(child, client, b"x");
+    last[frames::IP + 8] = 1;
+    frames::complete_ipv4(&mut last);
+    assert_eq!(h.inject(&last), Err(DropReason::TimeExceeded));
+}
+
+#[test]
+fn the_first_datagrams_wait_for_the_neighbour() {
+    for (client, child) in ends() {
+        let mut h = Harness::scripted(config(), ALL_OFFLOADS);
+        let forward = published(&mut h, child);
+        let large = Random::new(1).bytes(4000);
+        assert!(!h.stack.session(h.now, forward, client, LOCAL).unwrap().ready);
+        h.client_datagram(forward, client, LOCAL, b"first").unwrap();
+        h.client_datagram(forward, client, LOCAL, &large).unwrap();
+        assert_eq!(h.seen().len(), 1, "the question");
+        h.inject(&frames::udp(child, client, b"x")).unwrap();
+        let seen = h.seen();
+        assert!(matches!(&seen[0], Seen::Udp { payload, .. } if payload == b"first"));
+        assert_eq!(seen.len(), 4, "and three fragments");
+        assert!(h.stack.session(h.now, forward, client, LOCAL).unwrap().ready);
+    }
+    // Nobody answers, and nothing grows.
+    let (client, child) = (socket(WORLD, 1), socket(Ipv4Addr::new(10, 0, 42, 77), 80));
+    let mut h = Harness::scripted(config(), ALL_OFFLOADS);
+    let forward = published(&mut h, child);
+    let taken = (0..100).filter(|_| h.client_datagram(forward, client, LOCAL, b"x").is_ok()).count();
+    assert_eq!(taken, 64);
+    h.drive_for(Duration::from_secs(4));
+    assert_eq!(h.stack.stats().drops(DropReason::NeighborUnknown), 100);
+}
+
+#[test]
+fn datagrams_beyond_the_mtu_arrive_in_fragments_and_super_datagrams_whole() {
+    for (client, child) in ends() {
+        let mut h = scripted();
+        let forward = published(&mut h, child);
+        h.client_datagram(forward, client, LOCAL, &[7; 65_507]).unwrap();
+        let fragments = h.seen();
+        assert!(fragments.len() > 40 && fragments.iter().all(|seen| matches!(seen, Seen::Fragment(_))));
+        let session = h.stack.session(h.now, forward, client, LOCAL).unwrap();
+        h.datagram(session.flow, client, &[8; 3000], Some(1000)).unwrap();
+        assert_eq!(h.child.received[0].offload.gso, Gso::Udp(1000));
+        assert_eq!(h.stack.stats().udp.packets_to_child, 4);
+    }
+}
+
+#[test]
+fn the_longest_idle_session_makes_room() {
+    let (client, child) = ends()[0];
+    let limits = Limits { udp_sessions: 2, ..Limits::default() };
+    let mut h = Harness::scripted(config().limits(limits), ALL_OFFLOADS);
+    h.stack.learn_neighbor(child.ip(), CHILD_MAC);
+    let forward = published(&mut h, child);
+    let clients = [0, 1, 2].map(|n| SocketAddr::new(client.ip(), 6000 + n));
+    for &client in &clients[..2] {
+        h.client_datagram(forward, client, LOCAL, b"x").unwrap();
+        h.drive_for(Duration::from_secs(2));
+    }
+    // The older one is used again, by the child.
+    h.inject(&frames::udp(child, clients[0], b"x")).unwrap();
+    h.client_datagram(forward, clients[2], LOCAL, b"x").unwrap();
+    let mut ports: Vec<u16> = h.stack.flows().map(|flow| flow.key.remote.port()).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, [6000, 6002]);
+    assert_eq!(h.stack.stats().drops(DropReason::UdpSessionsFull), 1);
+}
+
+#[test]
+fn idle_sessions_end_and_the_forward_stays() {
+    let (client, child) = ends()[0];
+    let mut h = scripted();
+    let forward = published(&mut h, child);
+    h.client_datagram(forward, client, LOCAL, b"x").unwrap();
+    h.drive_for(Duration::from_secs(200));
+    h.inject(&frames::udp(child, client, b"x")).unwrap();
+    h.drive_for(Duration::from_secs(299));
+    assert_eq!(h.stack.flows().count(), 1);
+    h.drive_for(Duration::from_secs(2));
+    assert_eq!(h.stack.flows().count(), 0);
+    h.client_datagram(forward, client, LOCAL, b"x").unwrap();
+    assert_eq!(h.stack.stats().udp_sessions, 2);
+}
+
+#[test]
+fn removing_a_forward_ends_its_sessions_only() {
+    let (client, child) = ends()[0];
+    let mut h = scripted();
+    let (first, second) = (published(&mut h, child), published(&mut h, socket(CHILD, 9090)));
+    h.client_datagram(first, client, LOCAL, b"x").unwrap();
+    h.client_datagram(second, client, LOCAL, b"x").unwrap();
+    assert!(h.stack.remove_udp_forward(first));
+    assert!(!h.stack.remove_udp_forward(first));
+    h.settle();
+    assert!(h.host.datagram[&first.flow()].closed && !h.host.datagram[&second.flow()].closed);
+    assert_eq!(h.stack.flows().map(|flow| flow.key.child.port()).collect::<Vec<_>>(), [9090]);
+    assert_eq!(h.client_datagram(first, client, LOCAL, b"x"), Err(DropReason::NoFlow));
+    // A session's id is no forward's.
+    let session = h.stack.flows().next().unwrap().id;
+    assert!(!h.stack.remove_udp_forward(ForwardId(session)));
+}
+
+#[test]
+fn errors_of_the_hosts_side_reach_the_child() {
+    for (client, child) in ends() {
+        let mut h = scripted();
+        let forward = published(&mut h, child);
+        h.client_datagram(forward, client, LOCAL, b"x").unwrap();
+        h.seen();
+        let error = DatagramError { offender: None, kind: DatagramErrorKind::TooBig(1280) };
+        h.datagram_error(forward.flow(), client, error, b"the answer");
+        let Seen::Icmp { dst, kind, .. } = h.seen_one() else { panic!() };
+        assert_eq!((dst, kind), (child.ip(), if child.is_ipv4() { (3, 4) } else { (2, 0) }));
+    }
+}
+
+#[test]
+fn a_childs_closed_port_is_counted() {
+    for (client, child) in ends() {
+        let mut h = scripted();
+        let forward = published(&mut h, child);
+        h.client_datagram(forward, client, LOCAL, b"x").unwrap();
+        let datagram = h.child.received.pop_front().unwrap().bytes;
+        let kind = if child.is_ipv4() { [3, 3] } else { [1, 4] };
+        let mut message = vec![kind[0], kind[1], 0, 0, 0, 0, 0, 0];
+        message.extend_from_slice(&datagram[14..]);
+        h.inject(&frames::icmp(child.ip(), client.ip(), 64, &message)).unwrap();
+        assert_eq!(h.stack.stats().udp_session_errors, 1);
+        assert_eq!(h.stack.flows().count(), 1, "the server may come back");
+    }
+}
+
+#[test]
+fn what_cannot_be_published_is_refused() {
+    let mut h = scripted();
+    for wrong in ["127.0.0.1:5", "10.0.42.2:5", "[::1]:5", "10.0.42.100:0"] {
+        let child = wrong.parse().unwrap();
+        let refused = h.publish_udp(UdpForward { child, source: ForwardSource::Client });
+        assert_eq!(refused, Err(ForwardError::Child(child)));
     }
 }
