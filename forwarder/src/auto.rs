@@ -432,7 +432,7 @@ impl Pace {
         let wait =
             if changed { self.shortest } else { before.mul_f32(1.5).clamp(self.shortest, self.longest) };
         // Never more than a hundredth of a core, whatever the child has.
-        wait.max(cost * 100)
+        wait.max((cost * 100).min(DEAREST))
     }
 }
 
@@ -518,6 +518,9 @@ pub fn local_port_range() -> io::Result<RangeInclusive<u16>> {
 
 /// What the kernel's range is unless somebody changed it.
 pub const DEFAULT_LOCAL_PORT_RANGE: RangeInclusive<u16> = 32768..=60999;
+
+/// However dear looking may be, or seem to be to a process that was kept waiting.
+const DEAREST: Duration = Duration::from_secs(10);
 
 /// How long a refused forward waits for its next attempt.
 const RETRY: Duration = Duration::from_secs(5);

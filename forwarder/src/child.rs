@@ -1,1 +1,159 @@
 //! The agent inside the child's namespace: makes sockets there and hands them over.
+//!
+//! # Theory of operation
+//! A socket belongs to the network namespace it was made in, for life, whoever holds it. So the agent makes sockets and sends them
+//! (`SCM_RIGHTS`); the driver, in the host's namespace, binds and connects them by itself. The agent does nothing else: it reads a
+//! request, answers it, and ends when the driver does.
+//!
+//! *The client's address is kept* without netfilter: a transparent socket can be bound to any address. What it sends to the child
+//! goes over the child's loopback interface, because the destination is local; the server's answer to the client's address would
+//! leave by the default route. Therefore the sockets are marked ([`MARK`]), `net.ipv4.tcp_fwmark_accept` makes accepted sockets
+//! inherit the mark of the SYN, `fwmark_reflect` gives it to answers that no socket sends (RST), and a rule with a
+//! table of its own makes every destination of marked packets a local one. Packets with other marks see no difference in routing;
+//! that servers' sockets inherit *their* marks is the one effect on others.
+//!
+//! The sockets are tied to `lo`, for which the kernel allows a port whose last connection ended a second ago
+//! (`net.ipv4.tcp_tw_reuse`, 2 by default) to be used again.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sys::socket::MsgFlags;
+use thiserror::Error;
+
+use crate::protocol::{Abilities, MAX_MESSAGE, ProtocolError, Reach, Reply, Request, SocketKind};
+use crate::spec::{Family, Transport};
+use crate::sys::{rtnetlink, scm, socket};
+
+/// Mark of what our sockets in the child send and what answers it: "rl", 1.
+pub const MARK: u32 = 0x726c_0001;
+/// Routing table in which everything is local.
+pub const TABLE: u32 = 0x726c;
+/// Priority of the rule that leads there: before anything an administrator would write, after `local`.
+pub const RULE_PRIORITY: u32 = 1;
+
+/// Why the agent ended.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// recvmsg(2) failed.
+    #[error("cannot receive from the driver")]
+    Receive(#[source] io::Error),
+    /// sendmsg(2) failed.
+    #[error("cannot answer the driver")]
+    Send(#[source] io::Error),
+    /// The driver sent something else.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+}
+
+/// Serves the driver at the other end of `channel` (of [`ChildLine::pair`](crate::driver::ChildLine::pair)) until it goes. The
+/// caller has joined the child's user and network namespaces, and keeps CAP_NET_ADMIN there if clients' addresses are to be kept.
+///
+/// # Errors
+/// The channel is broken, or the other end is another program.
+pub fn run(channel: OwnedFd) -> Result<(), AgentError> {
+    let mut buffer = [0; MAX_MESSAGE];
+    loop {
+        let mut fds = Vec::new();
+        let len = match scm::receive(channel.as_fd(), &mut buffer, &mut fds, MsgFlags::empty()) {
+            Ok(0) => return Ok(()),
+            Ok(len) => len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
+            Err(error) => return Err(AgentError::Receive(error)),
+        };
+        let (reply, fds) = answer(Request::decode(buffer.get(..len).unwrap_or_default())?);
+        match scm::send(channel.as_fd(), &reply.encode(), &fds, MsgFlags::empty()) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => return Err(AgentError::Send(error)),
+        }
+    }
+}
+
+fn answer(request: Request) -> (Reply, Vec<OwnedFd>) {
+    match request {
+        Request::Hello => hello(),
+        Request::Sockets { kind, count } => {
+            let mut fds = Vec::new();
+            let mut errno = 0;
+            for _ in 0..count {
+                match make(kind) {
+                    Ok(fd) => fds.push(fd),
+                    Err(error) => {
+                        errno = number(&error);
+                        break;
+                    }
+                }
+            }
+            (Reply::Sockets { kind, count: fds.len() as u8, errno }, fds)
+        }
+        Request::Listen { id, transport, address } => match listen(transport, address) {
+            Ok(fd) => (Reply::Listening { id, errno: 0 }, vec![fd]),
+            Err(error) => (Reply::Listening { id, errno: number(&error) }, Vec::new()),
+        },
+    }
+}
+
+fn hello() -> (Reply, Vec<OwnedFd>) {
+    let possible = |family| match keep_addresses(family) {
+        Ok(()) => true,
+        Err(error) => {
+            log::warn!(
+                "forwards: the addresses of {family:?} clients cannot be kept on the fast path: {error}"
+            );
+            false
+        }
+    };
+    let mut fds = Vec::new();
+    let addresses = rtnetlink::address_socket();
+    let abilities = Abilities {
+        transparent_v4: possible(Family::V4),
+        transparent_v6: possible(Family::V6),
+        addresses: addresses.is_ok(),
+        diag: false,
+    };
+    fds.extend(addresses);
+    (Reply::Hello { abilities }, fds)
+}
+
+/// Makes the child answer sockets of ours, whatever address they have.
+fn keep_addresses(family: Family) -> io::Result<()> {
+    let reflect = match family {
+        Family::V4 => "/proc/sys/net/ipv4/fwmark_reflect",
+        Family::V6 => "/proc/sys/net/ipv6/fwmark_reflect",
+    };
+    // Proves the capability before anything is changed.
+    make(SocketKind { transport: Transport::Tcp, family, reach: Reach::Transparent })?;
+    fs::write("/proc/sys/net/ipv4/tcp_fwmark_accept", "1")?;
+    fs::write(reflect, "1")?;
+    rtnetlink::deliver_marked_locally(family, MARK, TABLE, RULE_PRIORITY)
+}
+
+fn make(kind: SocketKind) -> io::Result<OwnedFd> {
+    let fd = socket::open(kind.transport, kind.family)?;
+    if kind.reach == Reach::Transparent {
+        socket::set_transparent(fd.as_fd(), kind.family)?;
+        socket::set_mark(fd.as_fd(), MARK)?;
+        socket::bind_to_device(fd.as_fd(), "lo")?;
+    }
+    match kind.transport {
+        Transport::Tcp => {
+            socket::set_reuse_address(fd.as_fd())?;
+            socket::set_bind_address_no_port(fd.as_fd())?;
+            socket::prepare_tcp(fd.as_fd());
+        }
+        Transport::Udp => socket::prepare_udp(fd.as_fd()),
+    }
+    Ok(fd)
+}
+
+fn listen(transport: Transport, address: std::net::SocketAddr) -> io::Result<OwnedFd> {
+    socket::listener(transport, address, None)
+}
+
+fn number(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}

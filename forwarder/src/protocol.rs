@@ -1,1 +1,319 @@
 //! The messages between driver and agent.
+//!
+//! # Theory of operation
+//! Goal: sockets that live in the child's namespace reach the driver without a round trip per connection. Driver and
+//! agent share a `SOCK_SEQPACKET` pair; one message is one packet, descriptors travel beside it (`SCM_RIGHTS`). The driver
+//! opens with [`Request::Hello`], the agent answers each request once, in order. The first byte of every message
+//! is the version: both ends are the same program, so a difference is an error and not a negotiation. No message is
+//! longer than [`MAX_MESSAGE`].
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use thiserror::Error;
+
+use crate::spec::{Family, Transport};
+
+/// Version of these messages.
+pub const VERSION: u8 = 1;
+/// The longest message, in bytes.
+pub const MAX_MESSAGE: usize = 32;
+/// Sockets per [`Request::Sockets`]: what fits one message (`SCM_MAX_FD`).
+pub const MAX_SOCKETS: u8 = 253;
+
+/// What a socket can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// Talks to the child itself over its loopback interface, from any address: transparent and marked.
+    Transparent,
+    /// An ordinary socket of the child.
+    Plain,
+}
+
+/// Which sockets are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SocketKind {
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// IPv4 or IPv6.
+    pub family: Family,
+    /// What they can do.
+    pub reach: Reach,
+}
+
+/// What the driver asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Prepare the namespace and say what is possible there.
+    Hello,
+    /// Unconnected sockets, 1 to [`MAX_SOCKETS`].
+    Sockets {
+        /// Which.
+        kind: SocketKind,
+        /// How many.
+        count: u8,
+    },
+    /// A bound socket, which listens if it is a TCP one.
+    Listen {
+        /// The driver's name for it.
+        id: u64,
+        /// TCP or UDP.
+        transport: Transport,
+        /// Where; port 0 for any.
+        address: SocketAddr,
+    },
+}
+
+/// What the agent answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The namespace is prepared. With it comes a netlink socket that hears of the child's addresses, if `addresses`,
+    /// and one for sock_diag(7), if `diag`, in this order.
+    Hello {
+        /// What is possible.
+        abilities: Abilities,
+    },
+    /// The sockets that were asked for, as many as could be made.
+    Sockets {
+        /// Which.
+        kind: SocketKind,
+        /// How many come with it.
+        count: u8,
+        /// Why there are not more; 0 if there are as many as wanted.
+        errno: i32,
+    },
+    /// A bound socket comes with it, if `errno` is 0.
+    Listening {
+        /// The driver's name for it.
+        id: u64,
+        /// errno(3) or 0.
+        errno: i32,
+    },
+}
+
+/// What is possible in the child's namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Abilities {
+    /// Sockets can have any IPv4 address and are answered.
+    pub transparent_v4: bool,
+    /// The same for IPv6.
+    pub transparent_v6: bool,
+    /// A socket came that hears of the child's addresses.
+    pub addresses: bool,
+    /// A socket came that tells who listens.
+    pub diag: bool,
+}
+
+impl Abilities {
+    /// Whether sockets can have any address of a family.
+    pub fn transparent(&self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.transparent_v4,
+            Family::V6 => self.transparent_v6,
+        }
+    }
+}
+
+/// Bytes that are no message.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProtocolError {
+    /// Too short, too long, or with a value that means nothing.
+    #[error("a message of the forwarding agent cannot be understood")]
+    Malformed,
+    /// The other end is another program.
+    #[error("the forwarding agent speaks version {0}, not {VERSION}")]
+    Version(u8),
+}
+
+impl Request {
+    /// The bytes of the message.
+    pub fn encode(&self) -> Vec<u8> {
+        match *self {
+            Request::Hello => vec![VERSION, 1],
+            Request::Sockets { kind, count } => {
+                let [transport, family, reach] = kind.encode();
+                vec![VERSION, 2, transport, family, reach, count]
+            }
+            Request::Listen { id, transport, address } => {
+                let mut bytes = vec![VERSION, 3, transport as u8];
+                bytes.extend(id.to_be_bytes());
+                bytes.extend(address.port().to_be_bytes());
+                match address.ip() {
+                    IpAddr::V4(address) => bytes.extend(address.octets()),
+                    IpAddr::V6(address) => bytes.extend(address.octets()),
+                }
+                bytes
+            }
+        }
+    }
+
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ProtocolError> {
+        match *body(bytes)? {
+            [1] => Ok(Request::Hello),
+            [2, transport, family, reach, count] if (1..=MAX_SOCKETS).contains(&count) => {
+                Ok(Request::Sockets { kind: SocketKind::decode(transport, family, reach)?, count })
+            }
+            [3, transport, ref rest @ ..] => {
+                let (id, rest) = rest.split_first_chunk().ok_or(ProtocolError::Malformed)?;
+                let (port, address) = rest.split_first_chunk().ok_or(ProtocolError::Malformed)?;
+                let address = if let Ok(v4) = <[u8; 4]>::try_from(address) {
+                    Ipv4Addr::from(v4).into()
+                } else if let Ok(v6) = <[u8; 16]>::try_from(address) {
+                    Ipv6Addr::from(v6).into()
+                } else {
+                    return Err(ProtocolError::Malformed);
+                };
+                let address = SocketAddr::new(address, u16::from_be_bytes(*port));
+                let transport = decode_transport(transport)?;
+                Ok(Request::Listen { id: u64::from_be_bytes(*id), transport, address })
+            }
+            _ => Err(ProtocolError::Malformed),
+        }
+    }
+}
+
+impl Reply {
+    /// The bytes of the message.
+    pub fn encode(&self) -> Vec<u8> {
+        match *self {
+            Reply::Hello { abilities: Abilities { transparent_v4, transparent_v6, addresses, diag } } => {
+                let flags = [transparent_v4, transparent_v6, addresses, diag];
+                let [a, b, c, d] = flags.map(u8::from);
+                vec![VERSION, 1, a, b, c, d]
+            }
+            Reply::Sockets { kind, count, errno } => {
+                let [transport, family, reach] = kind.encode();
+                let mut bytes = vec![VERSION, 2, transport, family, reach, count];
+                bytes.extend(errno.to_be_bytes());
+                bytes
+            }
+            Reply::Listening { id, errno } => {
+                let mut bytes = vec![VERSION, 3];
+                bytes.extend(id.to_be_bytes());
+                bytes.extend(errno.to_be_bytes());
+                bytes
+            }
+        }
+    }
+
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ProtocolError> {
+        match *body(bytes)? {
+            [1, a @ 0..=1, b @ 0..=1, c @ 0..=1, d @ 0..=1] => {
+                let [transparent_v4, transparent_v6, addresses, diag] = [a, b, c, d].map(|flag| flag == 1);
+                let abilities = Abilities { transparent_v4, transparent_v6, addresses, diag };
+                Ok(Reply::Hello { abilities })
+            }
+            [2, transport, family, reach, count @ 0..=MAX_SOCKETS, ref errno @ ..] => {
+                let kind = SocketKind::decode(transport, family, reach)?;
+                Ok(Reply::Sockets { kind, count, errno: decode_errno(errno)? })
+            }
+            [3, ref rest @ ..] => {
+                let (id, errno) = rest.split_first_chunk().ok_or(ProtocolError::Malformed)?;
+                Ok(Reply::Listening { id: u64::from_be_bytes(*id), errno: decode_errno(errno)? })
+            }
+            _ => Err(ProtocolError::Malformed),
+        }
+    }
+}
+
+impl SocketKind {
+    fn encode(self) -> [u8; 3] {
+        [self.transport as u8, self.family as u8, self.reach as u8]
+    }
+
+    fn decode(transport: u8, family: u8, reach: u8) -> Result<Self, ProtocolError> {
+        let family = match family {
+            0 => Family::V4,
+            1 => Family::V6,
+            _ => return Err(ProtocolError::Malformed),
+        };
+        let reach = match reach {
+            0 => Reach::Transparent,
+            1 => Reach::Plain,
+            _ => return Err(ProtocolError::Malformed),
+        };
+        Ok(SocketKind { transport: decode_transport(transport)?, family, reach })
+    }
+}
+
+fn body(bytes: &[u8]) -> Result<&[u8], ProtocolError> {
+    match bytes {
+        [VERSION, body @ ..] if bytes.len() <= MAX_MESSAGE => Ok(body),
+        [VERSION, ..] | [] => Err(ProtocolError::Malformed),
+        [version, ..] => Err(ProtocolError::Version(*version)),
+    }
+}
+
+fn decode_transport(transport: u8) -> Result<Transport, ProtocolError> {
+    match transport {
+        0 => Ok(Transport::Tcp),
+        1 => Ok(Transport::Udp),
+        _ => Err(ProtocolError::Malformed),
+    }
+}
+
+fn decode_errno(bytes: &[u8]) -> Result<i32, ProtocolError> {
+    bytes.try_into().map(i32::from_be_bytes).map_err(|_| ProtocolError::Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIND: SocketKind =
+        SocketKind { transport: Transport::Udp, family: Family::V6, reach: Reach::Plain };
+
+    #[test]
+    fn what_was_encoded_is_decoded() {
+        for request in [
+            Request::Hello,
+            Request::Sockets { kind: KIND, count: 253 },
+            Request::Listen { id: 7, transport: Transport::Tcp, address: "127.0.0.1:80".parse().unwrap() },
+            Request::Listen { id: u64::MAX, transport: Transport::Udp, address: "[::1]:0".parse().unwrap() },
+        ] {
+            let bytes = request.encode();
+            assert!(bytes.len() <= MAX_MESSAGE);
+            assert_eq!(Request::decode(&bytes), Ok(request));
+        }
+        let abilities = Abilities { transparent_v4: true, diag: true, ..Abilities::default() };
+        for reply in [
+            Reply::Hello { abilities },
+            Reply::Sockets { kind: KIND, count: 0, errno: libc::EMFILE },
+            Reply::Listening { id: 9, errno: 0 },
+        ] {
+            let bytes = reply.encode();
+            assert!(bytes.len() <= MAX_MESSAGE);
+            assert_eq!(Reply::decode(&bytes), Ok(reply));
+        }
+    }
+
+    #[test]
+    fn what_is_cut_short_or_too_long_is_refused() {
+        let whole =
+            Request::Listen { id: 1, transport: Transport::Tcp, address: "[::1]:80".parse().unwrap() };
+        let whole = whole.encode();
+        for len in 0..whole.len() {
+            let cut = Request::decode(&whole[..len]);
+            assert!(cut.is_err() || len == whole.len() - 12, "{len}: {cut:?}");
+        }
+        let mut long = whole.clone();
+        long.push(0);
+        assert_eq!(Request::decode(&long), Err(ProtocolError::Malformed));
+        assert_eq!(Request::decode(&[VERSION, 2, 0, 0, 0, 0]), Err(ProtocolError::Malformed), "none wanted");
+        assert_eq!(Request::decode(&[VERSION, 2, 0, 0, 0, 254]), Err(ProtocolError::Malformed), "too many");
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        assert_eq!(Reply::decode(&[9, 1]), Err(ProtocolError::Version(9)));
+        assert_eq!(Reply::decode(&[]), Err(ProtocolError::Malformed));
+    }
+}

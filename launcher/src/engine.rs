@@ -4,10 +4,9 @@
 //! It leaves when the launcher says so or is dead; the channel tells it in either case.
 
 use std::ffi::CStr;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::Path;
 
 use netstack::capture::PcapWriter;
 use netstack::{Driver, DriverError, Tap};
@@ -77,14 +76,16 @@ fn run(task: &EngineTask<'_>) -> Result<(), Failure> {
 /// Runs the engine until the channel has something to say.
 fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
     let talk = |error: io::Error| Failure::new(Step::Talk, "", error);
+    let confined = |error| Failure::new(Step::Confine, "", io::Error::other(error));
+    // While the child makes its TAP: namespaces take their time.
+    let hidden = Sandbox::new(task.sandbox).hide().map_err(confined)?;
     let tap = match task.channel.receive().map_err(talk)? {
         Some(Received { message: Message::Serve, fd: Some(tap) }) => tap,
         Some(_) => return Err(talk(Errno::EBADMSG.into())),
         None => return Ok(()),
     };
     let failed = |source: io::Error| Failure::new(Step::Engine, "", source);
-    let engines_tap = tap.try_clone().map_err(talk)?;
-    let mut driver = Tap::from_fd(engines_tap)
+    let mut driver = Tap::from_fd(tap)
         .map_err(DriverError::from)
         .and_then(|mut tap| {
             tap.limit_offloads(plan.link);
@@ -96,9 +97,7 @@ fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
         driver.set_observer(Box::new(PcapWriter::new(file, driver.clock().unix_micros_at_zero())));
     }
     let requests = ReportRequests::or(task.channel).map_err(failed)?;
-    let slow_close = SlowClose::find(tap);
-    let confined = |error| Failure::new(Step::Confine, "", io::Error::other(error));
-    let confinement = Sandbox::new(task.sandbox).enter().map_err(confined)?;
+    let confinement = hidden.seal().map_err(confined)?;
     confinement.confine(ThreadRole::Driver).map_err(confined)?;
     task.channel.send(&Message::EngineReady, None).map_err(talk)?;
     let served = run_and_report(&mut driver, &requests)
@@ -107,7 +106,7 @@ fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
     if task.report == Report::Statistics {
         stats::print(&driver);
     }
-    let slow_close = slow_close.and_then(SlowClose::prepare);
+    let slow_close = SlowClose::prepare(&driver);
     drop(driver);
     drop(slow_close);
     served
@@ -137,34 +136,13 @@ struct SlowClose {
     _sender: OwnedFd,
 }
 
-/// The descriptors whose last close is slow, found while there is a /proc.
-struct SlowDescriptors {
-    tap: OwnedFd,
-    others: Vec<RawFd>,
-}
-
 impl SlowClose {
-    /// Finds what is slow to close besides the TAP.
-    fn find(tap: OwnedFd) -> io::Result<SlowDescriptors> {
-        let mut others = Vec::new();
-        for entry in fs::read_dir("/proc/self/fd")? {
-            let entry = entry?;
-            let Ok(target) = fs::read_link(entry.path()) else { continue };
-            if target == Path::new("anon_inode:inotify")
-                && let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok())
-            {
-                others.push(fd);
-            }
-        }
-        Ok(SlowDescriptors { tap, others })
-    }
-
-    /// Takes references.
-    fn prepare(SlowDescriptors { tap, others }: SlowDescriptors) -> io::Result<Self> {
+    /// Takes references to what the driver names.
+    fn prepare(driver: &Driver) -> io::Result<Self> {
         let (sender, itself) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        let mut fds = vec![itself.as_raw_fd(), tap.as_raw_fd()];
-        fds.extend(others);
+        let slow = driver.slow_to_close().map(|fd| fd.as_raw_fd());
+        let fds: Vec<RawFd> = std::iter::once(itself.as_raw_fd()).chain(slow).collect();
         let rights = [ControlMessage::ScmRights(&fds)];
         sendmsg::<()>(sender.as_raw_fd(), &[IoSlice::new(b"x")], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
         Ok(SlowClose { _itself: itself, _sender: sender })

@@ -92,14 +92,14 @@ pub enum UsageError {
 #[non_exhaustive]
 pub enum PortFileError {
     /// open(2), read(2), or not UTF-8.
-    #[error("the file cannot be read")]
-    Read(#[source] io::Error),
+    #[error(transparent)]
+    Read(io::Error),
     /// It is not TOML, or not a list of ports.
-    #[error("as TOML")]
-    Toml(#[source] toml::de::Error),
+    #[error(transparent)]
+    Toml(toml::de::Error),
     /// It begins with a brace and is not JSON, or not a list of ports.
-    #[error("as JSON")]
-    Json(#[source] serde_json::Error),
+    #[error(transparent)]
+    Json(serde_json::Error),
 }
 
 /// A launch that did not come to its end; exit status 1, or 126 and 127 as a shell does if CMD cannot run.

@@ -43,6 +43,19 @@ impl Guard {
         }
     }
 
+    /// Waits until it has left the terminal and the process group of the caller, whose signals are not for it.
+    ///
+    /// # Errors
+    /// It has failed.
+    pub fn wait_ready(&self) -> Result<(), Failure> {
+        let failed = |error: io::Error| Failure::new(Step::ForkGuard, "", error);
+        match self.channel.receive().map_err(failed)?.map(|received| received.message) {
+            Some(Message::GuardReady) => Ok(()),
+            Some(Message::Failed(failure)) => Err(failure),
+            _ => Err(failed(io::ErrorKind::UnexpectedEof.into())),
+        }
+    }
+
     /// Tells it that there is nobody left to kill. Does not wait for its end.
     pub fn dismiss(&self) {
         // If it is dead it needs no telling.
@@ -74,10 +87,12 @@ impl Drop for Guard {
 
 /// The process; returns its exit status.
 fn main(channel: &Channel, child: &UserNamespace) -> i32 {
-    if let Err(error) = detach(c"rl-guard", &[channel.as_fd(), child.as_fd()], &SigSet::empty()) {
-        error!("the guard cannot start: {error}");
-        return 1;
-    }
+    let ready = match detach(c"rl-guard", &[channel.as_fd(), child.as_fd()], &SigSet::empty()) {
+        Ok(()) => Message::GuardReady,
+        Err(error) => Message::Failed(Failure::new(Step::ForkGuard, "", error)),
+    };
+    // A launcher that is dead already is noticed below.
+    let _ = channel.send(&ready, None);
     if let Ok(Some(Received { message: Message::Stop, .. })) = channel.receive() {
         return 0;
     }

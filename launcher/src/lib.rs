@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod api;
 pub mod apply;
+pub mod carrier;
 pub mod check;
 pub mod child;
 pub mod cli;

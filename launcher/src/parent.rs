@@ -127,6 +127,7 @@ impl Processes {
 
         let last_gid =
             mapping.finish().map_err(|failure| processes.childs_own_failure().unwrap_or(failure))?;
+        processes.guard.iter().try_for_each(Guard::wait_ready)?;
         // A child that failed meanwhile has left a message, which says more than a broken pipe.
         let _ = processes.tell_child(&Message::IdsMapped { last_gid });
         Ok(processes)

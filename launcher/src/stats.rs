@@ -68,12 +68,12 @@ struct StatsReport<'a>(&'a Driver);
 impl fmt::Display for StatsReport<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stats = self.0.stats();
-        let link = self.0.tap().capabilities();
+        let link = self.0.link().capabilities();
         let on = |on: bool| if on { "on" } else { "off" };
         writeln!(
             f,
             "tap {}: checksum {}, tso4 {}, tso6 {}, uso {}",
-            self.0.tap().name(),
+            self.0.link().name(),
             on(link.checksum),
             on(link.tso4),
             on(link.tso6),

@@ -60,4 +60,6 @@ pub use frame::{Frame, FrameOut, LinkCapabilities};
 pub use stack::Stack;
 pub use stats::Stats;
 #[cfg(feature = "driver")]
+pub use sys::link::{Link, PacketSocket, PacketSocketError};
+#[cfg(feature = "driver")]
 pub use sys::tap::{Tap, TapError};

@@ -632,7 +632,7 @@ impl Stack {
 
     fn destination_v4(&self, dst: Ipv4Addr) -> Result<Destination, Refusal> {
         let plan = &self.config.ipv4;
-        if dst == plan.dns {
+        if dst == plan.dns && !dst.is_unspecified() {
             return Ok(Destination::Dns);
         }
         if dst == plan.gateway && !self.is_gateway_foreign() {
@@ -663,7 +663,7 @@ impl Stack {
         if !self.is_ipv6_offered() {
             return Err(Refusal::Unreachable(DropReason::Ipv6Off));
         }
-        if dst == plan.dns {
+        if dst == plan.dns && !dst.is_unspecified() {
             return Ok(Destination::Dns);
         }
         if dst == plan.gateway && !self.is_gateway_foreign() {

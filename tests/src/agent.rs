@@ -257,8 +257,9 @@ fn answer(request: &str) -> io::Result<Option<OwnedFd>> {
         ["listen", address] => TcpListener::bind(address)?.into(),
         ["connect", address] => TcpStream::connect(address)?.into(),
         ["udp", address] => UdpSocket::bind(address)?.into(),
-        ["tap", name] => sys::open_tap(name)?.into(),
         ["diag"] => DiagSocket::open()?.into(),
+        ["tap", name] => sys::open_tap(name, sys::TapHeader::None)?.into(),
+        ["virtio-tap", name] => sys::open_tap(name, sys::TapHeader::Virtio)?.into(),
         ["sysctl", path, ..] => {
             fs::write(Path::new("/proc/sys").join(path), words[2..].join(" "))?;
             return Ok(None);

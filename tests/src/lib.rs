@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod engine;
+pub mod forward;
 pub mod link;
 pub mod locate;
 pub mod podman;

@@ -4,7 +4,7 @@
 //! It ends with status 0 when it could do its job, whatever it observed; judging is the test's job.
 
 use crate::{
-    agent,
+    agent, forward,
     servers::{drain, pour, reset, verdict},
     stream::{Pattern, StreamHash},
     talk,
@@ -60,6 +60,8 @@ probe udp-idle N HOST PORT                 N sockets, one echoed datagram each, 
 probe file PATH                            print a file
 probe talk                                 do what the lines of stdin say (see the module `talk`)
 probe wait                                 print ready and wait for the end of stdin
+probe forward PID                          publish ports of the network namespace of PID (see the module `forward`)
+probe forward-agent PID                    (helper) its agent
 probe in PID -- COMMAND                    (helper) run COMMAND in the namespaces of PID
 probe agent ...                            (helper) be a namespace
 probe via-slirp4netns MTU -- COMMAND       (helper) run COMMAND behind slirp4netns
@@ -92,6 +94,8 @@ pub fn main(args: Vec<String>) -> ExitCode {
         ["file", path] => fs::read_to_string(path).map(|text| print!("{text}")),
         ["talk"] => talk::serve(),
         ["wait"] => wait_for_end("ready=1"),
+        ["forward", pid] => forward::serve(pid),
+        ["forward-agent", pid] => forward::agent(pid),
         ["in", pid, "--", ..] => enter(pid, &args[3..]),
         ["agent", ..] => agent::serve(&args[1..]),
         ["via-slirp4netns", mtu, "--", ..] => via_slirp4netns(mtu, &args[3..]),

@@ -148,6 +148,18 @@ impl World {
         world
     }
 
+    /// A network namespace beside the others, with nothing but its loopback.
+    ///
+    /// # Panics
+    /// When namespaces are not to be had here.
+    #[must_use]
+    pub fn child(&self) -> Netns {
+        let child = Netns { agent: self.host.agent.beside() };
+        child.sysctl("net/ipv6/conf/default/accept_dad", "0");
+        child.ip("link set lo up");
+        child
+    }
+
     /// Starts `command` in a child of the host, behind the engine that `launch` names.
     #[track_caller]
     pub fn launch(&self, launch: &Launch, command: &[&str]) -> Process {
@@ -159,6 +171,15 @@ impl World {
     pub fn probe(&self, launch: &Launch, args: &[&str]) -> Process {
         let argv = locate::probe_argv(args);
         self.launch(launch, &argv.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// A further namespace, with a loopback and nothing else.
+    #[must_use]
+    pub fn beside(&self) -> Netns {
+        let netns = Netns { agent: self.host.agent.beside() };
+        netns.sysctl("net/ipv6/conf/default/accept_dad", "0");
+        netns.ip("link set lo up");
+        netns
     }
 
     /// A directory that lives as long as the world.
@@ -326,6 +347,18 @@ impl Netns {
     #[must_use]
     pub fn tap(&self, name: &str) -> File {
         self.fd(&format!("tap {name}")).map(File::from).unwrap_or_else(|error| panic!("TAP {name}: {error}"))
+    }
+
+    /// A TAP interface with virtio-net headers, which lives as long as the file.
+    ///
+    /// # Panics
+    /// When there is no usable `/dev/net/tun`.
+    #[track_caller]
+    #[must_use]
+    pub fn virtio_tap(&self, name: &str) -> File {
+        self.fd(&format!("virtio-tap {name}"))
+            .map(File::from)
+            .unwrap_or_else(|error| panic!("TAP {name}: {error}"))
     }
 
     /// Runs a foreign program inside, to its end.

@@ -23,6 +23,8 @@ pub enum Message {
     NetworkReady,
     /// Engine: frames are handled from now on.
     EngineReady,
+    /// Guard: nothing outlives the launcher from now on.
+    GuardReady,
     /// Launcher to child: run CMD.
     Execute,
     /// Launcher to engine and guard: CMD is dead and so is everything it started; leave.
@@ -68,6 +70,7 @@ impl Message {
             }
             4 => (Message::NetworkReady, rest),
             5 => (Message::EngineReady, rest),
+            9 => (Message::GuardReady, rest),
             6 => (Message::Execute, rest),
             7 => (Message::Stop, rest),
             8 => {
@@ -92,6 +95,7 @@ impl Message {
             Message::IdsMapped { .. } => 3,
             Message::NetworkReady => 4,
             Message::EngineReady => 5,
+            Message::GuardReady => 9,
             Message::Execute => 6,
             Message::Stop => 7,
             Message::Failed(_) => 8,

@@ -47,6 +47,29 @@ pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Waits for somebody who connects to `listener`, and takes that connection; it is closed by exec.
+///
+/// # Errors
+/// accept4(2).
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    loop {
+        // SAFETY: a null address says that the peer's is not wanted.
+        let fd = unsafe {
+            libc::accept4(
+                listener.as_raw_fd(),
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                libc::SOCK_CLOEXEC,
+            )
+        };
+        match check(fd.into()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // SAFETY: the system call has just returned this descriptor; nobody else owns it.
+            other => return Ok(unsafe { OwnedFd::from_raw_fd(other? as RawFd) }),
+        }
+    }
+}
+
 fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
     // SAFETY: the caller gives up the descriptors of this range; no object that owns one runs again in this
     // process (see `close_all_except`).

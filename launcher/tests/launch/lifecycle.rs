@@ -100,29 +100,37 @@ fn killing_the_launcher_ends_everything() {
     }
     for options in KINDS {
         let mut running = Running::start(options, FAMILY);
-        let (cmd, engine) = (Watched::new(running.line().parse().unwrap()), Watched::new(running.engine()));
+        let cmd = Watched::new(running.line().parse().unwrap());
+        let helpers: Vec<Watched> = running.helpers().map(Watched::new).collect();
         signal(running.launcher.id().cast_signed(), Signal::SIGKILL);
         let (status, text) = running.end();
         assert_eq!(status.signal(), Some(9), "{options:?}: {text}");
         cmd.assert_dies();
-        engine.assert_dies();
+        helpers.iter().for_each(Watched::assert_dies);
     }
 }
 
 #[test]
-fn killing_the_engine_ends_everything_and_is_told() {
+fn killing_engine_or_guard_ends_everything_and_is_told() {
     if !has_tap() {
         return;
     }
-    for options in KINDS {
+    let killed = |options: &[&str], helper: &str| {
         let mut running = Running::start(options, FAMILY);
-        let (cmd, engine) = (Watched::new(running.line().parse().unwrap()), running.engine());
-        signal(engine, Signal::SIGKILL);
+        let cmd = Watched::new(running.line().parse().unwrap());
+        let Some(pid) = running.helper(helper) else { return false };
+        signal(pid, Signal::SIGKILL);
         let (status, text) = running.end();
         assert_eq!(status.code(), Some(1), "{options:?}: {text}");
-        assert!(text.contains("was killed by SIGKILL"), "{options:?}: {text}");
+        let wanted = format!("the {} process was killed by SIGKILL", &helper[3..]);
+        assert!(text.contains(&wanted), "{options:?}: {text}");
         assert!(!cmd.is_alive(), "{options:?}");
+        true
+    };
+    for options in KINDS {
+        assert!(killed(options, "rl-guard"), "{options:?}");
     }
+    assert!(killed(KINDS[0], "rl-engine"));
 }
 
 #[test]
@@ -132,11 +140,12 @@ fn killing_the_command_ends_everything() {
     }
     for options in KINDS {
         let mut running = Running::start(options, FAMILY);
-        let (cmd, engine) = (running.line().parse().unwrap(), Watched::new(running.engine()));
+        let cmd = running.line().parse().unwrap();
+        let helpers: Vec<Watched> = running.helpers().map(Watched::new).collect();
         signal(cmd, Signal::SIGKILL);
         let (status, text) = running.end();
         assert_eq!(status.signal(), Some(9), "{options:?}: {text}");
-        assert!(!engine.is_alive(), "{options:?}");
+        assert!(helpers.iter().all(|helper| !helper.is_alive()), "{options:?}");
     }
 }
 

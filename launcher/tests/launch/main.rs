@@ -9,6 +9,8 @@ mod namespaces;
 #[cfg(test)]
 mod offload;
 #[cfg(test)]
+mod sandbox;
+#[cfg(test)]
 mod stats;
 #[cfg(test)]
 mod support;

@@ -101,15 +101,24 @@ impl Running {
         line.trim_end().to_owned()
     }
 
-    /// The engine process, or the guard that stands for it.
+    /// The engine process.
     pub(crate) fn engine(&self) -> i32 {
-        processes()
-            .into_iter()
-            .find(|process| {
-                process.parent == self.launcher.id().cast_signed() && process.name.starts_with("rl-")
-            })
-            .unwrap()
-            .pid
+        self.helper("rl-engine").unwrap()
+    }
+
+    /// The launcher's helper of that name.
+    pub(crate) fn helper(&self, name: &str) -> Option<i32> {
+        self.children().find(|process| process.name == name).map(|process| process.pid)
+    }
+
+    /// The guard, and the engine if there is one.
+    pub(crate) fn helpers(&self) -> impl Iterator<Item = i32> {
+        self.children().filter(|process| process.name.starts_with("rl-")).map(|process| process.pid)
+    }
+
+    fn children(&self) -> impl Iterator<Item = Process> {
+        let launcher = self.launcher.id().cast_signed();
+        processes().into_iter().filter(move |process| process.parent == launcher)
     }
 
     /// Waits until every process that holds our standard error is gone: launcher, engine, command, and all that

@@ -5,9 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::AsFd;
 
-use super::host_sockets::{Sessions, SocketKind};
+use super::host_sockets::{HostSocket, SocketKind};
 use super::{Driver, is_temporary, zeroed};
-use crate::action::{DatagramError, DatagramErrorKind, Hop};
+use crate::action::{DatagramError, DatagramErrorKind, Hop, HostEvent, OpenError};
 use crate::error::DropReason;
 use crate::flow::FlowId;
 use crate::forward::ForwardId;
@@ -107,8 +107,16 @@ impl Driver {
     /// Sends datagrams of one flow.
     fn send_group(&mut self, now: Instant, mut group: &[Outgoing]) {
         let Some(flow) = group.first().map(|first| first.flow) else { return };
+        let beyond_loopback = group.iter().any(|datagram| !datagram.remote.ip().is_loopback());
+        if beyond_loopback && let Err(error) = self.sockets.bind_to_interface(flow) {
+            log::debug!("binding to the outbound interface failed: {error}");
+            return self.stack.handle_host(now, flow, HostEvent::OpenFailed(OpenError::NoOutbound));
+        }
         let Some(socket) = self.sockets.get_mut(flow) else { return };
-        socket.set_hop(group[0].hop);
+        let hop = group[0].hop;
+        socket.set_hop(hop);
+        let shared = socket.is_shared();
+        let mut whole = hop.dont_fragment;
         let mut tries = 0;
         while !group.is_empty() {
             match self.send_some(flow, group) {
@@ -117,6 +125,15 @@ impl Driver {
                     tries = 0;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Too long for the path of one client. The child is told, so that it sends shorter packets from now
+                // on; this one goes in fragments, as a server's on the host itself would.
+                Err(error) if shared && whole && error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                    whole = false;
+                    self.read_errors(now, flow);
+                    if let Some(socket) = self.sockets.get_mut(flow) {
+                        socket.set_hop(Hop { dont_fragment: false, ..hop });
+                    }
+                }
                 // Once for the error of an earlier datagram, which the kernel reports instead of sending (the
                 // error queue says which); once more without segmentation.
                 Err(error) if tries < 2 && !is_temporary(&error) => {
@@ -133,10 +150,22 @@ impl Driver {
                     });
                     self.read_errors(now, flow);
                     self.tell_refusal(now, &group[0], &error);
+                    if error.raw_os_error() == Some(libc::ENODEV) {
+                        // The interface that the socket is bound to is gone for good; one of the same name is another.
+                        return self.stack.handle_host(
+                            now,
+                            flow,
+                            HostEvent::OpenFailed(OpenError::NoOutbound),
+                        );
+                    }
                     group = &group[1..];
                     tries = 0;
                 }
             }
+        }
+        // What the way to one client does not take says nothing of the others.
+        if shared && let Some(socket) = self.sockets.get_mut(flow) {
+            socket.allow_segmentation();
         }
     }
 
@@ -144,7 +173,7 @@ impl Driver {
     /// not by the error queue.
     fn tell_refusal(&mut self, now: Instant, datagram: &Outgoing, error: &io::Error) {
         let kind = match error.raw_os_error() {
-            Some(libc::ENETUNREACH | libc::ENETDOWN) => DatagramErrorKind::NetUnreachable,
+            Some(libc::ENETUNREACH | libc::ENETDOWN | libc::ENODEV) => DatagramErrorKind::NetUnreachable,
             Some(libc::EHOSTUNREACH) => DatagramErrorKind::HostUnreachable,
             Some(libc::EACCES | libc::EPERM) => DatagramErrorKind::Prohibited,
             _ => return,
@@ -317,10 +346,7 @@ impl Driver {
 
     /// The flow that a datagram belongs to which came by the socket of `flow`.
     fn session_of(&mut self, now: Instant, flow: FlowId, first: &Incoming) -> Result<Session, DropReason> {
-        let shared = self.sockets.get(flow).is_some_and(|socket| {
-            matches!(socket.kind, SocketKind::Datagram { sessions: Sessions::OnePerClient, .. })
-        });
-        if shared {
+        if self.sockets.get(flow).is_some_and(HostSocket::is_shared) {
             return self.stack.session(now, ForwardId(flow), first.from, first.local);
         }
         let version = if first.from.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
@@ -364,12 +390,12 @@ impl Driver {
         for (part, range) in parts[2..].iter_mut().zip(ranges) {
             *part = IoSlice::new(&buffers[range.clone()]);
         }
-        match self.tap.write(&parts[..2 + ranges.len()]) {
+        match self.link.write(&parts[..2 + ranges.len()]) {
             Ok(_) => {
                 self.stack.count_frame_to_child(headers.len() + total);
-                if let Some(observer) = &mut self.observer {
+                if self.observers.any() {
                     let frame: Vec<u8> = parts[1..].iter().flat_map(|part| part.iter().copied()).collect();
-                    observer.to_child(now, &frame, offload);
+                    self.observers.to_child(now, &frame, offload);
                 }
             }
             // Datagrams are not kept: the sender's loss is its own to notice (RFC 8085 section 3.1).

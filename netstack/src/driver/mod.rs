@@ -23,13 +23,16 @@ pub mod clock;
 mod datagrams;
 mod forwards;
 mod handle;
+mod host_addresses;
 mod host_sockets;
+mod observers;
 mod polling;
 pub mod resolver;
+mod settings;
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read};
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::time::Duration as StdDuration;
@@ -43,22 +46,25 @@ use self::datagrams::{Outgoing, OutgoingBytes, Receive};
 pub use self::forwards::AdoptError;
 use self::handle::Job;
 pub use self::handle::{DriverHandle, Ended};
-use self::host_sockets::{Connect, HostSockets, SocketKind};
+use self::host_sockets::{Connect, HostSockets, SocketKind, SocketUser};
+use self::observers::Observers;
 use self::polling::Polling;
 use self::resolver::{ResolverWatch, read_resolv_conf};
+pub use self::settings::{CaptureRunning, DnsUpstream};
 use crate::action::{Action, HostEvent, Payload};
-use crate::capture::FrameObserver;
-use crate::config::{Config, Ipv6Mode};
+use crate::config::{Config, DnsService, Ipv6Mode, MapTarget};
 use crate::error::DropReason;
 use crate::flow::FlowId;
 use crate::frame::{Frame, Offload};
 use crate::offload::vnet_hdr::{self, VirtioNetHdr};
 use crate::stack::{FRAME_BUFFER, FlowInfo, Stack};
 use crate::stats::Stats;
-use crate::sys::netlink::RouteWatch;
+use crate::sys::link::{Link, PacketSocketError};
+use crate::sys::netlink::{AddressWatch, RouteWatch};
+use crate::sys::random;
 use crate::sys::region::{self, Region};
 use crate::sys::socket::{self, SendBatch};
-use crate::sys::tap::{Tap, TapError};
+use crate::sys::tap::TapError;
 use crate::tcp::Memory;
 use crate::time::{Duration, Instant};
 
@@ -83,6 +89,7 @@ const STOP: Token = Token(usize::MAX - 1);
 const RESOLV_CONF: Token = Token(usize::MAX - 2);
 const ROUTES: Token = Token(usize::MAX - 3);
 const JOBS: Token = Token(usize::MAX - 4);
+const ADDRESSES: Token = Token(usize::MAX - 5);
 
 /// What ends a driver; one variant per system call.
 #[derive(Debug, Error)]
@@ -91,6 +98,9 @@ pub enum DriverError {
     /// The TAP cannot be used.
     #[error("the TAP cannot be used")]
     Tap(#[from] TapError),
+    /// The packet socket cannot be used.
+    #[error("the packet socket cannot be used")]
+    PacketSocket(#[from] PacketSocketError),
     /// epoll failed.
     #[error("waiting for events failed")]
     Poll(#[source] io::Error),
@@ -106,22 +116,24 @@ pub enum DriverError {
     /// No randomness for sequence numbers and DNS ids.
     #[error("reading randomness failed")]
     Random(#[source] io::Error),
-    /// The TAP is gone: its network namespace has ended, or the interface was deleted.
-    #[error("reading from the TAP failed: its namespace or interface is gone")]
+    /// The link is gone: the TAP's network namespace has ended or the interface was deleted, or the peer of a packet
+    /// socket has closed it.
+    #[error("reading from the link failed: the TAP's namespace or interface, or the socket's peer, is gone")]
     TapGone(#[source] io::Error),
 }
 
-/// A stack with everything it needs: TAP, host sockets, clock, the host's resolvers and routes.
+/// A stack with everything it needs: link, host sockets, clock, the host's resolvers and routes.
 pub struct Driver {
     stack: Stack,
-    tap: Tap,
+    link: Link,
     poll: Poll,
     clock: MonotonicClock,
     sockets: HostSockets,
     resolver: Option<ResolverWatch>,
     resolv_conf: PathBuf,
     routes: Option<RouteWatch>,
-    observer: Option<Box<dyn FrameObserver + Send>>,
+    addresses: Option<AddressWatch>,
+    observers: Observers,
     slots: Vec<Box<[u8]>>,
     frame: Box<[u8]>,
     /// A frame that the TAP did not take: its length in `frame`, and what the link owes it.
@@ -141,14 +153,19 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Serves the namespace behind `tap` as `config` says. The host's side is the network namespace of the
-    /// calling thread.
+    /// Serves the child behind `link` as `config` says. The host's side is the network namespace of the calling
+    /// thread.
+    ///
+    /// What it needs of the file system afterwards is resolv.conf with its symbolic links, at the same paths
+    /// ([`resolver::directories`]), and only where the configuration names no DNS servers: the process may go into an
+    /// empty root.
     ///
     /// # Errors
-    /// When the TAP or one of the kernel's event sources cannot be used.
-    pub fn new(tap: Tap, mut config: Config) -> Result<Self, DriverError> {
+    /// When the link or one of the kernel's event sources cannot be used.
+    pub fn new(link: impl Into<Link>, mut config: Config) -> Result<Self, DriverError> {
+        let link = link.into();
         if config.seed == 0 {
-            config.seed = random_seed().map_err(DriverError::Random)?;
+            config.seed = random::seed().map_err(DriverError::Random)?;
         }
         match socket::raise_file_limit() {
             Ok(limit) => log::debug!("up to {limit} open files"),
@@ -159,18 +176,22 @@ impl Driver {
         let clock = MonotonicClock::new();
         let watch_ipv6 = config.ipv6_mode() == Ipv6Mode::Auto;
         let polling = Polling::new(config.busy_poll());
+        let follow_dns = config.dns().service == DnsService::On && config.dns().servers.is_empty();
+        let follow_addresses = config.maps().iter().any(|map| map.host == MapTarget::HostAddress);
+        let outbound = (config.outbound().0.clone(), config.outbound().1.clone());
         let memory = Memory { region: Region::mapped, trim: region::trim_heap };
-        let stack = Stack::with_memory(config, tap.capabilities(), clock.now(), memory);
+        let stack = Stack::with_memory(config, link.capabilities(), clock.now(), memory);
         let mut driver = Driver {
             stack,
-            tap,
+            link,
             poll,
             clock,
-            sockets: HostSockets::new(registry),
+            sockets: HostSockets::new(registry, outbound),
             resolver: None,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             routes: None,
-            observer: None,
+            addresses: None,
+            observers: Observers::default(),
             slots: vec![zeroed(FRAME_BUFFER)],
             frame: zeroed(FRAME_BUFFER),
             unwritten: None,
@@ -186,19 +207,17 @@ impl Driver {
             handle: None,
         };
         // Not for writing: a TAP is always writable, what it may lack is memory.
-        driver.watch("TAP", driver.tap.as_fd().as_raw_fd(), TAP, Interest::READABLE)?;
-        if driver.stack.config().dns().servers.is_empty() {
+        driver.watch("link", driver.link.as_fd().as_raw_fd(), TAP, Interest::READABLE)?;
+        if follow_dns {
             driver.follow_resolv_conf()?;
         }
         if watch_ipv6 {
             driver.follow_routes()?;
         }
+        if follow_addresses {
+            driver.follow_addresses()?;
+        }
         Ok(driver)
-    }
-
-    /// Shows every frame to `observer` from now on.
-    pub fn set_observer(&mut self, observer: Box<dyn FrameObserver + Send>) {
-        self.observer = Some(observer);
     }
 
     /// The clock that timestamps come from.
@@ -236,9 +255,20 @@ impl Driver {
         self.stack.flows()
     }
 
-    /// The TAP, with what it does for us.
-    pub fn tap(&self) -> &Tap {
-        &self.tap
+    /// The stack, to look at.
+    pub fn stack(&self) -> &Stack {
+        &self.stack
+    }
+
+    /// The link, with what it does for us.
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// Descriptors whose last close waits for all processors (RCU), some 10 to 20 ms: who ends may want somebody
+    /// else to close them.
+    pub fn slow_to_close(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [Some(self.link.as_fd()), self.resolver.as_ref().map(|watch| watch.as_fd())].into_iter().flatten()
     }
 
     /// Serves until `stop` is readable or closed by its other end. May be called again to go on.
@@ -306,6 +336,7 @@ impl Driver {
                 STOP => stop = true,
                 RESOLV_CONF => self.handle_resolv_conf(),
                 ROUTES => self.handle_routes(now),
+                ADDRESSES => self.handle_addresses(),
                 JOBS => self.handle_jobs(),
                 token => self.handle_socket(now, FlowId::from_bits(token.0 as u64), event),
             }
@@ -377,7 +408,7 @@ impl Driver {
                 break;
             }
             let mut header = [0; VirtioNetHdr::LEN];
-            let len = match self.tap.read(&mut header, &mut self.slots[slot]) {
+            let len = match self.link.read(&mut header, &mut self.slots[slot]) {
                 Ok(len) => len,
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => {
@@ -399,9 +430,7 @@ impl Driver {
                     continue;
                 }
             };
-            if let Some(observer) = &mut self.observer {
-                observer.from_child(now, bytes, offload);
-            }
+            self.observers.from_child(now, bytes, offload);
             // The reason is counted; nothing else is to be done about it here.
             let _ = self.stack.handle_frame(now, Frame { bytes, offload, slot: slot as u32 });
             if self.stack.refers_to_slot(slot as u32) {
@@ -461,11 +490,9 @@ impl Driver {
     fn write_frame(&mut self, now: Instant, len: usize, offload: Offload) -> bool {
         let frame = &self.frame[..len];
         let header = vnet_hdr::emit_for_frame(offload, frame);
-        match self.tap.write(&[IoSlice::new(&header), IoSlice::new(frame)]) {
+        match self.link.write(&[IoSlice::new(&header), IoSlice::new(frame)]) {
             Ok(_) => {
-                if let Some(observer) = &mut self.observer {
-                    observer.to_child(now, frame, offload);
-                }
+                self.observers.to_child(now, frame, offload);
                 true
             }
             Err(error) if is_temporary(&error) => {
@@ -482,7 +509,9 @@ impl Driver {
     fn perform(&mut self, now: Instant, action: Action) {
         match action {
             Action::Connect { flow, remote } => {
-                let event = match self.sockets.connect(flow, remote) {
+                let user =
+                    if self.stack.is_question(flow) { SocketUser::Resolver } else { SocketUser::Child };
+                let event = match self.sockets.connect(flow, remote, user) {
                     Connect::Connected => HostEvent::Connected,
                     Connect::UnderWay => return,
                     Connect::Failed(error) => HostEvent::ConnectFailed(error),
@@ -631,6 +660,27 @@ impl Driver {
         }
     }
 
+    /// Starts to follow the host's own addresses.
+    fn follow_addresses(&mut self) -> Result<(), DriverError> {
+        match AddressWatch::new() {
+            Ok(watch) => {
+                self.watch("addresses", watch.as_raw_fd(), ADDRESSES, Interest::READABLE)?;
+                self.addresses = Some(watch);
+            }
+            Err(error) => log::warn!("changes of the host's addresses are not noticed: {error}"),
+        }
+        self.stack.set_host_addresses(host_addresses::read());
+        Ok(())
+    }
+
+    fn handle_addresses(&mut self) {
+        match self.addresses.as_mut().map(AddressWatch::read_changes) {
+            Some(Ok(true)) => self.stack.set_host_addresses(host_addresses::read()),
+            Some(Err(error)) => log::warn!("the host's addresses are no longer followed: {error}"),
+            Some(Ok(false)) | None => {}
+        }
+    }
+
     fn handle_jobs(&mut self) {
         while let Some(job) = self.jobs.as_ref().and_then(|jobs| jobs.try_recv().ok()) {
             job(self);
@@ -653,7 +703,7 @@ impl Driver {
 
 impl std::fmt::Debug for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Driver").field("tap", &self.tap).field("stack", &self.stack).finish_non_exhaustive()
+        f.debug_struct("Driver").field("link", &self.link).field("stack", &self.stack).finish_non_exhaustive()
     }
 }
 
@@ -665,10 +715,4 @@ fn zeroed(len: usize) -> Box<[u8]> {
 /// Whether a system call failed for want of memory or room that will be there again.
 fn is_temporary(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM))
-}
-
-fn random_seed() -> io::Result<u64> {
-    let mut seed = [0; 8];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut seed)?;
-    Ok(u64::from_ne_bytes(seed).max(1))
 }

@@ -200,6 +200,12 @@ impl Stack {
         }
     }
 
+    /// Whether a flow is a question of the engine's own.
+    #[cfg(feature = "driver")]
+    pub(crate) fn is_question(&self, flow: FlowId) -> bool {
+        self.flows.get(flow).is_some_and(|entry| matches!(entry.value.kind, FlowKind::DnsQuery(_)))
+    }
+
     fn close_dns_flow(&mut self, query: QueryId) {
         let Some(flow) = self.dns_flows.remove(&query) else { return };
         if self.forget(flow).is_some() {

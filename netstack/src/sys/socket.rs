@@ -36,6 +36,14 @@ pub(crate) fn open(kind: Kind, ipv6: bool) -> io::Result<OwnedFd> {
     unsafe { owned(libc::socket(family, socket_type | flags, protocol)) }
 }
 
+/// Gives a socket its own address.
+pub(crate) fn bind(fd: BorrowedFd<'_>, own: SocketAddr) -> io::Result<()> {
+    let address = Address::from(own);
+    // SAFETY: the address is valid for its length and outlives the call.
+    check(unsafe { libc::bind(fd.as_raw_fd(), address.as_ptr(), address.len) })?;
+    Ok(())
+}
+
 /// Starts, or goes on with, connecting: `Ok` when connected, `EINPROGRESS` or `EALREADY` while it is under way.
 pub(crate) fn connect(fd: BorrowedFd<'_>, remote: SocketAddr) -> io::Result<()> {
     let address = Address::from(remote);

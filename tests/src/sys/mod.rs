@@ -34,11 +34,20 @@ pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Makes (or attaches to) the TAP interface `name` in the network namespace of the caller: plain frames, no header before them.
+/// What stands before each frame of a TAP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TapHeader {
+    /// Nothing: every frame is one packet, its checksums complete.
+    None,
+    /// A virtio-net header: the kernel leaves segmentation and checksums to us, and we to it.
+    Virtio,
+}
+
+/// Makes (or attaches to) the TAP interface `name` in the network namespace of the caller.
 ///
 /// # Errors
 /// What the kernel says: EACCES or ENOENT for `/dev/net/tun`, EPERM without CAP_NET_ADMIN, EBUSY when attached already.
-pub fn open_tap(name: &str) -> io::Result<File> {
+pub fn open_tap(name: &str, header: TapHeader) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     if name.len() >= libc::IFNAMSIZ {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
@@ -48,7 +57,8 @@ pub fn open_tap(name: &str) -> io::Result<File> {
     for (slot, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *slot = byte.cast_signed() as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    let header = if header == TapHeader::Virtio { libc::IFF_VNET_HDR } else { 0 };
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | header) as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call returns.
     if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) } < 0 {
         return Err(io::Error::last_os_error());

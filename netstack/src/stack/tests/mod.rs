@@ -7,6 +7,7 @@ mod icmp;
 mod link;
 mod lossy;
 mod model;
+mod options;
 mod policy;
 mod tcp;
 mod tcp_script;

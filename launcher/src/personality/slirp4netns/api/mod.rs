@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | asking | accept | its first bytes, or their end: one read, the reply is made |
 //! | answering | a reply | the reply is sent: our half is closed |
-//! | leaving | our half is closed | its half is closed; what it sends till then is thrown away, because closing earlier would take the reply back |
+//! | leaving | our half is closed | its half is closed; up to [`MAX_REST`] bytes are thrown away till then: closing earlier would take the reply back |
 
 pub mod request;
 
@@ -36,6 +36,8 @@ use self::request::{ApiError, Done, MAX_REQUEST, Request};
 pub const MAX_CLIENTS: usize = 64;
 /// How long a client may take for its request, for our reply, and for going.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes that a client may send behind its request.
+pub const MAX_REST: usize = 1 << 20;
 /// How long nobody is let in when no descriptor is left.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -88,20 +90,19 @@ fn perform(request: Request, forwards: &impl Forwards) -> Result<Done, ApiError>
     }
 }
 
-/// The listening socket. Its file goes when this is dropped, also by a process that cannot see its path any more.
+/// The name of the listening socket. It goes when this is dropped, also by a process that cannot see its path any more.
 #[derive(Debug)]
 pub struct Socket {
-    listener: Option<UnixListener>,
     directory: OwnedFd,
     name: OsString,
 }
 
 impl Socket {
-    /// Listens at `path`, in place of what is there. Only the same user may connect.
+    /// Listens at `path`, in place of what is there; the listener is for [`Server`]. Only the same user may connect.
     ///
     /// # Errors
     /// open(2) of the directory, unlinkat(2), bind(2), listen(2); the path is too long for `sockaddr_un`.
-    pub fn listen(path: &Path) -> io::Result<Self> {
+    pub fn listen(path: &Path) -> io::Result<(Self, UnixListener)> {
         let name = path.file_name().ok_or(Errno::EISDIR)?.to_owned();
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -115,12 +116,7 @@ impl Socket {
         umask(inherited);
         let listener = listener?;
         listener.set_nonblocking(true)?;
-        Ok(Socket { listener: Some(listener), directory, name })
-    }
-
-    /// The listener, for [`Server`].
-    pub fn take_listener(&mut self) -> Option<UnixListener> {
-        self.listener.take()
+        Ok((Socket { directory, name }, listener))
     }
 }
 
@@ -234,13 +230,13 @@ struct Client {
 enum State {
     Asking,
     Answering { reply: Vec<u8>, sent: usize },
-    Leaving,
+    Leaving { thrown_away: usize },
 }
 
 impl Client {
     fn interest(&self) -> PollFlags {
         match self.state {
-            State::Asking | State::Leaving => PollFlags::POLLIN,
+            State::Asking | State::Leaving { .. } => PollFlags::POLLIN,
             State::Answering { .. } => PollFlags::POLLOUT,
         }
     }
@@ -265,11 +261,14 @@ impl Client {
                 *sent += self.stream.write(&reply[*sent..])?;
             }
             self.stream.shutdown(Shutdown::Write)?;
-            self.state = State::Leaving;
+            self.state = State::Leaving { thrown_away: 0 };
             self.deadline = now + PATIENCE;
         }
+        let State::Leaving { thrown_away } = &mut self.state else { return Ok(true) };
         let mut rest = [0; MAX_REQUEST + 1];
-        Ok(self.stream.read(&mut rest)? > 0)
+        let length = self.stream.read(&mut rest)?;
+        *thrown_away += length;
+        Ok(length > 0 && *thrown_away < MAX_REST)
     }
 }
 
@@ -345,8 +344,7 @@ mod tests {
     /// A server on a thread, and where it listens.
     fn serve(name: &str) -> (Socket, std::path::PathBuf) {
         let path = std::env::temp_dir().join(format!("slirp-api-{}-{name}", std::process::id()));
-        let mut socket = Socket::listen(&path).unwrap();
-        let listener = socket.take_listener().unwrap();
+        let (socket, listener) = Socket::listen(&path).unwrap();
         thread::spawn(|| Server::new(listener, CHILD, Paper::default()).run());
         (socket, path)
     }

@@ -1,1 +1,0 @@
-//! The event loop that owns listeners, connections and pipes.

@@ -1,0 +1,176 @@
+//! The driver's end of the agent: a stock of sockets that live in the child's namespace.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::MsgFlags;
+
+use crate::protocol::{Abilities, MAX_MESSAGE, MAX_SOCKETS, ProtocolError, Reply, Request, SocketKind};
+use crate::sys::rtnetlink::LocalAddresses;
+use crate::sys::scm;
+
+/// A channel to the agent inside the child's namespace, [`child::run`](crate::child::run).
+#[derive(Debug)]
+pub struct ChildLine(OwnedFd);
+
+impl ChildLine {
+    /// The driver's end, and the agent's.
+    ///
+    /// # Errors
+    /// socketpair(2) failed.
+    pub fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = scm::pair()?;
+        Ok((ChildLine(ours), theirs))
+    }
+}
+
+impl From<OwnedFd> for ChildLine {
+    /// The driver's end, made by [`ChildLine::pair`] and passed on as a descriptor.
+    fn from(socket: OwnedFd) -> Self {
+        ChildLine(socket)
+    }
+}
+
+impl From<ChildLine> for OwnedFd {
+    fn from(line: ChildLine) -> Self {
+        line.0
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Agent {
+    line: OwnedFd,
+    abilities: Option<Abilities>,
+    stocks: BTreeMap<SocketKind, Stock>,
+    pub(super) local: Option<LocalAddresses>,
+}
+
+#[derive(Debug)]
+struct Stock {
+    sockets: Vec<OwnedFd>,
+    /// A request is under way.
+    asked: bool,
+    /// How many the next request is for: rises when the stock ran out.
+    batch: u8,
+}
+
+/// Sockets of the first request for a kind.
+const FIRST_BATCH: u8 = 16;
+
+/// What a message of the agent brought.
+#[derive(Debug)]
+pub(super) enum News {
+    /// The abilities are known.
+    Ready,
+    /// The stock of a kind grew, or could not: errno(3).
+    Stocked(i32),
+    /// A socket that listens in the child.
+    Listening(u64, io::Result<OwnedFd>),
+}
+
+/// The agent is gone, or it is another program.
+#[derive(Debug)]
+pub(super) enum Lost {
+    Gone,
+    Protocol(ProtocolError),
+}
+
+impl Agent {
+    pub(super) fn new(line: ChildLine) -> Self {
+        let agent = Agent { line: line.0, abilities: None, stocks: BTreeMap::new(), local: None };
+        agent.ask(Request::Hello);
+        agent
+    }
+
+    /// What is possible in the child; `None` before the agent has said.
+    pub(super) fn abilities(&self) -> Option<Abilities> {
+        self.abilities
+    }
+
+    /// A socket from the stock. `None`: more were asked for, [`News::Stocked`] follows.
+    pub(super) fn take(&mut self, kind: SocketKind) -> Option<OwnedFd> {
+        let stock = self.stock(kind);
+        let socket = stock.sockets.pop();
+        if socket.is_none() && !stock.asked {
+            stock.batch = stock.batch.saturating_mul(4).min(MAX_SOCKETS);
+        }
+        let low = usize::from(stock.batch) / 2;
+        if stock.sockets.len() <= low && !stock.asked {
+            stock.asked = true;
+            let count = stock.batch;
+            self.ask(Request::Sockets { kind, count });
+        }
+        socket
+    }
+
+    /// Asks for a listening socket; [`News::Listening`] follows.
+    pub(super) fn listen(&self, request: Request) {
+        self.ask(request);
+    }
+
+    /// The next message, if there is one.
+    pub(super) fn receive(&mut self) -> Result<Option<News>, Lost> {
+        let mut buffer = [0; MAX_MESSAGE];
+        let mut fds = Vec::new();
+        let len = match scm::receive(self.line.as_fd(), &mut buffer, &mut fds, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => return Err(Lost::Gone),
+            Ok(len) => len,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return Ok(None);
+            }
+            Err(_) => return Err(Lost::Gone),
+        };
+        let reply = Reply::decode(buffer.get(..len).unwrap_or_default()).map_err(Lost::Protocol)?;
+        Ok(Some(self.handle(reply, fds)))
+    }
+
+    fn handle(&mut self, reply: Reply, fds: Vec<OwnedFd>) -> News {
+        let mut fds = fds.into_iter();
+        match reply {
+            Reply::Hello { mut abilities } => {
+                if abilities.addresses {
+                    self.local = fds.next().and_then(|fd| LocalAddresses::new(fd).ok());
+                    abilities.addresses = self.local.is_some();
+                }
+                self.abilities = Some(abilities);
+                News::Ready
+            }
+            Reply::Sockets { kind, count, errno } => {
+                let stock = self.stock(kind);
+                stock.asked = false;
+                // Fewer than were sent: no descriptor was left here.
+                let arrived = fds.len();
+                let errno = if arrived < usize::from(count) { libc::EMFILE } else { errno };
+                stock.sockets.extend(fds);
+                News::Stocked(if arrived > 0 { 0 } else { errno })
+            }
+            Reply::Listening { id, errno: 0 } => {
+                let socket = fds.next().ok_or_else(|| io::Error::from_raw_os_error(libc::EMFILE));
+                News::Listening(id, socket)
+            }
+            Reply::Listening { id, errno } => News::Listening(id, Err(io::Error::from_raw_os_error(errno))),
+        }
+    }
+
+    fn stock(&mut self, kind: SocketKind) -> &mut Stock {
+        self.stocks.entry(kind).or_insert_with(|| Stock {
+            sockets: Vec::new(),
+            asked: false,
+            batch: FIRST_BATCH,
+        })
+    }
+
+    /// Requests are few and short, at most one for each kind is under way: the socket's buffer takes them. If the agent is
+    /// gone the next receive says so.
+    fn ask(&self, request: Request) {
+        let _ = scm::send(self.line.as_fd(), &request.encode(), &[], MsgFlags::MSG_DONTWAIT);
+    }
+}
+
+impl AsFd for Agent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.line.as_fd()
+    }
+}

@@ -1,0 +1,137 @@
+//! Talking to a running driver from other threads.
+
+mod later;
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::{Connection, Engine, ForwardStats};
+use crate::error::PortError;
+use crate::spec::{Origin, PortSpec, PortStatus};
+
+pub(super) type Job = Box<dyn FnOnce(&mut Engine) + Send>;
+
+/// A way into a driver that runs on another thread.
+#[derive(Clone)]
+pub struct Handle {
+    jobs: Sender<Job>,
+    waker: Arc<EventFd>,
+}
+
+/// The driver's end.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    jobs: Receiver<Job>,
+    waker: Arc<EventFd>,
+}
+
+impl Handle {
+    /// Adds a forward that somebody asked for; the same twice is the same forward.
+    ///
+    /// # Errors
+    /// It conflicts with another one, or the host does not let us listen there.
+    pub fn add(&self, spec: PortSpec) -> Result<PortStatus, PortError> {
+        self.call(move |engine| engine.add(spec, Origin::Asked))?
+    }
+
+    /// Adds a forward, saying whose it is.
+    ///
+    /// # Errors
+    /// As [`Handle::add`].
+    pub fn add_for(&self, spec: PortSpec, origin: Origin) -> Result<PortStatus, PortError> {
+        self.call(move |engine| engine.add(spec, origin))?
+    }
+
+    /// Removes a forward: nobody new gets in. Connections live until they end.
+    ///
+    /// # Errors
+    /// There is none of this id.
+    pub fn remove(&self, id: u64) -> Result<(), PortError> {
+        self.call(move |engine| engine.remove(id))?
+    }
+
+    /// Removes a forward and resets its connections.
+    ///
+    /// # Errors
+    /// There is none of this id.
+    pub fn remove_with_connections(&self, id: u64) -> Result<(), PortError> {
+        self.call(move |engine| {
+            engine.remove(id)?;
+            engine.reset_connections(id);
+            Ok(())
+        })?
+    }
+
+    /// The forwards, by id.
+    ///
+    /// # Errors
+    /// The driver has ended.
+    pub fn list(&self) -> Result<Vec<PortStatus>, PortError> {
+        self.call(|engine| engine.list())
+    }
+
+    /// What was done so far.
+    ///
+    /// # Errors
+    /// The driver has ended.
+    pub fn stats(&self) -> Result<ForwardStats, PortError> {
+        self.call(|engine| engine.stats())
+    }
+
+    /// The connections of the relay, the oldest slot first. Connections handed to the TAP are the engine's.
+    ///
+    /// # Errors
+    /// The driver has ended.
+    pub fn connections(&self) -> Result<Vec<Connection>, PortError> {
+        self.call(|engine| engine.connections())
+    }
+
+    pub(super) fn call<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Engine) -> R + Send + 'static,
+    ) -> Result<R, PortError> {
+        let (reply, result) = mpsc::sync_channel(1);
+        let job: Job = Box::new(move |engine| {
+            // Whoever asked may have gone.
+            let _ = reply.send(job(engine));
+        });
+        self.jobs.send(job).map_err(|_| PortError::Stopped)?;
+        // Full means that a wake-up is pending already.
+        let _ = self.waker.write(1);
+        result.recv().map_err(|_| PortError::Stopped)
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
+    }
+}
+
+impl Inbox {
+    pub(super) fn new() -> std::io::Result<(Handle, Self)> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let waker = Arc::new(EventFd::from_value_and_flags(0, flags)?);
+        let (sender, jobs) = mpsc::channel();
+        Ok((Handle { jobs: sender, waker: Arc::clone(&waker) }, Inbox { jobs, waker }))
+    }
+
+    /// Forgets the wake-up; the jobs follow by [`Inbox::next`].
+    pub(super) fn clear(&self) {
+        let _ = self.waker.read();
+    }
+
+    pub(super) fn next(&self) -> Option<Job> {
+        self.jobs.try_recv().ok()
+    }
+}
+
+impl AsFd for Inbox {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.waker.as_fd()
+    }
+}

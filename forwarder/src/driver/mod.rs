@@ -1,0 +1,998 @@
+//! The event loop that owns listeners, connections and pipes.
+//!
+//! # Theory of operation
+//! One thread, one epoll(7) instance. Listeners are level-triggered and accepted from in batches, so that a burst at one forward
+//! starves nobody; the sockets of a connection are registered once, edge-triggered, for everything ([`crate::relay`] remembers).
+//! A connection goes through these steps:
+//!
+//! 1. accept4(2) gives socket and client.
+//! 2. The ways to the child are tried in order ([`ChildNetwork`]): a socket of the agent's, from a stock, is bound to the client's
+//!    address and connected to the child's, then its loopback; or the engine on the TAP takes the connection over ([`TapPath`]).
+//!    Nothing is read from the client meanwhile. If nobody takes it, the client sees RST.
+//! 3. Bytes move: small messages through one buffer that all connections share, bulk through a pipe by splice(2). An idle
+//!    connection has neither.
+//! 4. Ends and resets are passed on; when both streams have ended, both sockets are closed.
+//!
+//! Limits: see [`Limits`]. Without descriptors the driver stops accepting until a connection ends; clients wait in the kernel's
+//! queue meanwhile.
+//!
+//! When the agent goes, the child's namespace is taken for dead: listeners and connections are closed and
+//! [`ForwardDriver::run_until`] returns.
+
+mod agent;
+mod handle;
+mod pair;
+mod stats;
+mod target;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use slab::Slab;
+use thiserror::Error;
+
+pub use self::agent::ChildLine;
+pub use self::handle::Handle;
+pub use self::stats::{Connection, Counters, ForwardStats};
+pub use self::target::{ChildAddress, ChildNetwork};
+
+use self::agent::{Agent, Lost, News};
+use self::handle::Inbox;
+use self::pair::{Mover, Origin as PairOrigin, Pair, Turn};
+use self::target::{Means, Target, Way};
+use crate::error::PortError;
+use crate::manager::{self, Listener, ListenerId, PortManager};
+use crate::protocol::{ProtocolError, SocketKind};
+use crate::relay::{Action, Readiness, Side};
+use crate::spec::{Family, Origin, PortSpec, PortStatus, Source, Transport};
+use crate::sys::socket;
+
+/// The engine on the TAP, as a way to the child for what sockets cannot do: destinations beyond the child itself.
+pub trait TapPath: Send {
+    /// Takes over an accepted connection and opens one to `child` that comes from `source`.
+    ///
+    /// # Errors
+    /// The engine is gone or at its limit; the client sees RST.
+    fn tcp(&self, stream: OwnedFd, source: SocketAddr, child: SocketAddr) -> io::Result<()>;
+
+    /// Takes over a bound UDP socket; its datagrams go to `child`.
+    ///
+    /// # Errors
+    /// The engine is gone or at its limit.
+    fn add_udp(&self, socket: OwnedFd, child: SocketAddr, source: Source) -> io::Result<u64>;
+
+    /// Closes what [`TapPath::add_udp`] returned.
+    fn remove_udp(&self, id: u64);
+}
+
+/// What the driver has to know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The child's addresses.
+    pub child: ChildNetwork,
+    /// How much of everything there may be.
+    pub limits: Limits,
+    /// How long things may take.
+    pub timeouts: Timeouts,
+}
+
+/// How much of everything there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Forwards and listeners.
+    pub forwards: manager::Limits,
+    /// TCP connections of all forwards, 20,000 by default: 40,000 descriptors. Further clients see RST. It is lowered to
+    /// what the descriptors of the process (RLIMIT_NOFILE) allow.
+    pub connections: usize,
+    /// TCP connections of one forward, unlimited by default. Further clients see RST.
+    pub connections_per_forward: usize,
+    /// Pipes (2 descriptors and up to 256 KiB of kernel memory each) of busy bulk streams, 512 by default. Further streams are
+    /// copied instead of spliced.
+    pub pipes: usize,
+    /// UDP sessions of one forward, 4,096 by default; the one idle for longest makes room.
+    pub udp_sessions: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            forwards: manager::Limits::default(),
+            connections: 20_000,
+            connections_per_forward: usize::MAX,
+            pipes: 512,
+            udp_sessions: 4096,
+        }
+    }
+}
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Until the child's kernel has to have answered a connect, 10 s by default: its server does not accept.
+    pub connect: Duration,
+    /// Without a byte after one end has finished, 7,440 s by default, as for the TAP's connections (RFC 5382 section 5).
+    pub half_closed: Duration,
+    /// UDP sessions without a datagram, 180 s by default (RFC 4787 section 4.3: 120 s at least).
+    pub udp: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts {
+            connect: Duration::from_secs(10),
+            half_closed: Duration::from_secs(7440),
+            udp: Duration::from_secs(180),
+        }
+    }
+}
+
+/// Why the driver could not be made, or ended.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DriverError {
+    /// epoll_create1(2) failed.
+    #[error("epoll_create1 failed")]
+    CreateEpoll(#[source] io::Error),
+    /// eventfd(2) failed.
+    #[error("eventfd failed")]
+    CreateWaker(#[source] io::Error),
+    /// epoll_ctl(2) failed.
+    #[error("epoll_ctl failed")]
+    Register(#[source] io::Error),
+    /// epoll_wait(2) failed.
+    #[error("epoll_wait failed")]
+    Wait(#[source] io::Error),
+    /// The agent ended: the child's namespaces are going.
+    #[error("the agent inside the child's namespace has ended")]
+    ChildGone,
+    /// The agent is another program.
+    #[error(transparent)]
+    Protocol(ProtocolError),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct ForwardDriver {
+    engine: Engine,
+    inbox: Inbox,
+    handle: Handle,
+}
+
+impl ForwardDriver {
+    /// A driver without forwards. `child` is the agent, `tap` the engine; without either, every client is refused.
+    ///
+    /// # Errors
+    /// The system gives no epoll instance or eventfd.
+    pub fn new(
+        config: Config,
+        child: Option<ChildLine>,
+        tap: Option<Box<dyn TapPath>>,
+    ) -> Result<Self, DriverError> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .map_err(|error| DriverError::CreateEpoll(error.into()))?;
+        let (handle, inbox) = Inbox::new().map_err(DriverError::CreateWaker)?;
+        let engine = Engine::new(epoll, config, child.map(Agent::new), tap);
+        engine.register(&inbox, Token::Inbox, EpollFlags::EPOLLIN).map_err(DriverError::Register)?;
+        if let Some(agent) = &engine.agent {
+            engine.register(agent, Token::Agent, EpollFlags::EPOLLIN).map_err(DriverError::Register)?;
+        }
+        Ok(ForwardDriver { engine, inbox, handle })
+    }
+
+    /// A way in for other threads.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Runs until `stop` is readable or hung up. Handles get [`PortError::Stopped`] afterwards.
+    ///
+    /// # Errors
+    /// The child is gone, or the event loop is broken.
+    pub fn run_until(mut self, stop: impl AsFd) -> Result<(), DriverError> {
+        self.engine.register(stop, Token::Stop, EpollFlags::EPOLLIN).map_err(DriverError::Register)?;
+        let mut events = vec![EpollEvent::empty(); EVENTS];
+        loop {
+            let timeout = self.engine.timeout();
+            let count = match self.engine.epoll.wait(&mut events, timeout) {
+                Ok(count) => count,
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(error) => return Err(DriverError::Wait(error.into())),
+            };
+            self.engine.look_at_the_clock();
+            for event in events.get(..count).unwrap_or_default() {
+                match Token::from(event.data()) {
+                    Token::Stop => return Ok(()),
+                    Token::Inbox => {
+                        self.inbox.clear();
+                        while let Some(job) = self.inbox.next() {
+                            job(&mut self.engine);
+                        }
+                    }
+                    Token::Agent => self.engine.hear_agent()?,
+                    Token::Addresses => self.engine.hear_addresses(),
+                    Token::Listener(key) => self.engine.accept(key),
+                    Token::Pair(key, generation, side) => {
+                        self.engine.handle_ready(key, generation, side, event.events());
+                    }
+                }
+            }
+            self.engine.finish_turn();
+        }
+    }
+}
+
+/// Events per epoll_wait(2).
+const EVENTS: usize = 512;
+/// Connections accepted from one listener before others have their turn.
+const ACCEPTS: usize = 64;
+/// Connections that may wait for sockets of the agent before accepting pauses.
+const WAITING: usize = 1024;
+/// Descriptors that are not for connections.
+const RESERVED_DESCRIPTORS: u64 = 512;
+/// Which are at most this part of all.
+const RESERVED_PART: u64 = 8;
+
+/// What the handle's jobs and the loop work on.
+pub(super) struct Engine {
+    epoll: Epoll,
+    config: Config,
+    tap: Option<Box<dyn TapPath>>,
+    agent: Option<Agent>,
+    manager: PortManager,
+    listeners: Slab<Listening>,
+    by_id: BTreeMap<ListenerId, usize>,
+    forwards: BTreeMap<u64, Forward>,
+    /// What forwards that are gone did.
+    past: Counters,
+    pairs: Slab<Pair>,
+    generation: u32,
+    mover: Mover,
+    /// Pairs that wait for a socket of the agent.
+    waiting: VecDeque<(usize, u32)>,
+    /// Pairs whose turn was over before their work.
+    busy: VecDeque<(usize, u32)>,
+    accepting: Accepting,
+    out_of_descriptors: u64,
+    connection_limit: usize,
+    start: Instant,
+    now: u32,
+    next_sweep: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accepting {
+    Yes,
+    /// Too many wait for sockets of the agent.
+    PausedForSockets,
+    /// No descriptor is left.
+    PausedForDescriptors,
+}
+
+#[derive(Debug)]
+struct Listening {
+    socket: OwnedFd,
+    origin: PairOrigin,
+}
+
+#[derive(Debug, Default)]
+struct Forward {
+    counters: Counters,
+    removed: bool,
+    /// The way that led to the child the last time, and when: good for a second.
+    hint: (u8, u32),
+}
+
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Stop,
+    Inbox,
+    Agent,
+    Addresses,
+    Listener(usize),
+    Pair(usize, u32, Side),
+}
+
+impl Engine {
+    fn new(epoll: Epoll, config: Config, agent: Option<Agent>, tap: Option<Box<dyn TapPath>>) -> Self {
+        let descriptors = socket::raise_file_limit().unwrap_or(1024);
+        let affordable = (descriptors - RESERVED_DESCRIPTORS.min(descriptors / RESERVED_PART)) / 2;
+        let connection_limit =
+            config.limits.connections.min(usize::try_from(affordable).unwrap_or(usize::MAX).max(16));
+        Engine {
+            epoll,
+            tap,
+            agent,
+            manager: PortManager::new(config.limits.forwards),
+            listeners: Slab::new(),
+            by_id: BTreeMap::new(),
+            forwards: BTreeMap::new(),
+            past: Counters::default(),
+            pairs: Slab::new(),
+            generation: 0,
+            mover: Mover::new(config.limits.pipes),
+            waiting: VecDeque::new(),
+            busy: VecDeque::new(),
+            accepting: Accepting::Yes,
+            out_of_descriptors: 0,
+            connection_limit,
+            config,
+            start: Instant::now(),
+            now: 0,
+            next_sweep: 0,
+        }
+    }
+
+    pub(super) fn add(&mut self, spec: PortSpec, origin: Origin) -> Result<PortStatus, PortError> {
+        let id = self.manager.add(spec, origin)?.id();
+        let mut failure = None;
+        while let Some(action) = self.manager.poll_action() {
+            match action {
+                manager::Action::Listen(listener) => match self.listen(&listener) {
+                    Ok(port) => self.manager.handle_listening(listener.id, port),
+                    Err(error) => self.manager.handle_listen_failed(listener.id, error),
+                },
+                manager::Action::Unlisten(listener) => self.unlisten(listener),
+                manager::Action::Failed { id: failed, error } if failed == id => failure = Some(error),
+                _ => {}
+            }
+        }
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        self.forwards.entry(id).or_default();
+        self.manager.status(id).ok_or(PortError::NotFound { id })
+    }
+
+    pub(super) fn remove(&mut self, id: u64) -> Result<(), PortError> {
+        self.manager.remove(id)?;
+        while let Some(action) = self.manager.poll_action() {
+            if let manager::Action::Unlisten(listener) = action {
+                self.unlisten(listener);
+            }
+        }
+        if let Some(forward) = self.forwards.get_mut(&id) {
+            forward.removed = true;
+        }
+        self.forget_if_over(id);
+        Ok(())
+    }
+
+    pub(super) fn reset_connections(&mut self, forward: u64) {
+        let keys: Vec<usize> =
+            self.pairs.iter().filter(|(_, pair)| pair.origin.forward() == forward).map(|(k, _)| k).collect();
+        for key in keys {
+            self.reset(key);
+        }
+    }
+
+    pub(super) fn list(&self) -> Vec<PortStatus> {
+        self.manager.list()
+    }
+
+    pub(super) fn stats(&self) -> ForwardStats {
+        let mut forwards: BTreeMap<u64, Counters> =
+            self.forwards.iter().map(|(id, forward)| (*id, forward.counters)).collect();
+        for (_, pair) in &self.pairs {
+            if let Some(counters) = forwards.get_mut(&pair.origin.forward()) {
+                counters.bytes_to_server += pair.to_opened;
+                counters.bytes_to_client += pair.to_accepted;
+            }
+        }
+        let mut total = self.past;
+        forwards.values().for_each(|counters| total.add(counters));
+        ForwardStats {
+            total,
+            forwards: forwards.into_iter().collect(),
+            out_of_descriptors: self.out_of_descriptors,
+            pipes: self.mover.pipes.lent() as u64,
+        }
+    }
+
+    pub(super) fn connections(&self) -> Vec<Connection> {
+        let joined = self.pairs.iter().filter(|(_, pair)| !pair.relay.is_connecting());
+        joined
+            .map(|(_, pair)| Connection {
+                forward: pair.origin.forward(),
+                client: pair.client,
+                server: pair.to,
+                bytes_to_server: pair.to_opened,
+                bytes_to_client: pair.to_accepted,
+                age: self.now.saturating_sub(pair.since),
+            })
+            .collect()
+    }
+
+    fn register(&self, fd: impl AsFd, token: Token, flags: EpollFlags) -> io::Result<()> {
+        Ok(self.epoll.add(fd, EpollEvent::new(flags, token.into()))?)
+    }
+
+    /// Until something is to be done without an event.
+    fn timeout(&self) -> EpollTimeout {
+        if !self.busy.is_empty() {
+            return EpollTimeout::ZERO;
+        }
+        if self.pairs.is_empty() && self.accepting == Accepting::Yes {
+            return EpollTimeout::NONE;
+        }
+        let seconds = self.next_sweep.saturating_sub(self.now).clamp(1, 60);
+        EpollTimeout::try_from(Duration::from_secs(seconds.into())).unwrap_or(EpollTimeout::ZERO)
+    }
+
+    fn look_at_the_clock(&mut self) {
+        self.now = u32::try_from(self.start.elapsed().as_secs()).unwrap_or(u32::MAX);
+    }
+
+    fn finish_turn(&mut self) {
+        for _ in 0..self.busy.len() {
+            let Some((key, generation)) = self.busy.pop_front() else { break };
+            if let Some(pair) = self.pairs.get_mut(key)
+                && pair.generation == generation
+            {
+                pair.queued = false;
+                self.advance(key);
+            }
+        }
+        if self.now >= self.next_sweep {
+            self.sweep();
+        }
+    }
+
+    /// Ends what took too long, takes pipes back from streams that fell silent, and tries to accept again.
+    fn sweep(&mut self) {
+        let (now, timeouts) = (self.now, self.config.timeouts);
+        self.next_sweep = now + SWEEP;
+        let silent = |pair: &Pair, timeout: Duration| {
+            u64::from(now.saturating_sub(pair.active)) >= timeout.as_secs().max(1)
+        };
+        let mut slow = Vec::new();
+        let mut dead = Vec::new();
+        for (key, pair) in &mut self.pairs {
+            if pair.relay.is_connecting() {
+                if silent(pair, timeouts.connect) {
+                    slow.push(key);
+                }
+            } else if pair.relay.is_half_closed() && silent(pair, timeouts.half_closed) {
+                dead.push(key);
+            }
+            if pair.active + SWEEP <= now {
+                pair.give_pipes(&mut self.mover.pipes);
+            }
+        }
+        for key in slow {
+            self.try_next_way(key);
+        }
+        for key in dead {
+            self.count(key, |counters| counters.timed_out += 1);
+            self.reset(key);
+        }
+        if self.accepting == Accepting::PausedForDescriptors {
+            self.resume_accepting();
+        }
+    }
+
+    fn hear_agent(&mut self) -> Result<(), DriverError> {
+        loop {
+            let Some(agent) = &mut self.agent else { return Ok(()) };
+            let news = match agent.receive() {
+                Ok(Some(news)) => news,
+                Ok(None) => return Ok(()),
+                Err(Lost::Gone) => return Err(DriverError::ChildGone),
+                Err(Lost::Protocol(error)) => return Err(DriverError::Protocol(error)),
+            };
+            match news {
+                News::Ready => {
+                    if let Some(local) = &agent.local {
+                        let event = EpollEvent::new(EpollFlags::EPOLLIN, Token::Addresses.into());
+                        // Without events the addresses stay as they are now.
+                        let _ = self.epoll.add(local, event);
+                    }
+                    self.serve_waiting();
+                }
+                News::Stocked(0) => self.serve_waiting(),
+                News::Stocked(errno) => {
+                    let error = io::Error::from_raw_os_error(errno);
+                    log::debug!("forwards: no sockets from the child's namespace: {error}");
+                    if matches!(errno, libc::EMFILE | libc::ENFILE) {
+                        self.pause_for_descriptors();
+                    }
+                    // Whoever waits tries its next way.
+                    for (key, generation) in std::mem::take(&mut self.waiting) {
+                        let waits = |pair: &Pair| pair.generation == generation && pair.opened.is_none();
+                        if self.pairs.get(key).is_some_and(waits) {
+                            self.try_next_way(key);
+                        }
+                    }
+                }
+                News::Listening(..) => {}
+            }
+        }
+    }
+
+    fn hear_addresses(&mut self) {
+        if let Some(local) = self.agent.as_mut().and_then(|agent| agent.local.as_mut())
+            && let Err(error) = local.read_changes()
+        {
+            log::debug!("forwards: cannot follow the child's addresses: {error}");
+        }
+    }
+
+    fn listen(&mut self, listener: &Listener) -> io::Result<u16> {
+        let mut address = listener.address;
+        let interface = listener.interface.as_ref().map(|name| name.as_str());
+        if let (SocketAddr::V6(v6), Some(name)) = (&mut address, interface)
+            && v6.ip().is_unicast_link_local()
+        {
+            v6.set_scope_id(nix::net::if_::if_nametoindex(name)?);
+        }
+        let socket = socket::listener(listener.transport, address, interface)?;
+        let port = match address.port() {
+            0 => socket::local_address(socket.as_fd())?.port(),
+            port => port,
+        };
+        let target = Target { ip: listener.child_ip, port: listener.child_port, source: listener.source };
+        let entry = self.listeners.vacant_entry();
+        let key = entry.key();
+        let events = if self.accepting == Accepting::Yes { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
+        self.epoll.add(&socket, EpollEvent::new(events, Token::Listener(key).into()))?;
+        entry.insert(Listening { socket, origin: PairOrigin::Host { forward: listener.forward, target } });
+        self.by_id.insert(listener.id, key);
+        Ok(port)
+    }
+
+    fn unlisten(&mut self, id: ListenerId) {
+        if let Some(key) = self.by_id.remove(&id) {
+            // Closing takes it out of the epoll set.
+            self.listeners.remove(key);
+        }
+    }
+
+    fn accept(&mut self, key: usize) {
+        for _ in 0..ACCEPTS {
+            if self.accepting != Accepting::Yes {
+                return;
+            }
+            let Some(listening) = self.listeners.get(key) else { return };
+            let origin = listening.origin;
+            match socket::accept(listening.socket.as_fd()) {
+                Ok((stream, client)) => self.begin(stream, client, origin),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                        // Pipes in reserve are descriptors too.
+                        if !self.mover.pipes.close_free() {
+                            self.pause_for_descriptors();
+                        }
+                    }
+                    // A connection that ended before it was accepted.
+                    Some(libc::ECONNABORTED | libc::EINTR) => {}
+                    _ => return,
+                },
+            }
+        }
+    }
+
+    fn begin(&mut self, stream: OwnedFd, client: SocketAddr, origin: PairOrigin) {
+        let forward = self.forwards.entry(origin.forward()).or_default();
+        forward.counters.connections_total += 1;
+        if self.pairs.len() >= self.connection_limit
+            || forward.counters.connections >= self.config.limits.connections_per_forward as u64
+        {
+            forward.counters.limited += 1;
+            socket::reset_on_close(stream.as_fd());
+            return;
+        }
+        forward.counters.connections += 1;
+        let (hint, when) = forward.hint;
+        let first = if self.now.saturating_sub(when) <= HINT { hint } else { 0 };
+        self.generation = self.generation.wrapping_add(1) & GENERATIONS;
+        let mut pair = Pair::new(stream, client, origin, self.generation, self.now);
+        pair.first = first;
+        let key = self.pairs.insert(pair);
+        self.open(key);
+    }
+
+    /// Opens the way to the child that is next, or refuses.
+    fn open(&mut self, key: usize) {
+        loop {
+            match self.try_way(key) {
+                Tried::Under => return,
+                Tried::Again => {}
+                Tried::Failed => {
+                    let Some(pair) = self.pairs.get_mut(key) else { return };
+                    pair.attempt += 1;
+                }
+                Tried::NoMore => {
+                    self.count(key, |counters| counters.refused += 1);
+                    self.reset(key);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn try_next_way(&mut self, key: usize) {
+        let Some(pair) = self.pairs.get_mut(key) else { return };
+        pair.opened = None;
+        pair.attempt += 1;
+        pair.active = self.now;
+        pair.relay = crate::relay::Relay::new();
+        self.open(key);
+    }
+
+    fn try_way(&mut self, key: usize) -> Tried {
+        let Some(pair) = self.pairs.get_mut(key) else { return Tried::Under };
+        let generation = pair.generation;
+        let target = match pair.origin {
+            PairOrigin::Host { target, .. } => target,
+            PairOrigin::Child { to, .. } => {
+                if pair.attempt > 0 {
+                    return Tried::NoMore;
+                }
+                let opened = socket::open(Transport::Tcp, Family::of(to.ip()));
+                return match opened {
+                    Ok(socket) => {
+                        socket::prepare_tcp(socket.as_fd());
+                        self.connect(key, socket, to)
+                    }
+                    Err(_) => Tried::Failed,
+                };
+            }
+        };
+        let abilities = match &self.agent {
+            Some(agent) => match agent.abilities() {
+                Some(abilities) => Some(abilities),
+                None => {
+                    self.wait(key, generation);
+                    return Tried::Under;
+                }
+            },
+            None => None,
+        };
+        let local = self.agent.as_ref().and_then(|agent| agent.local.as_ref());
+        let contains = |address: IpAddr| local.is_some_and(|local| local.contains(address));
+        let means = Means {
+            network: &self.config.child,
+            abilities,
+            local: if local.is_some() { Some(&contains) } else { None },
+            tap: self.tap.is_some(),
+        };
+        let ways = means.ways(target, pair.client);
+        let Some(way) = nth_way(&ways, pair.first, pair.attempt) else { return Tried::NoMore };
+        match way {
+            Way::Tap { source, to } => self.hand_over(key, source, to),
+            Way::Relay { reach, from, to } => {
+                let kind = SocketKind { transport: Transport::Tcp, family: Family::of(to.ip()), reach };
+                let Some(agent) = &mut self.agent else { return Tried::Failed };
+                let Some(socket) = agent.take(kind) else {
+                    self.wait(key, generation);
+                    return Tried::Under;
+                };
+                if let Some(from) = from
+                    && bind_as(&socket, from, pair.port_taken).is_err()
+                {
+                    return Tried::Failed;
+                }
+                self.connect(key, socket, to)
+            }
+        }
+    }
+
+    fn connect(&mut self, key: usize, socket: OwnedFd, to: SocketAddr) -> Tried {
+        let Some(pair) = self.pairs.get_mut(key) else { return Tried::Under };
+        match socket::connect(socket.as_fd(), to) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            // The client's address and port are those of a connection that has only just ended: another port, once.
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) && !pair.port_taken => {
+                pair.port_taken = true;
+                return Tried::Again;
+            }
+            Err(_) => return Tried::Failed,
+        }
+        let token = Token::Pair(key, pair.generation, Side::Opened);
+        if self.epoll.add(&socket, EpollEvent::new(STREAM_EVENTS, token.into())).is_err() {
+            return Tried::Failed;
+        }
+        pair.to = to;
+        pair.opened = Some(socket);
+        Tried::Under
+    }
+
+    fn hand_over(&mut self, key: usize, source: SocketAddr, to: SocketAddr) -> Tried {
+        let Some(tap) = &self.tap else { return Tried::Failed };
+        let forward = self.pairs.get(key).map_or(0, |pair| pair.origin.forward());
+        let Some(pair) = self.pairs.try_remove(key) else { return Tried::Under };
+        let result = tap.tcp(pair.accepted, source, to);
+        if let Some(forward) = self.forwards.get_mut(&forward) {
+            forward.counters.connections -= 1;
+            match result {
+                Ok(()) => forward.counters.by_tap += 1,
+                Err(_) => forward.counters.refused += 1,
+            }
+        }
+        self.forget_if_over(forward);
+        Tried::Under
+    }
+
+    fn wait(&mut self, key: usize, generation: u32) {
+        self.waiting.push_back((key, generation));
+        if self.waiting.len() >= WAITING && self.accepting == Accepting::Yes {
+            self.set_accepting(Accepting::PausedForSockets);
+        }
+    }
+
+    fn serve_waiting(&mut self) {
+        for (key, generation) in std::mem::take(&mut self.waiting) {
+            let waits = |pair: &Pair| pair.generation == generation && pair.opened.is_none();
+            if self.pairs.get(key).is_some_and(waits) {
+                self.open(key);
+            }
+        }
+        if self.accepting == Accepting::PausedForSockets && self.waiting.len() < WAITING / 2 {
+            self.resume_accepting();
+        }
+    }
+
+    fn handle_ready(&mut self, key: usize, generation: u32, side: Side, flags: EpollFlags) {
+        let Some(pair) = self.pairs.get_mut(key).filter(|pair| pair.generation == generation) else {
+            return;
+        };
+        pair.relay.handle_ready(side, readiness(flags));
+        pair.active = self.now;
+        self.advance(key);
+    }
+
+    fn advance(&mut self, key: usize) {
+        loop {
+            let Some(pair) = self.pairs.get_mut(key) else { return };
+            match pair.advance(&mut self.mover) {
+                Turn::Idle => return,
+                Turn::More => {
+                    if !pair.queued {
+                        pair.queued = true;
+                        self.busy.push_back((key, pair.generation));
+                    }
+                    return;
+                }
+                Turn::Ask(Action::Join) => {
+                    if !self.join(key) {
+                        return;
+                    }
+                }
+                Turn::Ask(Action::Fail) => {
+                    self.try_next_way(key);
+                    return;
+                }
+                Turn::Ask(Action::Reset) => {
+                    self.count(key, |counters| counters.reset += 1);
+                    self.reset(key);
+                    return;
+                }
+                Turn::Ask(_) => {
+                    self.close(key);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Starts to hear of the accepted socket; says whether the pair still exists.
+    fn join(&mut self, key: usize) -> bool {
+        let Some(pair) = self.pairs.get(key) else { return false };
+        let token = Token::Pair(key, pair.generation, Side::Accepted);
+        if self.epoll.add(&pair.accepted, EpollEvent::new(STREAM_EVENTS, token.into())).is_err() {
+            self.reset(key);
+            return false;
+        }
+        // What a hint led to does not prolong it: the best way is tried again from time to time.
+        if pair.attempt > 0
+            && let Some(forward) = self.forwards.get_mut(&pair.origin.forward())
+        {
+            forward.hint = (way_index(pair.first, pair.attempt), self.now);
+        }
+        true
+    }
+
+    fn reset(&mut self, key: usize) {
+        if let Some(pair) = self.pairs.get(key) {
+            for side in [Side::Accepted, Side::Opened] {
+                if let Some(socket) = pair.socket(side) {
+                    socket::reset_on_close(socket);
+                }
+            }
+        }
+        self.close(key);
+    }
+
+    fn close(&mut self, key: usize) {
+        let Some(mut pair) = self.pairs.try_remove(key) else { return };
+        pair.close_pipes(&mut self.mover.pipes);
+        let id = pair.origin.forward();
+        if let Some(forward) = self.forwards.get_mut(&id) {
+            forward.counters.connections -= 1;
+            forward.counters.bytes_to_server += pair.to_opened;
+            forward.counters.bytes_to_client += pair.to_accepted;
+        }
+        drop(pair);
+        self.forget_if_over(id);
+        if self.accepting == Accepting::PausedForDescriptors {
+            self.resume_accepting();
+        }
+    }
+
+    fn forget_if_over(&mut self, id: u64) {
+        if let Some(forward) = self.forwards.get(&id)
+            && forward.removed
+            && forward.counters.connections == 0
+        {
+            self.past.add(&forward.counters);
+            self.forwards.remove(&id);
+        }
+    }
+
+    fn count(&mut self, key: usize, count: impl FnOnce(&mut Counters)) {
+        if let Some(pair) = self.pairs.get(key)
+            && let Some(forward) = self.forwards.get_mut(&pair.origin.forward())
+        {
+            count(&mut forward.counters);
+        }
+    }
+
+    fn pause_for_descriptors(&mut self) {
+        self.out_of_descriptors += 1;
+        if self.accepting != Accepting::PausedForDescriptors {
+            log::warn!("forwards: no file descriptor is left; new clients wait until a connection ends");
+            self.set_accepting(Accepting::PausedForDescriptors);
+            self.next_sweep = self.now + 1;
+        }
+    }
+
+    fn resume_accepting(&mut self) {
+        self.set_accepting(Accepting::Yes);
+    }
+
+    fn set_accepting(&mut self, accepting: Accepting) {
+        self.accepting = accepting;
+        let events = if accepting == Accepting::Yes { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
+        for (key, listening) in &self.listeners {
+            let mut event = EpollEvent::new(events, Token::Listener(key).into());
+            // A registered socket can be modified.
+            let _ = self.epoll.modify(&listening.socket, &mut event);
+        }
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("pairs", &self.pairs.len()).finish_non_exhaustive()
+    }
+}
+
+/// What trying a way came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tried {
+    /// It is under way, or the pair has left.
+    Under,
+    /// The same once more.
+    Again,
+    /// This one does not lead there.
+    Failed,
+    /// There is no further one.
+    NoMore,
+}
+
+/// Seconds that a hint is good for.
+const HINT: u32 = 1;
+/// Seconds between two looks at what is silent.
+const SWEEP: u32 = 5;
+
+/// Both sockets of a pair, for good.
+const STREAM_EVENTS: EpollFlags =
+    EpollFlags::EPOLLIN.union(EpollFlags::EPOLLOUT).union(EpollFlags::EPOLLRDHUP).union(EpollFlags::EPOLLET);
+
+fn readiness(flags: EpollFlags) -> Readiness {
+    Readiness {
+        readable: flags.contains(EpollFlags::EPOLLIN),
+        writable: flags.contains(EpollFlags::EPOLLOUT),
+        ended: flags.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP),
+        failed: flags.contains(EpollFlags::EPOLLERR),
+    }
+}
+
+/// The ways in the order in which they are tried: `first`, then the others.
+fn nth_way(ways: &[Option<Way>], first: u8, attempt: u8) -> Option<Way> {
+    ways.iter().flatten().nth(way_index(first, attempt).into()).copied()
+}
+
+fn way_index(first: u8, attempt: u8) -> u8 {
+    match attempt {
+        0 => first,
+        attempt if attempt <= first => attempt - 1,
+        attempt => attempt,
+    }
+}
+
+/// Binds to `address`, or to another port of it if that one is taken.
+fn bind_as(socket: &OwnedFd, address: SocketAddr, port_taken: bool) -> io::Result<()> {
+    let any_port = SocketAddr::new(address.ip(), 0);
+    if port_taken {
+        return socket::bind(socket.as_fd(), any_port);
+    }
+    match socket::bind(socket.as_fd(), address) {
+        Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {
+            socket::bind(socket.as_fd(), any_port)
+        }
+        result => result,
+    }
+}
+
+/// Generations fit the token beside slot and side.
+const GENERATIONS: u32 = (1 << 28) - 1;
+
+impl From<Token> for u64 {
+    fn from(token: Token) -> u64 {
+        let (kind, generation, key) = match token {
+            Token::Stop => (0, 0, 0),
+            Token::Inbox => (1, 0, 0),
+            Token::Agent => (2, 0, 0),
+            Token::Addresses => (3, 0, 0),
+            Token::Listener(key) => (4, 0, key),
+            Token::Pair(key, generation, Side::Accepted) => (5, generation, key),
+            Token::Pair(key, generation, Side::Opened) => (6, generation, key),
+        };
+        kind << 60 | u64::from(generation) << 32 | key as u64 & u64::from(u32::MAX)
+    }
+}
+
+impl From<u64> for Token {
+    fn from(data: u64) -> Self {
+        let key = data as u32 as usize;
+        let generation = (data >> 32) as u32 & GENERATIONS;
+        match data >> 60 {
+            0 => Token::Stop,
+            1 => Token::Inbox,
+            2 => Token::Agent,
+            3 => Token::Addresses,
+            4 => Token::Listener(key),
+            5 => Token::Pair(key, generation, Side::Accepted),
+            _ => Token::Pair(key, generation, Side::Opened),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_survive_the_kernel() {
+        for token in [
+            Token::Stop,
+            Token::Inbox,
+            Token::Agent,
+            Token::Addresses,
+            Token::Listener(7),
+            Token::Pair(123_456, GENERATIONS, Side::Accepted),
+            Token::Pair(0, 1, Side::Opened),
+        ] {
+            assert_eq!(Token::from(u64::from(token)), token);
+        }
+    }
+
+    #[test]
+    fn a_hint_moves_one_way_to_the_front() {
+        let way = |port| Way::Tap {
+            source: SocketAddr::from(([127, 0, 0, 1], 1)),
+            to: SocketAddr::from(([127, 0, 0, 1], port)),
+        };
+        let ways = [Some(way(0)), None, Some(way(1)), Some(way(2))];
+        let order = |first| (0..5).map_while(|n| nth_way(&ways, first, n)).collect::<Vec<_>>();
+        assert_eq!(order(0), [way(0), way(1), way(2)]);
+        assert_eq!(order(1), [way(1), way(0), way(2)]);
+        assert_eq!(order(2), [way(2), way(0), way(1)]);
+    }
+}

@@ -1,0 +1,283 @@
+//! Two joined sockets and what is between them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::target::Target;
+use crate::relay::{Action, Drained, Filled, Relay, Side};
+use crate::sys::socket;
+use crate::sys::splice::{Pipe, PipePool};
+
+/// One connection of a forward.
+#[derive(Debug)]
+pub(super) struct Pair {
+    pub(super) accepted: OwnedFd,
+    /// Absent while a socket is waited for.
+    pub(super) opened: Option<OwnedFd>,
+    pub(super) relay: Relay,
+    from_accepted: Carrier,
+    from_opened: Carrier,
+    pub(super) origin: Origin,
+    pub(super) client: SocketAddr,
+    pub(super) to: SocketAddr,
+    /// Which way was tried first, and how many were tried since.
+    pub(super) first: u8,
+    pub(super) attempt: u8,
+    /// The client's port cannot be had in the child.
+    pub(super) port_taken: bool,
+    /// Waits in the queue of pairs that have more to do.
+    pub(super) queued: bool,
+    /// Tells this pair from others that had its slot.
+    pub(super) generation: u32,
+    /// Seconds of the driver's clock.
+    pub(super) since: u32,
+    pub(super) active: u32,
+    pub(super) to_opened: u64,
+    pub(super) to_accepted: u64,
+}
+
+/// What the connection came by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A listener on the host.
+    Host { forward: u64, target: Target },
+    /// A listener in the child.
+    Child { forward: u64, to: SocketAddr },
+}
+
+impl Origin {
+    pub(super) fn forward(&self) -> u64 {
+        let (Origin::Host { forward, .. } | Origin::Child { forward, .. }) = *self;
+        forward
+    }
+}
+
+/// How the bytes of one stream get across.
+#[derive(Debug, Default)]
+enum Carrier {
+    /// By the driver's buffer, which holds nothing between two events.
+    #[default]
+    Copy,
+    /// What the sink did not take of the buffer, from this byte on.
+    Rest(Box<[u8]>, usize),
+    /// By a pipe; so many of the last reads were small.
+    Splice(Pipe, u8),
+}
+
+/// What moves bytes; lent to one pair at a time.
+#[derive(Debug)]
+pub(super) struct Mover {
+    pub(super) buffer: Box<[u8]>,
+    pub(super) pipes: PipePool,
+}
+
+/// Bytes of the shared buffer.
+const BUFFER: usize = 64 << 10;
+/// A read of so many bytes gets a stream its pipe: below, copying is cheaper than two splices.
+const BULK: usize = 32 << 10;
+/// Reads below this count as small ...
+const SMALL: usize = 16 << 10;
+/// ... and so many in a row lose the stream its pipe.
+const SMALL_READS: u8 = 4;
+/// Bytes of a pair's turn.
+const TURN: usize = 1 << 20;
+
+/// How a turn ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Nothing more to do before the next event.
+    Idle,
+    /// There is more to do; others first.
+    More,
+    /// Something that the driver has to do.
+    Ask(Action),
+}
+
+impl Mover {
+    pub(super) fn new(pipes: usize) -> Self {
+        Mover { buffer: vec![0; BUFFER].into_boxed_slice(), pipes: PipePool::new(pipes) }
+    }
+}
+
+impl Pair {
+    pub(super) fn new(
+        accepted: OwnedFd,
+        client: SocketAddr,
+        origin: Origin,
+        generation: u32,
+        now: u32,
+    ) -> Self {
+        Pair {
+            accepted,
+            opened: None,
+            relay: Relay::new(),
+            from_accepted: Carrier::Copy,
+            from_opened: Carrier::Copy,
+            origin,
+            client,
+            to: client,
+            first: 0,
+            attempt: 0,
+            port_taken: false,
+            queued: false,
+            generation,
+            since: now,
+            active: now,
+            to_opened: 0,
+            to_accepted: 0,
+        }
+    }
+
+    /// Does what the relay wants, as far as it goes and for at most one turn.
+    pub(super) fn advance(&mut self, mover: &mut Mover) -> Turn {
+        let mut moved = 0;
+        while moved < TURN {
+            match self.relay.poll_action() {
+                None => return Turn::Idle,
+                Some(Action::Fill(from)) => moved += self.fill(from, mover),
+                Some(Action::Drain(from)) => moved += self.drain(from, mover),
+                Some(Action::Finish(side)) => {
+                    if let Some(fd) = self.socket(side) {
+                        socket::shutdown_write(fd);
+                    }
+                }
+                Some(action @ (Action::Join | Action::Fail | Action::Reset | Action::Close)) => {
+                    return Turn::Ask(action);
+                }
+            }
+        }
+        Turn::More
+    }
+
+    pub(super) fn socket(&self, side: Side) -> Option<BorrowedFd<'_>> {
+        match side {
+            Side::Accepted => Some(self.accepted.as_fd()),
+            Side::Opened => self.opened.as_ref().map(AsFd::as_fd),
+        }
+    }
+
+    /// Gives pipes back that hold nothing.
+    pub(super) fn give_pipes(&mut self, pool: &mut PipePool) {
+        for carrier in [&mut self.from_accepted, &mut self.from_opened] {
+            if matches!(carrier, Carrier::Splice(pipe, _) if pipe.held() == 0) {
+                carrier.give_pipe(pool);
+            }
+        }
+    }
+
+    /// Gives all pipes back, at the end.
+    pub(super) fn close_pipes(&mut self, pool: &mut PipePool) {
+        self.from_accepted.give_pipe(pool);
+        self.from_opened.give_pipe(pool);
+    }
+
+    fn fill(&mut self, from: Side, mover: &mut Mover) -> usize {
+        let Pair { accepted, opened, relay, from_accepted, from_opened, .. } = self;
+        let Some(opened) = opened else { return 0 };
+        let (source, sink, carrier, total) = match from {
+            Side::Accepted => (accepted.as_fd(), opened.as_fd(), from_accepted, &mut self.to_opened),
+            Side::Opened => (opened.as_fd(), accepted.as_fd(), from_opened, &mut self.to_accepted),
+        };
+        if let Carrier::Splice(pipe, small) = carrier {
+            let filled = read_outcome(pipe.fill(source), usize::MAX);
+            let count = if let Filled::Bytes(count) = filled { count } else { 0 };
+            *small = if count < SMALL { *small + 1 } else { 0 };
+            let give = *small >= SMALL_READS && pipe.held() == 0;
+            if give {
+                carrier.give_pipe(&mut mover.pipes);
+            }
+            relay.filled(from, filled);
+            return count;
+        }
+        let filled = read_outcome(socket::recv(source, &mut mover.buffer), mover.buffer.len());
+        relay.filled(from, filled);
+        let (Filled::Bytes(count) | Filled::Last(count)) = filled else { return 0 };
+        let bytes = mover.buffer.get(..count).unwrap_or_default();
+        let drained = write_outcome(socket::send(sink, bytes));
+        relay.drained(from, drained);
+        let sent = if let Drained::Bytes(sent) = drained { sent } else { 0 };
+        *total += sent as u64;
+        if sent < count {
+            if drained != Drained::Failed {
+                *carrier = Carrier::Rest(bytes.get(sent..).unwrap_or_default().into(), 0);
+            }
+        } else if count >= BULK
+            && let Some(pipe) = mover.pipes.take()
+        {
+            *carrier = Carrier::Splice(pipe, 0);
+        }
+        count
+    }
+
+    fn drain(&mut self, from: Side, mover: &mut Mover) -> usize {
+        let Pair { accepted, opened, relay, from_accepted, from_opened, .. } = self;
+        let Some(opened) = opened else { return 0 };
+        let (sink, carrier, total) = match from {
+            Side::Accepted => (opened.as_fd(), from_accepted, &mut self.to_opened),
+            Side::Opened => (accepted.as_fd(), from_opened, &mut self.to_accepted),
+        };
+        let drained = match carrier {
+            Carrier::Copy => Drained::Bytes(0),
+            Carrier::Rest(bytes, start) => {
+                let drained = write_outcome(socket::send(sink, bytes.get(*start..).unwrap_or_default()));
+                if let Drained::Bytes(sent) = drained {
+                    *start += sent;
+                    if *start >= bytes.len() {
+                        // A sink that is slower than its source is bulk.
+                        *carrier = match mover.pipes.take() {
+                            Some(pipe) => Carrier::Splice(pipe, 0),
+                            None => Carrier::Copy,
+                        };
+                    }
+                }
+                drained
+            }
+            Carrier::Splice(pipe, small) => {
+                let drained = write_outcome(pipe.drain(sink));
+                if *small >= SMALL_READS && pipe.held() == 0 {
+                    carrier.give_pipe(&mut mover.pipes);
+                }
+                drained
+            }
+        };
+        relay.drained(from, drained);
+        let sent = if let Drained::Bytes(sent) = drained { sent } else { 0 };
+        *total += sent as u64;
+        sent
+    }
+}
+
+impl Carrier {
+    fn give_pipe(&mut self, pool: &mut PipePool) {
+        if let Carrier::Splice(pipe, _) = std::mem::take(self) {
+            pool.give(pipe);
+        }
+    }
+}
+
+/// `full`: a read of fewer bytes found the socket empty.
+fn read_outcome(result: io::Result<usize>, full: usize) -> Filled {
+    match result {
+        Ok(0) => Filled::End,
+        Ok(count) if full == usize::MAX || count >= full => Filled::Bytes(count),
+        Ok(count) => Filled::Last(count),
+        Err(error) if is_would_block(&error) => Filled::WouldBlock,
+        // Not a word about the socket: again.
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Filled::Bytes(0),
+        Err(_) => Filled::Failed,
+    }
+}
+
+fn write_outcome(result: io::Result<usize>) -> Drained {
+    match result {
+        Ok(count) => Drained::Bytes(count),
+        Err(error) if is_would_block(&error) => Drained::WouldBlock,
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Drained::Bytes(0),
+        Err(_) => Drained::Failed,
+    }
+}
+
+fn is_would_block(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}
