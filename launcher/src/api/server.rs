@@ -295,7 +295,7 @@ impl Session {
                 format!("there is only {} here", Route::METRICS),
             ));
         }
-        let (route, part) = Route::find(&head.method, path)?;
+        let (route, part) = Route::find(head.method.as_str(), path)?;
         let body = if route.takes_body() { self.read(body).await? } else { Bytes::new() };
         let command = route.command(part, head.uri.query(), &body)?;
         self.perform(route, command).await
