@@ -24,7 +24,7 @@ impl Running {
     fn start(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("rootless-launch-engine-{name}-{}", std::process::id()));
         let directory = StateDir::open(&Place::Given(path)).unwrap();
-        let mut driver = ForwardDriver::new(Config::default(), None, None).unwrap();
+        let driver = ForwardDriver::new(Config::default(), None, None).unwrap();
         let facts = Facts {
             state_dir: directory.path().display().to_string(),
             network: Some(NetworkDriver { driver: "rootless-launch".into(), ..NetworkDriver::default() }),
