@@ -269,6 +269,8 @@ steps! {
     Confine = 14: "confine the engine:",
     /// setns(2).
     Join = 15: "join",
+    /// A published port could not be opened.
+    Publish = 16: "publish",
 }
 
 #[cfg(test)]

@@ -306,6 +306,7 @@ mod tests {
                 child: SocketAddr::from(([10, 0, 42, 100], 40_000)),
                 remote: SocketAddr::from(([0; 4], 0)),
             },
+            opened_by: netstack::flow::OpenedBy::Child,
             phase: None,
             bytes_from_child: 1,
             bytes_to_child: 2,
