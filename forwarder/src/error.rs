@@ -65,7 +65,7 @@ pub enum SpecFault {
     #[error("the child's port cannot be 0")]
     ChildPortZero,
     /// SCTP.
-    #[error("SCTP is not forwarded; tcp and udp are")]
+    #[error("SCTP is not forwarded (tcp and udp are)")]
     Sctp,
     /// Not a protocol.
     #[error("unknown proto: {0:?} (tcp, tcp4, tcp6, udp, udp4, udp6)")]
@@ -87,6 +87,14 @@ pub enum SpecFault {
     /// Something unknown after a comma.
     #[error("unknown option {0:?} (source=client, source=gateway)")]
     Option(String),
+    /// Something unknown in the rules of auto.
+    #[error(
+        "{0:?} is not an option of auto (tcp, udp, include=LIST, exclude=LIST, address=IP, source=client|gateway)"
+    )]
+    Auto(String),
+    /// Something unknown in a list of auto.
+    #[error("{0:?} is neither port, range, address nor loopback, with /tcp or /udp behind it or nothing")]
+    Match(String),
 }
 
 /// A forward that cannot be added, removed or found.
@@ -133,7 +141,7 @@ pub enum PortError {
         /// Who has it ("held by PID 123 (nginx)"), where that can be known.
         holder: Option<String>,
     },
-    /// EACCES: the port is for the privileged.
+    /// EACCES below port 1024: the port is for the privileged.
     #[error(
         "{address}/{transport}: ordinary users may not listen on ports below the sysctl \
          net.ipv4.ip_unprivileged_port_start (1024 unless changed); as root: \
@@ -197,7 +205,7 @@ impl PortError {
         let (address, transport) = (listener.address, listener.transport);
         match source.raw_os_error() {
             Some(libc::EADDRINUSE) => PortError::InUse { address, transport, holder: None },
-            Some(libc::EACCES) => PortError::Privileged { address, transport },
+            Some(libc::EACCES) if address.port() < 1024 => PortError::Privileged { address, transport },
             Some(libc::EADDRNOTAVAIL) => PortError::NoSuchAddress { address, transport },
             Some(libc::EAFNOSUPPORT) => PortError::NoSuchFamily { address, transport },
             Some(libc::EMFILE | libc::ENFILE) => PortError::OutOfDescriptors { address, transport },

@@ -210,6 +210,13 @@ impl PortManager {
         Ok(())
     }
 
+    /// Removes a forward that nobody asked for; leaves it if somebody did, or if it is gone.
+    pub fn withdraw(&mut self, id: u64) {
+        if self.forwards.get(&id).is_some_and(|forward| forward.origin == Origin::Auto) {
+            let _ = self.remove(id);
+        }
+    }
+
     /// Removes every forward, the latest first.
     pub fn clear(&mut self) {
         while let Some((&id, _)) = self.forwards.last_key_value() {
@@ -539,6 +546,10 @@ mod tests {
         assert_eq!(manager.status(1).unwrap().origin, Origin::Asked);
         manager.add(spec("8080:8080"), Origin::Auto).unwrap();
         assert_eq!(manager.status(1).unwrap().origin, Origin::Asked);
+        manager.add(spec("8081:8081"), Origin::Auto).unwrap();
+        manager.withdraw(1);
+        manager.withdraw(2);
+        assert_eq!((manager.status(1).is_some(), manager.status(2)), (true, None));
     }
 
     #[test]

@@ -183,10 +183,15 @@ fn encode(sequence: u32, flags: libc::c_int, query: Query, one: Option<SocketAdd
     };
     bytes[REQ_STATES].copy_from_slice(&query.states.to_ne_bytes());
     if let Some(address) = one {
-        bytes[REQ_SPORT].copy_from_slice(&address.port().to_be_bytes());
+        // UDP takes the two ends the other way round ("for historical reasons", udp_diag.c).
+        let (port, ip) = match query.transport {
+            Transport::Tcp => (REQ_SPORT, REQ_SRC),
+            Transport::Udp => (REQ_DPORT, REQ_DST),
+        };
+        bytes[port].copy_from_slice(&address.port().to_be_bytes());
         match address.ip() {
-            IpAddr::V4(ip) => bytes[REQ_SRC][..4].copy_from_slice(&ip.octets()),
-            IpAddr::V6(ip) => bytes[REQ_SRC].copy_from_slice(&ip.octets()),
+            IpAddr::V4(v4) => bytes[ip][..4].copy_from_slice(&v4.octets()),
+            IpAddr::V6(v6) => bytes[ip].copy_from_slice(&v6.octets()),
         }
     }
     bytes[REQ_COOKIE].fill(0xff);
@@ -216,7 +221,9 @@ const REQ_FAMILY: usize = 16;
 const REQ_PROTOCOL: usize = 17;
 const REQ_STATES: Range<usize> = 20..24;
 const REQ_SPORT: Range<usize> = 24..26;
+const REQ_DPORT: Range<usize> = 26..28;
 const REQ_SRC: Range<usize> = 28..44;
+const REQ_DST: Range<usize> = 44..60;
 const REQ_COOKIE: Range<usize> = 64..72;
 
 // struct inet_diag_msg, from its start
@@ -249,8 +256,8 @@ mod tests {
         expected.extend([0xff; 8]);
         assert_eq!(encode_dump(7, Query::listening(Transport::Tcp, Family::V4))[..], expected);
         let lookup = encode_lookup(8, Transport::Udp, "[::1]:53".parse().unwrap());
-        assert_eq!(lookup[16..28], [10, 17, 0, 0, 128, 0, 0, 0, 0, 53, 0, 0]);
-        assert_eq!(lookup[28..44], Ipv6Addr::LOCALHOST.octets());
+        assert_eq!(lookup[16..28], [10, 17, 0, 0, 128, 0, 0, 0, 0, 0, 0, 53]);
+        assert_eq!(lookup[44..60], Ipv6Addr::LOCALHOST.octets());
     }
 
     fn answer(sequence: u32, family: i32, v6only: Option<u8>) -> Vec<u8> {

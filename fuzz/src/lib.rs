@@ -3,6 +3,13 @@
 //! `cargo test -p fuzz` replays `corpus/` on stable; `fuzz_targets/` wraps the same functions for `cargo fuzz`. Every
 //! function panics where a promise is broken: of not panicking, of bounded memory, of parsing what was emitted.
 
+use std::collections::BTreeMap;
+use std::io;
+
+use forwarder::auto::{AutoPublisher, AutoRules, Change, DEFAULT_LOCAL_PORT_RANGE};
+use forwarder::manager::{Action, PortManager};
+use forwarder::sock_diag::{self, Message};
+use forwarder::spec::{Origin, PortFile, PortSpec, Transport};
 use netstack::dhcp::DhcpServer;
 use netstack::dhcp::v6::Dhcpv6Responder;
 use netstack::dns::{DnsAction, DnsForwarder, Ipv6Offer, QueryOrigin};
@@ -18,12 +25,14 @@ const NOW: Instant = Instant::from_micros_const(1_000_000_000);
 pub type Harnessed = fn(&[u8]);
 
 /// Every harness with the name of its corpus.
-pub const ALL: [(&str, Harnessed); 7] = [
+pub const ALL: [(&str, Harnessed); 9] = [
     ("dhcp", dhcp),
     ("dhcpv6", dhcpv6),
     ("dns", dns),
     ("frame", frame),
+    ("port_spec", port_spec),
     ("reassembly", reassembly),
+    ("sock_diag", sock_diag),
     ("stack_ops", stack_ops),
     ("vnet_hdr", vnet_hdr),
 ];
@@ -157,6 +166,74 @@ pub fn reassembly(data: &[u8]) {
     }
     store.handle_timeout(now + Duration::from_secs(60));
     assert_eq!(store.bytes(), 0, "everything is given up in the end");
+}
+
+/// Lines of port specs, rules of auto and JSON. What is read is written and read again as the same; all of it goes to a
+/// manager, on a host where some ports are taken, and leaves nothing behind.
+pub fn port_spec(data: &[u8]) {
+    let mut manager = PortManager::default();
+    let mut open = BTreeMap::new();
+    for line in data.split(|&byte| byte == b'\n') {
+        let text = String::from_utf8_lossy(line);
+        if let Ok(rules) = text.parse::<AutoRules>() {
+            assert_eq!(rules.to_string().parse().as_ref(), Ok(&rules));
+        }
+        let file = serde_json::from_slice::<PortFile>(line).unwrap_or_default().ports;
+        let specs = serde_json::from_slice(line).ok().or_else(|| text.parse::<PortSpec>().ok());
+        for spec in specs.into_iter().chain(file) {
+            assert_eq!(spec.to_string().parse().as_ref(), Ok(&spec));
+            let json = serde_json::to_string(&spec).expect("fields and nothing else");
+            assert_eq!(serde_json::from_str::<PortSpec>(&json).expect("our own JSON"), spec);
+            let _ = manager.add(spec, Origin::Asked);
+            while let Some(action) = manager.poll_action() {
+                match action {
+                    Action::Listen(listener) if listener.address.port() % 64 == 63 => {
+                        manager.handle_listen_failed(listener.id, io::ErrorKind::AddrInUse.into());
+                    }
+                    Action::Listen(listener) => {
+                        let port = listener.address.port();
+                        let before = open.insert(listener.id, listener.address);
+                        assert_eq!(before, None, "no number comes twice");
+                        manager.handle_listening(listener.id, if port == 0 { 40_000 } else { port });
+                    }
+                    Action::Unlisten(id) => assert!(open.remove(&id).is_some(), "it was open"),
+                    _ => {}
+                }
+            }
+            assert_eq!(manager.listeners(), open.len());
+            assert_eq!(manager.list().len(), manager.len());
+        }
+    }
+    manager.clear();
+    while let Some(action) = manager.poll_action() {
+        if let Action::Unlisten(id) = action {
+            open.remove(&id);
+        }
+    }
+    assert!(open.is_empty() && manager.is_empty() && manager.listeners() == 0);
+}
+
+/// What a sock_diag socket gives, published by itself.
+pub fn sock_diag(data: &[u8]) {
+    let now = std::time::Instant::now();
+    let mut publisher = AutoPublisher::new(AutoRules::default(), DEFAULT_LOCAL_PORT_RANGE);
+    for transport in [Transport::Tcp, Transport::Udp] {
+        let messages: Vec<_> = sock_diag::decode(data, transport).collect();
+        assert!(messages.len() <= data.len() / 16, "each has a header");
+        let sockets: Vec<_> = messages
+            .into_iter()
+            .filter_map(|message| match message {
+                Message::Socket(_, socket) => Some(socket),
+                _ => None,
+            })
+            .collect();
+        publisher.handle_sockets(now, &sockets);
+        while let Some(change) = publisher.poll_change() {
+            let Change::Add(spec) = change else { continue };
+            assert_eq!(spec.proto().transport(), transport);
+            assert_eq!(spec.to_string().parse().as_ref(), Ok(&spec));
+        }
+    }
 }
 
 /// Operations on a whole stack, against the reference NAT.

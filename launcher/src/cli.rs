@@ -3,10 +3,16 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use forwarder::auto::AutoRules;
+use forwarder::error::SpecError;
+use forwarder::spec::PortSpec;
 use netstack::LinkCapabilities;
 use netstack::config::{Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering};
+
+use crate::sandbox::Mode;
 
 /// Run a command in its own namespaces, without root, behind a usermode network engine.
 ///
@@ -104,6 +110,26 @@ pub struct RunArgs {
     #[arg(long)]
     pub allow_link_local: bool,
 
+    /// Publish a port of the child on the host, or a range, or whatever listens; repeat for more
+    ///
+    /// [ADDRESS[%INTERFACE]:]PORTS:[CHILDADDRESS:]CHILDPORTS[/PROTO][,source=client|gateway], where PROTO is tcp (unless
+    /// given), tcp4, tcp6, udp, udp4 or udp6: "8080:80", "127.0.0.1:8000-8100:9000/udp", "[::1]:8080:80",
+    /// "%eth0:8080:80". Without ADDRESS every address of the host is listened on; port 0 is one that the system picks.
+    /// Servers see the client's address, or the gateway's with source=gateway.
+    ///
+    /// auto[,tcp|udp][,include=LIST][,exclude=LIST][,address=IP][,source=...] follows what listens in the child: the same
+    /// port on every address of the host (or IP), and on the host's loopback what listens on the child's. LIST has ports,
+    /// ranges, the child's addresses and "loopback": "auto,tcp,exclude=22,8000-8100".
+    #[arg(short = 'p', long, value_name = "SPEC|auto")]
+    pub publish: Vec<Publish>,
+
+    /// Publish the ports that a TOML or JSON file lists; repeat for more
+    ///
+    /// For each a table [[port]] with proto, parentIP, parentPort, parentPortEnd, parentInterface, childIP, childPort and
+    /// source, as in RootlessKit's API; as JSON, {"port": [...]}.
+    #[arg(long, value_name = "FILE")]
+    pub publish_file: Vec<PathBuf>,
+
     /// Egress rule, or @FILE with one rule per line; repeat for more, the first match wins
     ///
     /// allow|deny [tcp|udp|icmp|any] TARGET[:PORT|:LOW-HIGH], where TARGET is any, an address or a network, IPv6
@@ -130,6 +156,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "KIND", value_enum, default_value_t = NetArg::Engine)]
     pub net: NetArg,
 
+    /// What the engine gives up once it is set up: its view of the file system, all rights, most system calls
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = SandboxArg::Auto)]
+    pub sandbox: SandboxArg,
+
     /// Print the engine's statistics and flows to stderr at the end
     ///
     /// SIGUSR1 to the engine process (rl-engine) prints them at any time, without this option too.
@@ -143,6 +173,26 @@ pub struct RunArgs {
     /// The command and its arguments, after --
     #[arg(last = true, required = true, value_name = "CMD")]
     pub cmd: Vec<OsString>,
+}
+
+/// `--publish`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Publish {
+    /// A port or a range.
+    Port(PortSpec),
+    /// Whatever listens.
+    Auto(AutoRules),
+}
+
+impl FromStr for Publish {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        match text.split(',').next() {
+            Some("auto") => text.parse().map(Publish::Auto),
+            _ => text.parse().map(Publish::Port),
+        }
+    }
 }
 
 /// `--ipv6`.
@@ -216,6 +266,27 @@ pub enum NetArg {
     Host,
 }
 
+/// `--sandbox`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SandboxArg {
+    /// As much as the kernel allows; -v says what it does not
+    Auto,
+    /// Everything, or the launch fails
+    On,
+    /// Nothing; for debugging
+    Off,
+}
+
+impl From<SandboxArg> for Mode {
+    fn from(arg: SandboxArg) -> Self {
+        match arg {
+            SandboxArg::Auto => Mode::Auto,
+            SandboxArg::On => Mode::On,
+            SandboxArg::Off => Mode::Off,
+        }
+    }
+}
+
 fn parse_server(text: &str) -> Result<SocketAddr, &'static str> {
     const DNS_PORT: u16 = 53;
     let bare = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, DNS_PORT));
@@ -274,12 +345,25 @@ mod tests {
     }
 
     #[test]
+    fn ports_are_read() {
+        let cli =
+            parse(&["-p8080:80", "--publish", "auto,exclude=22,23", "-p", "[::1]:1-9:1/udp", "--", "true"]);
+        let texts = cli.unwrap().run.publish.into_iter().map(|publish| match publish {
+            Publish::Port(spec) => spec.to_string(),
+            Publish::Auto(rules) => rules.to_string(),
+        });
+        assert_eq!(texts.collect::<Vec<_>>(), ["8080:80/tcp", "auto,exclude=22,23", "[::1]:1-9:1/udp"]);
+    }
+
+    #[test]
     fn faults_are_refused() {
         assert_eq!(fault(&[]), ErrorKind::MissingRequiredArgument);
         assert_eq!(fault(&["--cidr=10.0.42.1/24", "--", "true"]), ErrorKind::ValueValidation);
         assert_eq!(fault(&["--cidr=nonsense", "--", "true"]), ErrorKind::ValueValidation);
         assert_eq!(fault(&["--dns=example.org", "--", "true"]), ErrorKind::ValueValidation);
         assert_eq!(fault(&["--dns-name=a", "--", "true"]), ErrorKind::ValueValidation);
+        assert_eq!(fault(&["-p", "80", "--", "true"]), ErrorKind::ValueValidation);
+        assert_eq!(fault(&["--publish=auto,22", "--", "true"]), ErrorKind::ValueValidation);
         assert_eq!(fault(&["--net=bridge", "--", "true"]), ErrorKind::InvalidValue);
         assert_eq!(fault(&["--mtu=70000", "--", "true"]), ErrorKind::ValueValidation);
         assert_eq!(fault(&["true"]), ErrorKind::UnknownArgument);

@@ -1,32 +1,29 @@
-//! The engine process: stays in the host's namespaces, owns the TAP and the host's sockets, and guards the child.
+//! The engine process: stays in the host's network namespace, owns the TAP and the host's sockets, and gives up
+//! everything else (see [`sandbox`](crate::sandbox)).
 //!
-//! It leaves when the launcher says so, or when the launcher is dead: then it first kills everything that runs in
-//! the child's user namespace, because nobody else would. It has no parent-death signal for that reason; the
-//! end of the channel tells it in either case.
+//! It leaves when the launcher says so or is dead; the channel tells it in either case.
 
-use std::fs::{self, File};
+use std::ffi::CStr;
+use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use log::{debug, error};
 use netstack::capture::PcapWriter;
 use netstack::{Driver, DriverError, Tap};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
-use nix::sys::stat::Mode;
+use nix::sys::stat::Mode as FileMode;
 use nix::unistd::{chdir, dup2_stdin, dup2_stdout, setsid};
 
 use crate::error::{Failure, Step};
 use crate::handshake::channel::{Channel, Received};
 use crate::handshake::message::Message;
-use crate::plan::net::{EnginePlan, NetPlan};
+use crate::plan::net::EnginePlan;
+use crate::sandbox::{Mode, Sandbox, ThreadRole};
 use crate::stats::{self, ReportRequests};
-use crate::sweep::UserNamespace;
 use crate::sys::clone::exit_now;
 use crate::sys::fd::close_all_except;
 use crate::sys::signal::{Disposition, set_disposition};
@@ -43,8 +40,10 @@ pub enum Report {
 /// Everything the engine process needs; made before it is.
 #[derive(Debug)]
 pub struct EngineTask<'a> {
-    /// Whether there is an engine at all, and its settings.
-    pub net: &'a NetPlan,
+    /// Its settings.
+    pub net: &'a EnginePlan,
+    /// What it gives up once it is set up.
+    pub sandbox: Mode,
     /// Where frames are recorded.
     pub pcap: Option<&'a File>,
     /// What to tell at the end.
@@ -66,33 +65,27 @@ pub fn main(task: &EngineTask<'_>) -> ! {
 }
 
 fn run(task: &EngineTask<'_>) -> Result<(), Failure> {
-    detach(task).map_err(|error| Failure::new(Step::ForkEngine, "", error))?;
-    let talk = |error: io::Error| Failure::new(Step::Talk, "", error);
-    // Closed before there is a child to guard: it dies by itself.
-    let Some(Received { message, fd }) = task.channel.receive().map_err(talk)? else { return Ok(()) };
-    let (Message::Guard, Some(namespace)) = (message, fd) else { return Err(talk(Errno::EBADMSG.into())) };
-    let child = UserNamespace::from(namespace);
-    let served = match task.net {
-        NetPlan::Engine(plan) => serve(task, plan),
-        NetPlan::Loopback | NetPlan::Host => guard(task),
-    };
-    if served.is_ok() {
-        leave(task.channel, &child);
-    }
-    served
+    let mut keep = vec![task.channel.as_fd()];
+    keep.extend(task.pcap.iter().map(|file| file.as_fd()));
+    // What asks for a report is read from a descriptor.
+    detach(c"rl-engine", &keep, &SigSet::from(stats::REQUEST))
+        .map_err(|error| Failure::new(Step::ForkEngine, "", error))?;
+    serve(task, task.net)
 }
 
 /// Runs the engine until the channel has something to say.
 fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
     let talk = |error: io::Error| Failure::new(Step::Talk, "", error);
+    let confined = |error| Failure::new(Step::Confine, "", io::Error::other(error));
+    // While the child makes its TAP: namespaces take their time.
+    let hidden = Sandbox::new(task.sandbox).hide().map_err(confined)?;
     let tap = match task.channel.receive().map_err(talk)? {
         Some(Received { message: Message::Serve, fd: Some(tap) }) => tap,
         Some(_) => return Err(talk(Errno::EBADMSG.into())),
         None => return Ok(()),
     };
     let failed = |source: io::Error| Failure::new(Step::Engine, "", source);
-    let engines_tap = tap.try_clone().map_err(talk)?;
-    let mut driver = Tap::from_fd(engines_tap)
+    let mut driver = Tap::from_fd(tap)
         .map_err(DriverError::from)
         .and_then(|mut tap| {
             tap.limit_offloads(plan.link);
@@ -104,6 +97,8 @@ fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
         driver.set_observer(Box::new(PcapWriter::new(file, driver.clock().unix_micros_at_zero())));
     }
     let requests = ReportRequests::or(task.channel).map_err(failed)?;
+    let confinement = hidden.seal().map_err(confined)?;
+    confinement.confine(ThreadRole::Driver).map_err(confined)?;
     task.channel.send(&Message::EngineReady, None).map_err(talk)?;
     let served = run_and_report(&mut driver, &requests)
         .and_then(|()| driver.finish())
@@ -111,7 +106,7 @@ fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
     if task.report == Report::Statistics {
         stats::print(&driver);
     }
-    let slow_close = SlowClose::prepare(tap);
+    let slow_close = SlowClose::prepare(&driver);
     drop(driver);
     drop(slow_close);
     served
@@ -142,67 +137,31 @@ struct SlowClose {
 }
 
 impl SlowClose {
-    /// Takes a reference to the TAP and to what else is slow.
-    fn prepare(tap: OwnedFd) -> io::Result<Self> {
+    /// Takes references to what the driver names.
+    fn prepare(driver: &Driver) -> io::Result<Self> {
         let (sender, itself) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        let mut fds = vec![itself.as_raw_fd(), tap.as_raw_fd()];
-        for entry in fs::read_dir("/proc/self/fd")? {
-            let entry = entry?;
-            let Ok(target) = fs::read_link(entry.path()) else { continue };
-            if target == Path::new("anon_inode:inotify")
-                && let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok())
-            {
-                fds.push(fd);
-            }
-        }
+        let slow = driver.slow_to_close().map(|fd| fd.as_raw_fd());
+        let fds: Vec<RawFd> = std::iter::once(itself.as_raw_fd()).chain(slow).collect();
         let rights = [ControlMessage::ScmRights(&fds)];
         sendmsg::<()>(sender.as_raw_fd(), &[IoSlice::new(b"x")], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
         Ok(SlowClose { _itself: itself, _sender: sender })
     }
 }
 
-/// No engine is wanted: waits until the channel has something to say.
-fn guard(task: &EngineTask<'_>) -> Result<(), Failure> {
-    let talk = |error: io::Error| Failure::new(Step::Talk, "", error);
-    task.channel.send(&Message::EngineReady, None).map_err(talk)?;
-    loop {
-        match poll(&mut [PollFd::new(task.channel.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
-            Err(Errno::EINTR) => {}
-            other => return other.map(drop).map_err(|error| talk(error.into())),
-        }
-    }
-}
-
-/// Looks why it is over, and kills what the dead launcher left.
-fn leave(channel: &Channel, child: &UserNamespace) {
-    match channel.receive() {
-        Ok(Some(Received { message: Message::Stop, .. })) => debug!("the engine stops"),
-        _ => match child.kill_all() {
-            Ok(count) => debug!("the launcher is gone; {count} processes killed"),
-            Err(error) => error!("cannot kill what the launcher left: {error}"),
-        },
-    }
-}
-
-/// Cuts everything that ties this process to the caller: terminal, directory, descriptors, signals.
-fn detach(task: &EngineTask<'_>) -> io::Result<()> {
+/// Cuts everything that ties this process to the caller: terminal, directory, descriptors but `keep`, signals but
+/// `blocked`.
+pub(crate) fn detach(name: &CStr, keep: &[BorrowedFd<'_>], blocked: &SigSet) -> io::Result<()> {
     setsid()?;
-    prctl::set_name(match task.net {
-        NetPlan::Engine(_) => c"rl-engine",
-        NetPlan::Loopback | NetPlan::Host => c"rl-guard",
-    })?;
-    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    prctl::set_name(name)?;
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, FileMode::empty())?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
     drop(null);
-    let mut keep = vec![task.channel.as_fd()];
-    keep.extend(task.pcap.iter().map(|file| file.as_fd()));
-    close_all_except(&keep)?;
+    close_all_except(keep)?;
     chdir("/")?;
-    // A reader of stderr that went away must not stop the network.
+    // A reader of stderr that went away must not stop the network, nor the guard.
     set_disposition(Signal::SIGPIPE, Disposition::Ignore);
-    // What asks for a report is read from a descriptor; without an engine there is nothing to report.
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::from(stats::REQUEST)), None)?;
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(blocked), None)?;
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 
+use forwarder::error::PortError;
 use netstack::error::ConfigError;
 use nix::sys::signal::Signal;
 use thiserror::Error;
@@ -45,6 +46,37 @@ pub enum UsageError {
         #[source]
         source: io::Error,
     },
+    /// A file of `--publish-file` could not be read.
+    #[error("cannot read the ports in {path:?}")]
+    PublishFile {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: PortFileError,
+    },
+    /// A port that cannot be published.
+    #[error("cannot publish {spec}")]
+    Publish {
+        /// The forward.
+        spec: String,
+        /// Why.
+        #[source]
+        source: PortError,
+    },
+    /// Two forwards want the same port of the host.
+    #[error("{spec} and {other} both want the host's {place}")]
+    PublishedTwice {
+        /// The one that came second.
+        spec: String,
+        /// The one that came first.
+        other: String,
+        /// What both want.
+        place: String,
+    },
+    /// `--publish auto` more than once.
+    #[error("--publish auto is given twice")]
+    AutoTwice,
     /// An option that needs the engine, without the engine.
     #[error("{option} has no meaning with --net={net}: there is no engine")]
     NeedsEngine {
@@ -53,6 +85,21 @@ pub enum UsageError {
         /// The value of `--net`.
         net: &'static str,
     },
+}
+
+/// What is wrong with a file that lists ports.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PortFileError {
+    /// open(2), read(2), or not UTF-8.
+    #[error(transparent)]
+    Read(io::Error),
+    /// It is not TOML, or not a list of ports.
+    #[error(transparent)]
+    Toml(toml::de::Error),
+    /// It begins with a brace and is not JSON, or not a list of ports.
+    #[error(transparent)]
+    Json(serde_json::Error),
 }
 
 /// A launch that did not come to its end; exit status 1, or 126 and 127 as a shell does if CMD cannot run.
@@ -65,9 +112,12 @@ pub enum LaunchError {
     /// A step of the launch failed.
     #[error(transparent)]
     Failed(#[from] Failure),
-    /// The engine process (or the guard in its place) ended before CMD; CMD was killed.
+    /// The engine process ended before CMD; CMD was killed.
     #[error("the engine process {0}; the command was killed")]
     EngineDied(Ending),
+    /// The process that guards the child ended before CMD; CMD was killed.
+    #[error("the guard process {0}; the command was killed")]
+    GuardDied(Ending),
     /// The child ended before it could run CMD and said nothing.
     #[error("the child process {0} before it could run the command")]
     ChildDied(Ending),
@@ -213,6 +263,12 @@ steps! {
     Engine = 11: "run the network engine:",
     /// PR_SET_PDEATHSIG and the like.
     Guard = 12: "guard the child against orphanage:",
+    /// clone3(2) of the guard process.
+    ForkGuard = 13: "start the guard process",
+    /// The sandbox of the engine, with `--sandbox=on`.
+    Confine = 14: "confine the engine:",
+    /// setns(2).
+    Join = 15: "join",
 }
 
 #[cfg(test)]

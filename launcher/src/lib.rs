@@ -1,12 +1,14 @@
 //! Runs a command in its own namespaces, without root, behind a usermode network engine.
 //!
-//! Three processes: the launcher ([`parent`]) stays where it was called and waits; the engine ([`engine`]) owns the
-//! TAP and the host's sockets; the child ([`child`]) sets up its namespaces and becomes CMD. [`plan`] decides,
+//! Four processes: the launcher ([`parent`]) stays where it was called and waits; the engine ([`engine`]) owns the
+//! TAP and the host's sockets and nothing else ([`sandbox`]); the guard ([`guard`]) sees to it that nothing outlives
+//! the launcher; the child ([`child`]) sets up its namespaces and becomes CMD. [`plan`] decides,
 //! [`apply`] does, [`handshake`] brings the three together.
 
 pub mod agent;
 pub mod api;
 pub mod apply;
+pub mod carrier;
 pub mod check;
 pub mod child;
 pub mod cli;
@@ -14,8 +16,10 @@ pub mod client;
 pub mod engine;
 pub mod enter;
 pub mod error;
+pub mod guard;
 pub mod handshake;
 pub mod hint;
+pub mod holder;
 pub mod join;
 pub mod logger;
 pub mod netlink;

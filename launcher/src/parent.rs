@@ -5,9 +5,11 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
+use forwarder::spec::PortFile;
 use log::{debug, warn};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -21,12 +23,14 @@ use crate::apply::idmap::Mapping;
 use crate::child::{self, ChildTask, Inherited};
 use crate::cli::RunArgs;
 use crate::engine::{self, EngineTask, Report};
-use crate::error::{Ending, Failure, LaunchError, Step, UsageError};
+use crate::error::{Ending, Failure, LaunchError, PortFileError, Step, UsageError};
+use crate::guard::Guard;
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
 use crate::handshake::state::{Action, Link, ParentHandshake, Peer};
 use crate::plan::Plan;
 use crate::plan::net::NetPlan;
+use crate::sandbox::Mode;
 use crate::signals::{Received, Signals};
 use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork};
@@ -39,7 +43,7 @@ use crate::sys::wait::{self, AfterStop, Event};
 /// The launch failed, or the engine died before CMD.
 pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
     let facts = apply::facts::collect();
-    let plan = Plan::new(args, &policy_text(&args.policy)?, &facts)?;
+    let plan = Plan::new(args, &policy_text(&args.policy)?, &port_files(&args.publish_file)?, &facts)?;
     let pcap = args.pcap.as_ref().map(|path| {
         File::create(path).map_err(|source| UsageError::PcapFile { path: path.display().to_string(), source })
     });
@@ -54,7 +58,8 @@ pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
     prctl::set_child_subreaper(true).map_err(prepare("subreaper"))?;
 
     let inherited = Inherited { mask: signals.inherited_mask(), sigpipe: inherited_sigpipe(), sigchld };
-    let mut processes = Processes::start(&plan, &cmd, inherited, pcap.as_ref(), report(args))?;
+    let mut processes =
+        Processes::start(&plan, &cmd, inherited, pcap.as_ref(), report(args), args.sandbox.into())?;
     drop(pcap);
     processes.supervise(&signals, link(&plan))
 }
@@ -62,11 +67,14 @@ pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
 /// Everything that runs because of this launch. Dropping it ends and reaps all of it.
 struct Processes {
     child: Option<Pid>,
+    /// `None` if there is nothing to serve, or when it is dead.
     engine: Option<Pid>,
+    /// `None` until there is somebody to guard.
+    guard: Option<Guard>,
     namespace: Option<UserNamespace>,
     /// Closed when the child has executed CMD.
     to_child: Option<Channel>,
-    to_engine: Channel,
+    to_engine: Option<Channel>,
 }
 
 impl Processes {
@@ -77,6 +85,7 @@ impl Processes {
         inherited: Inherited,
         pcap: Option<&File>,
         report: Report,
+        sandbox: Mode,
     ) -> Result<Self, LaunchError> {
         let (to_child, childs_end) = Channel::pair().map_err(prepare("a socket"))?;
         let parent = getpid();
@@ -90,27 +99,31 @@ impl Processes {
         };
         drop(childs_end);
         // From here on, whatever fails, both are ended.
-        let (to_engine, engines_end) = Channel::pair().map_err(prepare("a socket"))?;
         let mut processes = Processes {
             child: Some(child),
             engine: None,
+            guard: None,
             namespace: None,
             to_child: Some(to_child),
-            to_engine,
+            to_engine: None,
         };
         let mapping = Mapping::start(&plan.ids, child);
         let namespace = UserNamespace::of(child).map_err(prepare("the child's user namespace"))?;
-        // The engine does not report by SIGCHLD: the end of its channel does, and waiting for CMD's orphans
-        // never finds it.
-        let fork = clone::fork(CloneFlags::empty(), ExitSignal::None);
-        let engine = match fork.map_err(|error| Failure::new(Step::ForkEngine, "", error))? {
-            Fork::Parent(engine) => engine,
-            Fork::Child => engine::main(&EngineTask { net: &plan.net, pcap, report, channel: &engines_end }),
-        };
-        processes.engine = Some(engine);
-        drop(engines_end);
-        processes.to_engine.send(&Message::Guard, Some(namespace.as_fd())).map_err(talk)?;
+        processes.guard = Some(Guard::start(&namespace)?);
         processes.namespace = Some(namespace);
+        if let NetPlan::Engine(net) = &plan.net {
+            let (to_engine, engines_end) = Channel::pair().map_err(prepare("a socket"))?;
+            // The engine does not report by SIGCHLD: the end of its channel does, and waiting for CMD's orphans
+            // never finds it.
+            let fork = clone::fork(CloneFlags::empty(), ExitSignal::None);
+            processes.engine = match fork.map_err(|error| Failure::new(Step::ForkEngine, "", error))? {
+                Fork::Parent(engine) => Some(engine),
+                Fork::Child => {
+                    engine::main(&EngineTask { net, sandbox, pcap, report, channel: &engines_end })
+                }
+            };
+            processes.to_engine = Some(to_engine);
+        }
 
         let last_gid =
             mapping.finish().map_err(|failure| processes.childs_own_failure().unwrap_or(failure))?;
@@ -139,6 +152,9 @@ impl Processes {
             if ready.engine {
                 self.handle_engine(&mut handshake)?;
             }
+            if ready.guard {
+                self.handle_guards_end()?;
+            }
             if ready.child {
                 self.handle_child(&mut handshake)?;
             }
@@ -159,23 +175,29 @@ impl Processes {
     }
 
     fn wait(&self, signals: &Signals) -> Result<Ready, LaunchError> {
-        let mut fds = vec![
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.to_engine.as_fd(), PollFlags::POLLIN),
+        let sources = [
+            Some(signals.as_fd()),
+            self.to_engine.as_ref().map(AsFd::as_fd),
+            self.to_child.as_ref().map(AsFd::as_fd),
+            self.guard.as_ref().map(AsFd::as_fd),
         ];
-        fds.extend(self.to_child.iter().map(|channel| PollFd::new(channel.as_fd(), PollFlags::POLLIN)));
+        let mut fds: Vec<PollFd<'_>> =
+            sources.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         loop {
             match poll(&mut fds, PollTimeout::NONE) {
                 Err(Errno::EINTR) => {}
                 other => break other.map(drop).map_err(prepare("poll"))?,
             }
         }
-        let is_ready = |index: usize| fds.get(index).and_then(PollFd::any).unwrap_or(false);
-        Ok(Ready { signals: is_ready(0), engine: is_ready(1), child: is_ready(2) })
+        let mut results = fds.iter();
+        let [signals, engine, child, guard] =
+            sources.map(|source| source.is_some() && results.next().and_then(PollFd::any).unwrap_or(false));
+        Ok(Ready { signals, engine, child, guard })
     }
 
     fn handle_engine(&mut self, handshake: &mut ParentHandshake) -> Result<(), LaunchError> {
-        match self.to_engine.receive().map_err(talk)? {
+        let Some(channel) = &self.to_engine else { return Ok(()) };
+        match channel.receive().map_err(talk)? {
             Some(received) => self.perform(handshake.handle_message(Peer::Engine, received.message)?, None),
             None => {
                 let Some(engine) = self.engine.take() else { return Ok(()) };
@@ -183,6 +205,14 @@ impl Processes {
                     wait::wait_end(engine).map_err(prepare("waiting for the engine"))?,
                 ))
             }
+        }
+    }
+
+    fn handle_guards_end(&mut self) -> Result<(), LaunchError> {
+        let ending = self.guard.as_mut().and_then(|guard| guard.wait_end().transpose());
+        match ending.transpose().map_err(prepare("waiting for the guard"))? {
+            Some(ending) => Err(LaunchError::GuardDied(ending)),
+            None => Ok(()),
         }
     }
 
@@ -205,7 +235,7 @@ impl Processes {
             Action::Wait => Ok(()),
             // An engine that is dead will be noticed by its channel.
             Action::PassTap => {
-                let _ = self.to_engine.send(&Message::Serve, fd.as_ref().map(AsFd::as_fd));
+                let _ = self.tell_engine(&Message::Serve, fd.as_ref().map(AsFd::as_fd));
                 Ok(())
             }
             Action::Execute => {
@@ -218,6 +248,10 @@ impl Processes {
 
     fn tell_child(&self, message: &Message) -> io::Result<()> {
         self.to_child.as_ref().map_or(Ok(()), |channel| channel.send(message, None))
+    }
+
+    fn tell_engine(&self, message: &Message, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        self.to_engine.as_ref().map_or(Ok(()), |channel| channel.send(message, fd))
     }
 
     /// Hands to CMD what was sent to the launcher alone. What the terminal sends goes to the whole process group,
@@ -282,7 +316,8 @@ impl Processes {
     fn finish(&mut self, ending: Ending) -> Result<Ending, LaunchError> {
         self.sweep();
         // If the engine died in this moment, CMD's own end counts.
-        let _ = self.to_engine.send(&Message::Stop, None);
+        let _ = self.tell_engine(&Message::Stop, None);
+        self.guard.iter().for_each(Guard::dismiss);
         if let Some(engine) = self.engine.take() {
             wait::wait_end(engine).map_err(prepare("waiting for the engine"))?;
         }
@@ -330,6 +365,7 @@ struct Ready {
     signals: bool,
     engine: bool,
     child: bool,
+    guard: bool,
 }
 
 /// Reaps what is dead; says whether anybody is left.
@@ -377,6 +413,21 @@ fn policy_text(rules: &[String]) -> Result<String, UsageError> {
         text.push('\n');
     }
     Ok(text)
+}
+
+/// The contents of each file, which is JSON if it begins with a brace and TOML otherwise.
+fn port_files(paths: &[PathBuf]) -> Result<Vec<PortFile>, UsageError> {
+    let read = |path: &PathBuf| {
+        let text = fs::read_to_string(path).map_err(PortFileError::Read)?;
+        if text.trim_start().starts_with('{') {
+            return serde_json::from_str(&text).map_err(PortFileError::Json);
+        }
+        toml::from_str(&text).map_err(PortFileError::Toml)
+    };
+    let named = |path: &PathBuf| {
+        read(path).map_err(|source| UsageError::PublishFile { path: path.display().to_string(), source })
+    };
+    paths.iter().map(named).collect()
 }
 
 fn prepare<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> Failure {

@@ -68,12 +68,12 @@ struct StatsReport<'a>(&'a Driver);
 impl fmt::Display for StatsReport<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stats = self.0.stats();
-        let link = self.0.tap().capabilities();
+        let link = self.0.link().capabilities();
         let on = |on: bool| if on { "on" } else { "off" };
         writeln!(
             f,
             "tap {}: checksum {}, tso4 {}, tso6 {}, uso {}",
-            self.0.tap().name(),
+            self.0.link().name(),
             on(link.checksum),
             on(link.tso4),
             on(link.tso6),
@@ -172,7 +172,7 @@ fn phase(phase: Phase) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use netstack::flow::{FlowId, FlowKey};
+    use netstack::flow::{FlowId, FlowKey, OpenedBy};
 
     use super::*;
 
@@ -184,6 +184,7 @@ mod tests {
                 child: SocketAddr::from(([10, 0, 42, 100], 40_000)),
                 remote: SocketAddr::from(([192, 0, 2, 1], 443)),
             },
+            opened_by: OpenedBy::Child,
             phase: Some(Phase::Open),
             bytes_from_child: 1234,
             bytes_to_child: 56,

@@ -97,6 +97,8 @@ pub enum Action {
         gso: Option<u16>,
         /// TTL and fragmentation.
         hop: Hop,
+        /// Source address on the host's side, where it is not the kernel's to choose.
+        local: Option<IpAddr>,
     },
 }
 
@@ -116,6 +118,8 @@ pub enum ConnectError {
     Forbidden,
     /// EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL.
     Resources,
+    /// The address or interface that the socket was to be bound to is not there.
+    NoOutbound,
 }
 
 /// An ICMP error the host received for a datagram (`IP_RECVERR`).
@@ -175,4 +179,6 @@ pub enum OpenError {
     Unreachable,
     /// EMFILE, ENFILE, ENOBUFS, ENOMEM.
     Resources,
+    /// The address or interface that the socket was to be bound to is not there.
+    NoOutbound,
 }

@@ -5,27 +5,30 @@
 //! the child's. Nothing else lives on the link, so requests for any other address stay unanswered: an answer
 //! would look like an address conflict to a child that probes its own address before use.
 //!
+//! With [`Addressing::Copied`] the link stands for a network of the host's: requests for others are answered as
+//! well (proxy ARP), but for the child's address, probes and announcements.
+//!
 //! *Not handled:* RARP, hardware other than Ethernet, announcements of our own addresses (they are fixed
-//! and nobody can hold an older mapping), proxy ARP (the child routes what is off-link by the gateway).
+//! and nobody can hold an older mapping).
 //!
 //! *States and timers:* none. The caller keeps what was learned in its neighbour table.
 //!
 //! *Data flow:* ARP payload from the child → [`ArpResponder::handle`] → [`ArpOutcome`]: who spoke, and the
 //! answer if there is one. To find a child's address, [`ArpResponder::request`] goes to Ethernet broadcast.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 
-use crate::config::{Ipv4Net, Ipv4Plan};
+use crate::config::{Addressing, Config, Ipv4Plan};
 use crate::error::DropReason;
 
-/// Answers for the gateway and the DNS address.
+/// Answers for the gateway and the engine's other addresses.
 #[derive(Clone, Debug)]
 pub struct ArpResponder {
     mac: [u8; 6],
-    subnet: Ipv4Net,
-    gateway: Ipv4Addr,
-    dns: Ipv4Addr,
+    plan: Ipv4Plan,
+    own: Vec<Ipv4Addr>,
+    addressing: Addressing,
 }
 
 /// What an ARP message asks the stack to do.
@@ -48,9 +51,13 @@ pub struct ArpReply {
 }
 
 impl ArpResponder {
-    /// Answers with `mac` for the gateway and DNS addresses of `plan`.
-    pub fn new(mac: [u8; 6], plan: &Ipv4Plan) -> Self {
-        ArpResponder { mac, subnet: plan.subnet, gateway: plan.gateway, dns: plan.dns }
+    /// Answers with `mac` for the addresses that `config` gives the engine.
+    pub fn new(mac: [u8; 6], config: &Config) -> Self {
+        let own = config.own_addresses().filter_map(|address| match address {
+            IpAddr::V4(v4) => Some(v4),
+            IpAddr::V6(_) => None,
+        });
+        ArpResponder { mac, plan: *config.ipv4(), own: own.collect(), addressing: config.addressing() }
     }
 
     /// Takes the payload of an ARP frame; bytes after the message are Ethernet padding.
@@ -74,7 +81,7 @@ impl ArpResponder {
             return Err(DropReason::ArpIgnored);
         }
         let reply = match [message[OPERATION.start], message[OPERATION.start + 1]] {
-            REQUEST if self.owns(target_ip) => Some(ArpReply {
+            REQUEST if self.answers_for(target_ip, sender_ip) => Some(ArpReply {
                 dst_mac: sender_mac,
                 payload: self.message(REPLY, target_ip, sender_mac, sender_ip),
             }),
@@ -87,22 +94,30 @@ impl ArpResponder {
 
     /// "Who has `target`", asked by the gateway. The Ethernet destination is broadcast.
     pub fn request(&self, target: Ipv4Addr) -> [u8; MESSAGE_LEN] {
-        self.message(REQUEST, self.gateway, [0; 6], target)
+        self.message(REQUEST, self.plan.gateway, [0; 6], target)
     }
 
     fn owns(&self, address: Ipv4Addr) -> bool {
-        address == self.gateway || address == self.dns
+        self.own.contains(&address)
+    }
+
+    fn answers_for(&self, target: Ipv4Addr, sender: Ipv4Addr) -> bool {
+        let probe_or_announcement = sender.is_unspecified() || sender == target;
+        let proxy = self.addressing == Addressing::Copied && !probe_or_announcement;
+        self.owns(target) || (proxy && target != self.plan.child && self.may_be_host(target))
     }
 
     /// Addresses outside the subnet are welcome: the child may route for networks of its own.
     fn may_be_child(&self, address: Ipv4Addr) -> bool {
+        self.may_be_host(address) && !self.owns(address)
+    }
+
+    fn may_be_host(&self, address: Ipv4Addr) -> bool {
         !(address.octets()[0] == 0
             || address.is_loopback()
             || address.is_multicast()
             || address.is_broadcast()
-            || address == self.subnet.network()
-            || address == self.subnet.broadcast()
-            || self.owns(address))
+            || self.plan.subnet.is_reserved(address))
     }
 
     fn message(
@@ -164,7 +179,13 @@ mod tests {
     const DNS: Ipv4Addr = Ipv4Addr::new(10, 0, 42, 3);
 
     fn responder() -> ArpResponder {
-        ArpResponder::new(ENGINE, &Ipv4Plan::for_subnet("10.0.42.0/24".parse().unwrap()))
+        ArpResponder::new(ENGINE, &Config::builder().build().unwrap())
+    }
+
+    /// The responder on a link that stands for the host's network.
+    fn proxy() -> ArpResponder {
+        let config = Config::builder().addressing(Addressing::Copied);
+        ArpResponder::new(ENGINE, &config.build().unwrap())
     }
 
     fn message(
@@ -211,6 +232,18 @@ mod tests {
             let outcome = responder().handle(&request(CHILD_IP, target)).unwrap();
             assert_eq!(outcome, ArpOutcome { sender: Some((CHILD_IP, CHILD)), reply: None });
         }
+    }
+
+    #[test]
+    fn a_copied_network_is_answered_for_but_for_the_child() {
+        let other = Ipv4Addr::new(10, 0, 42, 77);
+        let outside = Ipv4Addr::new(192, 0, 2, 1);
+        let answers = |sender, target| proxy().handle(&request(sender, target)).unwrap().reply.is_some();
+        assert!(answers(CHILD_IP, other) && answers(CHILD_IP, outside) && answers(CHILD_IP, GATEWAY));
+        assert!(!answers(other, CHILD_IP), "the child's own address");
+        assert!(!answers(Ipv4Addr::UNSPECIFIED, other), "a probe");
+        assert!(!answers(other, other), "an announcement");
+        assert!(!answers(CHILD_IP, Ipv4Addr::new(10, 0, 42, 255)));
     }
 
     #[test]

@@ -27,12 +27,54 @@ pub trait FrameObserver {
     fn to_child(&mut self, now: Instant, frame: &[u8], offload: Offload);
 }
 
+/// When a capture ends by itself; the default is never.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CaptureLimit {
+    /// Most frames.
+    pub frames: Option<u64>,
+    /// Most bytes of the file. The frame that does not fit any more ends the capture.
+    pub bytes: Option<u64>,
+}
+
+/// How far a capture is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CaptureStatus {
+    /// Frames written.
+    pub frames: u64,
+    /// Bytes written, with all headers.
+    pub bytes: u64,
+    /// Whether more will come.
+    pub state: CaptureState,
+}
+
+impl CaptureStatus {
+    /// Whether more frames will be written.
+    pub fn is_running(&self) -> bool {
+        self.state == CaptureState::Running
+    }
+}
+
+/// Whether a capture goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CaptureState {
+    /// Frames are written.
+    Running,
+    /// The limit ended it.
+    LimitReached,
+    /// A write failed.
+    Failed,
+}
+
 /// Writes frames as classic pcap with nanosecond timestamps (draft-ietf-opsawg-pcap), in the machine's byte
 /// order, one write per frame.
 #[derive(Debug)]
 pub struct PcapWriter<W> {
     out: W,
     unix_micros_at_zero: i64,
+    limit: CaptureLimit,
+    frames: u64,
+    bytes: u64,
     state: State,
     /// One record; reused.
     record: Vec<u8>,
@@ -45,8 +87,20 @@ impl<W: io::Write> PcapWriter<W> {
     /// Writes the file header to `out`. `unix_micros_at_zero` is the wall clock at [`Instant::ZERO`], in
     /// microseconds since 1970.
     pub fn new(out: W, unix_micros_at_zero: i64) -> Self {
-        let mut writer =
-            PcapWriter { out, unix_micros_at_zero, state: State::Writing, record: Vec::with_capacity(2048) };
+        Self::with_limit(out, unix_micros_at_zero, CaptureLimit::default())
+    }
+
+    /// Like [`PcapWriter::new`]; ends by itself at `limit`.
+    pub fn with_limit(out: W, unix_micros_at_zero: i64, limit: CaptureLimit) -> Self {
+        let mut writer = PcapWriter {
+            out,
+            unix_micros_at_zero,
+            limit,
+            frames: 0,
+            bytes: 0,
+            state: State::Writing,
+            record: Vec::with_capacity(2048),
+        };
         writer.record.extend_from_slice(&MAGIC_NANOSECONDS.to_ne_bytes());
         for version in [2u16, 4] {
             writer.record.extend_from_slice(&version.to_ne_bytes());
@@ -79,6 +133,16 @@ impl<W: io::Write> PcapWriter<W> {
         }
     }
 
+    /// How far it is.
+    pub fn status(&self) -> CaptureStatus {
+        let state = match self.state {
+            State::Writing => CaptureState::Running,
+            State::Full => CaptureState::LimitReached,
+            State::Failed(_) | State::Ended => CaptureState::Failed,
+        };
+        CaptureStatus { frames: self.frames, bytes: self.bytes, state }
+    }
+
     /// Gives `out` back.
     pub fn into_inner(self) -> W {
         self.out
@@ -106,13 +170,30 @@ impl<W: io::Write> PcapWriter<W> {
             // A frame without a transport header we know stays as it is.
             let _ = checksum::complete_partial(copy);
         }
-        self.write_record();
+        if self.limit.bytes.is_some_and(|limit| self.bytes + self.record.len() as u64 > limit) {
+            return self.end_at_limit();
+        }
+        if self.write_record() {
+            self.frames += 1;
+        }
+        if self.limit.frames.is_some_and(|limit| self.frames >= limit) {
+            self.end_at_limit();
+        }
     }
 
-    fn write_record(&mut self) {
-        if let Err(error) = self.out.write_all(&self.record) {
-            self.state = State::Failed(error);
+    fn end_at_limit(&mut self) {
+        self.flush();
+        if matches!(self.state, State::Writing) {
+            self.state = State::Full;
         }
+    }
+
+    fn write_record(&mut self) -> bool {
+        match self.out.write_all(&self.record) {
+            Ok(()) => self.bytes += self.record.len() as u64,
+            Err(error) => self.state = State::Failed(error),
+        }
+        matches!(self.state, State::Writing)
     }
 }
 
@@ -129,6 +210,8 @@ impl<W: io::Write> FrameObserver for PcapWriter<W> {
 #[derive(Debug)]
 enum State {
     Writing,
+    /// The limit is reached.
+    Full,
     /// An error that nobody has asked for yet. A record may be half written, so no other follows.
     Failed(io::Error),
     Ended,
@@ -196,6 +279,20 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_ends_the_capture_before_it_is_passed() {
+        let mut pcap = PcapWriter::with_limit(Vec::new(), 0, CaptureLimit { frames: Some(2), bytes: None });
+        assert!(pcap.status().is_running());
+        (0..3).for_each(|_| pcap.from_child(Instant::ZERO, &[0; 60], Offload::default()));
+        let status = CaptureStatus { frames: 2, bytes: 24 + 2 * 76, state: CaptureState::LimitReached };
+        assert_eq!(pcap.status(), status);
+        assert_eq!(pcap.into_inner().len() as u64, status.bytes);
+        let mut pcap = PcapWriter::with_limit(Vec::new(), 0, CaptureLimit { frames: None, bytes: Some(150) });
+        (0..3).for_each(|_| pcap.from_child(Instant::ZERO, &[0; 60], Offload::default()));
+        assert_eq!(pcap.status(), CaptureStatus { frames: 1, bytes: 100, state: CaptureState::LimitReached });
+        assert!(pcap.take_error().is_none());
+    }
+
+    #[test]
     fn times_before_1970_do_not_wrap() {
         let mut pcap = PcapWriter::new(Vec::new(), -5);
         pcap.from_child(Instant::from_micros(3), &[], Offload::default());
@@ -227,6 +324,7 @@ mod tests {
         assert!(pcap.take_error().is_none());
         pcap.from_child(Instant::ZERO, &[], Offload::default());
         assert!(pcap.take_error().is_none());
+        assert_eq!(pcap.status(), CaptureStatus { frames: 0, bytes: 24, state: CaptureState::Failed });
         assert_eq!(pcap.into_inner().0, 26);
     }
 }

@@ -1,6 +1,6 @@
 //! Errors and drop reasons, never mixed: an error is somebody's mistake, a drop is a packet's fate.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use thiserror::Error;
 
@@ -114,11 +114,29 @@ pub enum DropReason {
     /// The engine itself is the destination and serves nothing on that port.
     #[error("no such service on the gateway")]
     NoSuchService,
+    /// IPv4 while the child is not offered IPv4.
+    #[error("IPv4 is off")]
+    Ipv4Off,
+    /// A question while DNS is switched off.
+    #[error("DNS is off")]
+    DnsOff,
+    /// A map means the host's own address, and the host has none of that family (the child was told).
+    #[error("the host has no address")]
+    NoHostAddress,
+    /// The address or interface that the host's sockets are to be bound to is not there.
+    #[error("outbound address or interface is not there")]
+    NoOutbound,
+    /// Nobody on the child's link answers for the address that a packet to the child goes to.
+    #[error("no answer to ARP or neighbour discovery")]
+    NeighborUnknown,
+    /// The table of UDP sessions is full (`limits.udp_sessions`).
+    #[error("UDP session table full")]
+    UdpSessionsFull,
 }
 
 impl DropReason {
     /// Every reason, in counter order.
-    pub const ALL: [DropReason; 35] = [
+    pub const ALL: [DropReason; 41] = [
         DropReason::Truncated,
         DropReason::Malformed,
         DropReason::UnknownEtherType,
@@ -154,7 +172,45 @@ impl DropReason {
         DropReason::ToChildQueueFull,
         DropReason::TapWriteFailed,
         DropReason::NoSuchService,
+        DropReason::Ipv4Off,
+        DropReason::DnsOff,
+        DropReason::NoHostAddress,
+        DropReason::NoOutbound,
+        DropReason::NeighborUnknown,
+        DropReason::UdpSessionsFull,
     ];
+}
+
+/// Why something of the host's cannot be carried to the child.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ForwardError {
+    /// Nobody can appear to the child as this: unspecified, loopback, a group, on the child's own link but not the
+    /// gateway, of another family than the destination, or port 0.
+    #[error("{0} cannot be a source for the child")]
+    Source(SocketAddr),
+    /// Not an address that packets to the child may carry: unspecified, loopback, a group, one of the engine's own,
+    /// or port 0.
+    #[error("{0} is no address of the child")]
+    Child(SocketAddr),
+    /// The child has no IPv6.
+    #[error("IPv6 is off")]
+    Ipv6Off,
+    /// `limits.flows` is reached.
+    #[error("the flow table is full")]
+    FlowTableFull,
+    /// `limits.half_open` is reached.
+    #[error("too many connections wait for the child")]
+    HalfOpenFull,
+    /// `limits.buffer_bytes` is reached.
+    #[error("the memory for buffers is used up")]
+    BufferMemoryFull,
+    /// No port of the source is free towards that destination.
+    #[error("every port of {0} is taken")]
+    PortsTaken(IpAddr),
+    /// Nobody can be asked for the Ethernet address: too many questions are open.
+    #[error("too many neighbours are being looked for")]
+    TooManyNeighbors,
 }
 
 /// A configuration that cannot work; each variant carries the offending value.
@@ -168,7 +224,7 @@ pub enum ConfigError {
     #[error("{0} is not a network address (host bits are set)")]
     CidrHostBits(String),
     /// The subnet does not hold gateway, DNS, child and a DHCP pool.
-    #[error("{0} is too small: the IPv4 prefix has to be between 8 and 25")]
+    #[error("{0} is too small: the IPv4 prefix has to be between 1 and 25")]
     CidrTooSmall(String),
     /// Only /64 works for SLAAC.
     #[error("{0}: the IPv6 prefix has to be /64")]
@@ -187,9 +243,30 @@ pub enum ConfigError {
     /// Two roles share an address.
     #[error("{0} has more than one role (gateway, DNS, child)")]
     AddressConflict(IpAddr),
-    /// MTU outside 576..=65520 (1280 with IPv6).
-    #[error("MTU {0} is outside {1}..=65520")]
+    /// MTU outside 576..=65521 (1280 with IPv6).
+    #[error("MTU {0} is outside {1}..=65521")]
     Mtu(u16, u16),
+    /// Neither IPv4 nor IPv6.
+    #[error("IPv4 and IPv6 cannot both be off")]
+    NoFamily,
+    /// Not an address that one machine can have.
+    #[error("{0} is not the address of a host")]
+    NotAHost(IpAddr),
+    /// An address of the other family than is needed here.
+    #[error("{0} is of the wrong address family")]
+    OtherFamily(IpAddr),
+    /// Two maps for one address.
+    #[error("{0} is mapped twice")]
+    MappedTwice(IpAddr),
+    /// More address maps than this.
+    #[error("there are more than {0} address maps")]
+    TooManyMaps(usize),
+    /// More static names than this.
+    #[error("there are more than {0} static names")]
+    TooManyNames(usize),
+    /// Not the name of a network interface.
+    #[error("{0:?} is not the name of a network interface")]
+    InterfaceName(String),
     /// A limit of zero.
     #[error("limit {0} has to be at least {1}")]
     LimitTooSmall(&'static str, usize),

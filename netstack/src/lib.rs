@@ -12,7 +12,7 @@
 //! | words | [`error`], [`stats`], [`time`], [`frame`], [`action`], [`config`] | what the others speak of |
 //! | wire | [`packet`], [`offload`], [`icmp`] | bytes to fields and back |
 //! | services | [`arp`], [`ndp`], [`dhcp`], [`dns`], [`neighbor`] | protocols that the engine answers itself |
-//! | flows | [`flow`], [`timer`], [`tcp`], [`udp`] | conversations that cross to the host |
+//! | flows | [`flow`], [`timer`], [`tcp`], [`udp`], [`mod@forward`] | conversations that cross to the host |
 //! | stack | [`mod@stack`] | [`Stack`]: dispatch, policy, and the contract of the run loop |
 //! | observers | [`capture`] | see frames, change nothing |
 //! | driver | `driver`, `sys` | everything impure; feature `driver` |
@@ -31,6 +31,7 @@ pub mod dhcp;
 pub mod dns;
 pub mod error;
 pub mod flow;
+pub mod forward;
 pub mod frame;
 pub mod icmp;
 pub mod ndp;
@@ -58,5 +59,7 @@ pub use error::{ConfigError, DropReason};
 pub use frame::{Frame, FrameOut, LinkCapabilities};
 pub use stack::Stack;
 pub use stats::Stats;
+#[cfg(feature = "driver")]
+pub use sys::link::{Link, PacketSocket, PacketSocketError};
 #[cfg(feature = "driver")]
 pub use sys::tap::{Tap, TapError};

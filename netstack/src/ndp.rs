@@ -4,7 +4,10 @@
 //! *Goal:* the child finds the Ethernet address of the gateway and of the DNS server, configures itself by
 //! SLAAC while IPv6 is offered, and stops using IPv6 at once when it no longer is.
 //!
-//! *Not handled:* redirects, proxying, advertisements of other routers, SEND, and duplicate address
+//! With [`Addressing::Copied`] the link stands for a network of the host's: solicitations for others are answered
+//! as well, but for the child's addresses, link-local ones and probes.
+//!
+//! *Not handled:* redirects, advertisements of other routers, SEND, and duplicate address
 //! detection of our own addresses (they are fixed; a child that probes one is answered). The
 //! randomisation of advertisement times is left out: it keeps several routers on one link apart, and this
 //! link has one.
@@ -28,12 +31,12 @@
 //! *Data flow:* ICMPv6 from the child → [`NdpResponder::handle`] → [`NdpOutcome`]: who spoke, and the
 //! answer. Timer → [`NdpResponder::poll`]. The caller wraps messages in IPv6 with hop limit 255.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::ops::Range;
 
 use smoltcp::wire::Icmpv6Packet;
 
-use crate::config::{Config, Ipv6Plan};
+use crate::config::{Addressing, Config, Ipv6Plan};
 use crate::dhcp::search_list;
 use crate::error::DropReason;
 use crate::time::{Duration, Instant};
@@ -43,6 +46,10 @@ use crate::time::{Duration, Instant};
 pub struct NdpResponder {
     mac: [u8; 6],
     plan: Ipv6Plan,
+    own: Vec<Ipv6Addr>,
+    /// DNS servers to tell of; at most [`RDNSS_MAX`].
+    dns: Vec<Ipv6Addr>,
+    addressing: Addressing,
     mtu: u16,
     /// Search domains as a DNSSL option carries them, padded; empty without any.
     search: Vec<u8>,
@@ -98,9 +105,16 @@ impl NdpResponder {
     pub fn new(mac: [u8; 6], config: &Config) -> Self {
         let mut search = search_list(&config.dns().search, DNSSL_NAMES_MAX);
         search.resize(search.len().next_multiple_of(8), 0);
+        let v6 = |address| match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(v6) => Some(v6),
+        };
         NdpResponder {
             mac,
             plan: *config.ipv6(),
+            own: config.own_addresses().filter_map(v6).chain([Ipv6Plan::GATEWAY_LINK_LOCAL]).collect(),
+            dns: config.announced_dns().filter_map(v6).take(RDNSS_MAX).collect(),
+            addressing: config.addressing(),
             mtu: config.mtu(),
             search,
             state: State::Silent,
@@ -219,7 +233,7 @@ impl NdpResponder {
         if probe && (link_layer.is_some() || dst != solicited_node(target)) {
             return Err(DropReason::Malformed);
         }
-        let reply = self.owns(target).then(|| {
+        let reply = self.answers_for(target, src).then(|| {
             let (dst, flags) = if probe { (ALL_NODES, OVERRIDE) } else { (src, OVERRIDE | SOLICITED) };
             let router = if self.state == State::Offered { ROUTER } else { 0 };
             let message =
@@ -279,7 +293,9 @@ impl NdpResponder {
         message.extend(router_lifetime);
         message.extend([0; 8]); // reachable time and retransmission timer: the child's own
 
-        message.extend([PREFIX_INFORMATION, 4, self.plan.subnet.prefix(), ON_LINK | AUTONOMOUS]);
+        // SLAAC needs 64 bits for itself (RFC 4862 section 5.5.3 d).
+        let autonomous = if self.plan.subnet.prefix() == 64 { AUTONOMOUS } else { 0 };
+        message.extend([PREFIX_INFORMATION, 4, self.plan.subnet.prefix(), ON_LINK | autonomous]);
         message.extend(lifetime(PREFIX_VALID));
         message.extend(lifetime(PREFIX_PREFERRED));
         message.extend([0; 4]);
@@ -288,9 +304,12 @@ impl NdpResponder {
         message.extend([MTU, 1, 0, 0]);
         message.extend(u32::from(self.mtu).to_be_bytes());
 
-        message.extend([RDNSS, 3, 0, 0]);
-        message.extend(lifetime(DNS_LIFETIME));
-        message.extend(self.plan.dns.octets());
+        if !self.dns.is_empty() {
+            // At most RDNSS_MAX * 2 + 1 units, which fit a byte.
+            message.extend([RDNSS, (1 + 2 * self.dns.len()) as u8, 0, 0]);
+            message.extend(lifetime(DNS_LIFETIME));
+            message.extend(self.dns.iter().flat_map(|server| server.octets()));
+        }
 
         if !self.search.is_empty() {
             // At most DNSSL_NAMES_MAX / 8 + 1 units, which fit a byte.
@@ -316,7 +335,13 @@ impl NdpResponder {
     }
 
     fn owns(&self, address: Ipv6Addr) -> bool {
-        [self.plan.gateway, self.plan.dns, Ipv6Plan::GATEWAY_LINK_LOCAL].contains(&address)
+        self.own.contains(&address)
+    }
+
+    fn answers_for(&self, target: Ipv6Addr, src: Ipv6Addr) -> bool {
+        let proxy = self.addressing == Addressing::Copied && !src.is_unspecified() && src != target;
+        let other = target != self.plan.child && !target.is_unicast_link_local() && !target.is_loopback();
+        self.owns(target) || (proxy && other && !target.is_unspecified())
     }
 
     fn learned(&self, address: Ipv6Addr, link_layer: Option<[u8; 6]>) -> Option<(Ipv6Addr, [u8; 6])> {
@@ -410,6 +435,8 @@ const PREFIX_PREFERRED: u32 = 2700;
 const PREFIX_VALID: u32 = 5400;
 /// Seconds; RFC 8106 section 5.1.
 const DNS_LIFETIME: u32 = 1800;
+/// More DNS servers than resolvers look at (resolv.conf(5), MAXNS).
+const RDNSS_MAX: usize = 8;
 /// MaxRtrAdvInterval.
 const INTERVAL: Duration = Duration::from_secs(600);
 /// MAX_INITIAL_RTR_ADVERT_INTERVAL.

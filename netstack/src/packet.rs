@@ -434,6 +434,13 @@ pub fn emit_ethernet(frame: &mut [u8], src: Mac, dst: Mac, ethertype: u16) {
     }
 }
 
+/// Writes the Ethernet destination of `frame`, which is at least that long.
+pub(crate) fn set_destination(frame: &mut [u8], dst: Mac) {
+    if let Some(field) = frame.get_mut(Ethernet::DST) {
+        field.copy_from_slice(&dst);
+    }
+}
+
 /// Writes a UDP header with a checksum of zero into the first 8 bytes of `out`.
 pub fn emit_udp(src: u16, dst: u16, payload_len: usize, out: &mut [u8]) {
     out[0..2].copy_from_slice(&src.to_be_bytes());

@@ -12,8 +12,10 @@
 //! panic or grow beyond [`Limits`](crate::config::Limits).
 
 mod dns;
+mod forward;
 mod icmp;
 mod services;
+mod settings;
 mod tcp;
 mod udp;
 
@@ -22,7 +24,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::action::{Action, DatagramError, HostEvent};
 use crate::arp::ArpResponder;
-use crate::config::{Access, Config, Ipv6Mode};
+use crate::config::{Access, Addressing, Config, DnsService, Ipv4Mode, Ipv6Mode, Ipv6Plan, MapTarget};
 use crate::dhcp::DhcpServer;
 use crate::dhcp::v6::Dhcpv6Responder;
 use crate::dns::{DnsForwarder, QueryId};
@@ -30,11 +32,12 @@ use crate::error::DropReason;
 use crate::flow::lru::LruList;
 use crate::flow::policy::{RefusalLog, Verdict};
 use crate::flow::table::FlowTable;
-use crate::flow::{FlowId, FlowKey, Protocol};
+use crate::flow::{FlowId, FlowKey, OpenedBy, Protocol};
+use crate::forward::{SessionIndex, UdpForward};
 use crate::frame::{Checksum, Frame, FrameOut, LinkCapabilities, Offload};
 use crate::icmp::{self as icmp_wire, IcmpErrorKind, RateLimit};
 use crate::ndp::NdpResponder;
-use crate::neighbor::NeighborTable;
+use crate::neighbor::{Inquiries, NeighborTable};
 use crate::offload::checksum;
 use crate::packet::{self, Ethernet, IpPacket, Mac, ethertype, protocol};
 use crate::stats::Stats;
@@ -43,9 +46,11 @@ use crate::tcp::rings::RingPool;
 use crate::tcp::{Memory, TcpFlow};
 use crate::time::{Duration, Instant};
 use crate::timer::TimerWheel;
-use crate::udp::UdpBinding;
 use crate::udp::reassembly::{FragmentKey, MoreFragments, Reassembly};
+use crate::udp::{Aliases, UdpBinding, UdpSession};
 
+pub use self::forward::Session;
+pub use self::settings::HostAddresses;
 pub use self::tcp::HostIo;
 pub use self::udp::{Datagram, ToChild};
 
@@ -59,6 +64,8 @@ pub struct FlowInfo {
     pub id: FlowId,
     /// Protocol and addresses as the child sees them.
     pub key: FlowKey,
+    /// Which side has opened it.
+    pub opened_by: OpenedBy,
     /// State of a TCP flow.
     pub phase: Option<crate::tcp::Phase>,
     /// Payload bytes from the child.
@@ -80,6 +87,8 @@ pub struct Stack {
     timers: TimerWheel,
     counts: Counts,
     udp_lru: LruList,
+    sessions: SessionIndex,
+    session_lru: LruList,
     ping_lru: LruList,
     /// Flows whose relay has to be run, each at most once.
     relay_queue: VecDeque<FlowId>,
@@ -89,6 +98,9 @@ pub struct Stack {
     /// Frames of the engine's own making.
     control: VecDeque<Vec<u8>>,
     neighbors: NeighborTable,
+    inquiries: Inquiries,
+    /// Where the next search for a free source port begins.
+    next_port: u16,
     arp: ArpResponder,
     ndp: NdpResponder,
     dhcp: DhcpServer,
@@ -98,8 +110,11 @@ pub struct Stack {
     reassembly: Reassembly,
     icmp_limit: RateLimit,
     refusals: RefusalLog,
+    /// By rule of the policy.
+    policy_hits: Vec<u64>,
     ping_forbidden_told: bool,
     host_has_ipv6: bool,
+    host_addresses: HostAddresses,
     trim_rings_at: Option<Instant>,
     fragment_id: u32,
     /// The latest frame that an action refers to.
@@ -132,6 +147,10 @@ enum FlowKind {
     Tcp(Box<TcpFlow>),
     Udp(Box<UdpBinding>),
     Ping(Box<PingBinding>),
+    /// A published UDP port: holds the socket that all its sessions share.
+    UdpForward(UdpForward),
+    /// A client of a published UDP port.
+    UdpSession(Box<UdpSession>),
     /// A query to a host resolver.
     DnsQuery(Box<dns::Upstream>),
 }
@@ -140,6 +159,7 @@ enum FlowKind {
 #[derive(Debug)]
 struct PingBinding {
     last_active: Instant,
+    aliases: Aliases,
     bytes_from_child: u64,
     bytes_to_child: u64,
 }
@@ -160,8 +180,10 @@ enum Destination {
 enum Refusal {
     /// Dropped without a word.
     Silent(DropReason),
-    /// Told to the child.
+    /// Told to the child, as a host behind a filter would.
     Prohibited(DropReason),
+    /// Told to the child, as a router without a route would.
+    Unreachable(DropReason),
 }
 
 /// What a received frame looks like once it is parsed.
@@ -201,13 +223,17 @@ impl Stack {
             timers: TimerWheel::new(),
             counts: Counts::default(),
             udp_lru: LruList::default(),
+            sessions: SessionIndex::new(config.seed),
+            session_lru: LruList::default(),
             ping_lru: LruList::default(),
             relay_queue: VecDeque::new(),
             egress_queue: VecDeque::new(),
             actions: VecDeque::new(),
             control: VecDeque::new(),
             neighbors: NeighborTable::default(),
-            arp: ArpResponder::new(config.mac, &config.ipv4),
+            inquiries: Inquiries::default(),
+            next_port: 0,
+            arp: ArpResponder::new(config.mac, &config),
             ndp: NdpResponder::new(config.mac, &config),
             dhcp: DhcpServer::new(config.mac, &config),
             dhcpv6: Dhcpv6Responder::new(config.mac, &config),
@@ -216,8 +242,10 @@ impl Stack {
             reassembly: Reassembly::new(limits.reassembly_bytes, config.timeouts.reassembly),
             icmp_limit: RateLimit::default(),
             refusals: RefusalLog::default(),
+            policy_hits: vec![0; config.policy.rules().len()],
             ping_forbidden_told: false,
             host_has_ipv6: false,
+            host_addresses: HostAddresses::default(),
             trim_rings_at: None,
             fragment_id: config.seed as u32,
             slot_in_use: None,
@@ -250,7 +278,7 @@ impl Stack {
             Some(FlowKind::Tcp(_)) => self.handle_tcp_host(now, flow, event),
             Some(FlowKind::DnsQuery(_)) => self.handle_dns_host(now, flow, event),
             Some(FlowKind::Udp(_) | FlowKind::Ping(_)) => self.handle_datagram_socket(flow, event),
-            None => {}
+            Some(FlowKind::UdpForward(_) | FlowKind::UdpSession(_)) | None => {}
         }
     }
 
@@ -271,7 +299,8 @@ impl Stack {
                 self.handle_dns_failure(now, flow);
                 Ok(())
             }
-            Some(FlowKind::Tcp(_)) | None => Ok(()),
+            Some(FlowKind::UdpForward(_)) => self.session_error_to_child(now, flow, remote, error, quoted),
+            Some(FlowKind::Tcp(_) | FlowKind::UdpSession(_)) | None => Ok(()),
         };
         let _ = self.counted(result);
     }
@@ -285,8 +314,10 @@ impl Stack {
             entry.value.wake_at = None;
             match entry.value.kind {
                 FlowKind::Tcp(_) => self.handle_tcp_timeout(now, id),
-                FlowKind::Udp(_) | FlowKind::Ping(_) => self.handle_binding_timeout(now, id),
-                FlowKind::DnsQuery(_) => {}
+                FlowKind::Udp(_) | FlowKind::UdpSession(_) | FlowKind::Ping(_) => {
+                    self.handle_binding_timeout(now, id);
+                }
+                FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => {}
             }
         }
         for _ in 0..self.reassembly.handle_timeout(now) {
@@ -297,6 +328,7 @@ impl Stack {
         while let Some(message) = self.ndp.poll(now) {
             self.send_ndp(message);
         }
+        self.poll_inquiries(now);
         if self.trim_rings_at.is_some_and(|at| at <= now) {
             self.rings.trim();
             self.trim_rings_at = None;
@@ -332,6 +364,7 @@ impl Stack {
             self.reassembly.poll_timeout(),
             self.dns.poll_timeout(),
             self.ndp.poll_timeout(),
+            self.inquiries.poll_timeout(),
             self.trim_rings_at,
         ]
         .into_iter()
@@ -413,10 +446,19 @@ impl Stack {
                     (Some(tcp.phase), tcp.bytes_from_child, tcp.bytes_to_child, tcp.last_active)
                 }
                 FlowKind::Udp(udp) => (None, udp.bytes_from_child, udp.bytes_to_child, udp.last_active),
+                FlowKind::UdpSession(udp) => {
+                    (None, udp.bytes_from_child, udp.bytes_to_child, udp.last_active)
+                }
                 FlowKind::Ping(ping) => (None, ping.bytes_from_child, ping.bytes_to_child, ping.last_active),
-                FlowKind::DnsQuery(_) => return None,
+                FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => return None,
             };
-            Some(FlowInfo { id, key: entry.key, phase, bytes_from_child, bytes_to_child, last_active })
+            let opened_by = match &entry.value.kind {
+                FlowKind::Tcp(tcp) => tcp.opened_by,
+                FlowKind::UdpSession(_) => OpenedBy::Host,
+                _ => OpenedBy::Child,
+            };
+            let key = entry.key;
+            Some(FlowInfo { id, key, opened_by, phase, bytes_from_child, bytes_to_child, last_active })
         })
     }
 
@@ -439,6 +481,9 @@ impl Stack {
             return Err(DropReason::NotForUs);
         }
         match ethernet.ethertype {
+            ethertype::ARP | ethertype::IPV4 if self.config.ipv4_mode == Ipv4Mode::Off => {
+                return Err(DropReason::Ipv4Off);
+            }
             ethertype::ARP => return self.handle_arp(frame),
             ethertype::IPV4 | ethertype::IPV6 => {}
             _ => return Err(DropReason::UnknownEtherType),
@@ -522,7 +567,7 @@ impl Stack {
                     || src.is_loopback()
                     || src.is_multicast()
                     || src.is_broadcast()
-                    || src == self.config.ipv4.subnet.broadcast()
+                    || self.config.ipv4.subnet.is_broadcast(src)
                     || own.contains(&src))
             }
             IpAddr::V6(src) => {
@@ -533,34 +578,75 @@ impl Stack {
         if !valid {
             return Err(DropReason::InvalidSource);
         }
-        self.neighbors.learn(received.ip.src, received.mac);
+        self.learn_neighbor(received.ip.src, received.mac);
         Ok(())
     }
 
-    /// Where a packet to `dst` goes, before any rule is asked.
+    /// Where a TCP segment or UDP datagram to `dst` goes, before any rule is asked.
+    fn destination_at(&self, dst: SocketAddr) -> Result<Destination, Refusal> {
+        let is_dns = dst.port() == 53
+            && self.config.dns_addresses().any(|address| address == dst.ip())
+            && (dst.is_ipv4() || self.is_ipv6_offered());
+        match self.config.dns.service {
+            _ if !is_dns => self.destination(dst.ip()),
+            DnsService::On => Ok(Destination::Dns),
+            DnsService::Off => Err(Refusal::Silent(DropReason::DnsOff)),
+        }
+    }
+
+    /// Where a packet to `dst` goes, whatever its port.
     fn destination(&self, dst: IpAddr) -> Result<Destination, Refusal> {
+        if let Some(map) = self.config.maps.iter().find(|map| map.child == dst)
+            && (dst.is_ipv4() || self.is_ipv6_offered())
+        {
+            return self.mapped(dst, map.host);
+        }
         match dst {
             IpAddr::V4(dst) => self.destination_v4(dst),
             IpAddr::V6(dst) => self.destination_v6(dst),
         }
     }
 
+    fn mapped(&self, child: IpAddr, target: MapTarget) -> Result<Destination, Refusal> {
+        let address = match (target, child) {
+            (MapTarget::Loopback, IpAddr::V4(_)) => Some(Ipv4Addr::LOCALHOST.into()),
+            (MapTarget::Loopback, IpAddr::V6(_)) => Some(Ipv6Addr::LOCALHOST.into()),
+            (MapTarget::HostAddress, IpAddr::V4(_)) => self.host_addresses.v4.map(IpAddr::from),
+            (MapTarget::HostAddress, IpAddr::V6(_)) => self.host_addresses.v6.map(IpAddr::from),
+            (MapTarget::Address(address), _) => Some(address),
+        };
+        address.map(Destination::Host).ok_or(Refusal::Unreachable(DropReason::NoHostAddress))
+    }
+
+    /// Whether the gateway address is a host like any other: the router of the host, who is not ours.
+    fn is_gateway_foreign(&self) -> bool {
+        self.config.addressing == Addressing::Copied && self.config.host_loopback == Access::Deny
+    }
+
+    /// Whether the engine itself answers pings to `dst`.
+    fn answers_echo(&self, dst: IpAddr) -> bool {
+        let link_local = matches!(dst, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        dst == IpAddr::V6(Ipv6Plan::GATEWAY_LINK_LOCAL)
+            || dst == self.gateway(dst.is_ipv4()) && (link_local || !self.is_gateway_foreign())
+    }
+
     fn destination_v4(&self, dst: Ipv4Addr) -> Result<Destination, Refusal> {
         let plan = &self.config.ipv4;
-        if dst == plan.dns {
+        if dst == plan.dns && !dst.is_unspecified() {
             return Ok(Destination::Dns);
         }
-        if dst == plan.gateway {
+        if dst == plan.gateway && !self.is_gateway_foreign() {
             return Ok(match self.config.host_loopback {
                 Access::Allow => Destination::Host(Ipv4Addr::LOCALHOST.into()),
                 Access::Deny => Destination::Gateway,
             });
         }
-        if dst.is_multicast() || dst.is_broadcast() || dst == plan.subnet.broadcast() {
+        if dst.is_multicast() || dst.is_broadcast() || plan.subnet.is_broadcast(dst) {
             return Err(Refusal::Silent(DropReason::Multicast));
         }
         // 0/8 "this network" reaches the host's loopback on Linux; 240/4 is reserved.
-        if dst.octets()[0] == 0 || dst.is_loopback() || dst.octets()[0] >= 240 || plan.subnet.contains(dst) {
+        let nobody = self.is_nobody(plan.subnet.contains(dst), dst == plan.child);
+        if dst.octets()[0] == 0 || dst.is_loopback() || dst.octets()[0] >= 240 || nobody {
             return Err(Refusal::Silent(DropReason::InvalidDestination));
         }
         if dst.is_link_local() && self.config.link_local == Access::Deny {
@@ -575,12 +661,12 @@ impl Stack {
             return Err(Refusal::Silent(DropReason::Multicast));
         }
         if !self.is_ipv6_offered() {
-            return Err(Refusal::Prohibited(DropReason::Ipv6Off));
+            return Err(Refusal::Unreachable(DropReason::Ipv6Off));
         }
-        if dst == plan.dns {
+        if dst == plan.dns && !dst.is_unspecified() {
             return Ok(Destination::Dns);
         }
-        if dst == plan.gateway {
+        if dst == plan.gateway && !self.is_gateway_foreign() {
             return Ok(match self.config.host_loopback {
                 Access::Allow => Destination::Host(Ipv6Addr::LOCALHOST.into()),
                 Access::Deny => Destination::Gateway,
@@ -589,15 +675,25 @@ impl Stack {
         // ::/96 and ::ffff:0:0/96 hold IPv4 addresses, the loopback among them, and are not for the wire
         // (RFC 4291 section 2.5.5); link-local addresses mean nothing beyond this link.
         let holds_v4 = matches!(dst.segments(), [0, 0, 0, 0, 0, 0 | 0xffff, _, _]);
-        if holds_v4 || dst.is_unicast_link_local() || plan.subnet.contains(dst) {
+        let nobody = self.is_nobody(plan.subnet.contains(dst), dst == plan.child);
+        if holds_v4 || dst.is_unicast_link_local() || nobody {
             return Err(Refusal::Silent(DropReason::InvalidDestination));
         }
         Ok(Destination::Host(dst.into()))
     }
 
+    /// Whether an address of the subnet that is not the engine's is nobody's on the host's side.
+    fn is_nobody(&self, in_subnet: bool, is_child: bool) -> bool {
+        is_child || (in_subnet && self.config.addressing == Addressing::Subnet)
+    }
+
     /// Asks the egress rules. `dst` is what the child wrote.
     fn check_policy(&mut self, now: Instant, protocol: Protocol, dst: SocketAddr) -> Result<(), DropReason> {
-        match self.config.policy.decide(protocol, dst) {
+        let rule = self.config.policy.deciding_rule(protocol, dst);
+        if let Some(hits) = rule.and_then(|rule| self.policy_hits.get_mut(rule)) {
+            *hits += 1;
+        }
+        match self.config.policy.verdict(rule) {
             Verdict::Allow => Ok(()),
             Verdict::Deny { rule } => {
                 if let Some(suppressed) = self.refusals.should_log(now, rule) {

@@ -35,8 +35,16 @@ pub struct Stats {
     pub tcp_opened: u64,
     /// TCP connections that the host could not connect.
     pub tcp_connect_failed: u64,
+    /// TCP connections of the host that were opened towards the child.
+    pub tcp_from_host: u64,
+    /// TCP connections of the host that ended before the child had accepted them: refused, unreachable, silent.
+    pub tcp_unanswered: u64,
     /// TCP connections that ended by a RST from either side.
     pub tcp_reset: u64,
+    /// UDP sessions of published ports that were begun.
+    pub udp_sessions: u64,
+    /// ICMP errors of the child about datagrams of such sessions: mostly that nothing listens.
+    pub udp_session_errors: u64,
     /// DNS answers served from static names.
     pub dns_static: u64,
     /// DNS queries that ended in SERVFAIL because no server answered.
@@ -55,7 +63,11 @@ impl Default for Stats {
             frames: Traffic::default(),
             tcp_opened: 0,
             tcp_connect_failed: 0,
+            tcp_from_host: 0,
+            tcp_unanswered: 0,
             tcp_reset: 0,
+            udp_sessions: 0,
+            udp_session_errors: 0,
             dns_static: 0,
             dns_servfail: 0,
             drops: [0; DropReason::ALL.len()],

@@ -9,6 +9,7 @@ use crate::{
     process::{DEADLINE, Process, readable_before},
     sys,
 };
+use forwarder::sock_diag::DiagSocket;
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
@@ -257,6 +258,7 @@ fn answer(request: &str) -> io::Result<Option<OwnedFd>> {
         ["connect", address] => TcpStream::connect(address)?.into(),
         ["udp", address] => UdpSocket::bind(address)?.into(),
         ["tap", name] => sys::open_tap(name)?.into(),
+        ["diag"] => DiagSocket::open()?.into(),
         ["sysctl", path, ..] => {
             fs::write(Path::new("/proc/sys").join(path), words[2..].join(" "))?;
             return Ok(None);

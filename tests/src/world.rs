@@ -15,6 +15,7 @@ use crate::{
     locate,
     process::{Process, run},
 };
+use forwarder::sock_diag::DiagSocket;
 use std::{
     fs::{self, File},
     io,
@@ -317,6 +318,16 @@ impl Netns {
     /// Those of connect(2).
     pub fn connect(&self, address: &str) -> io::Result<TcpStream> {
         self.fd(&format!("connect {address}")).map(TcpStream::from)
+    }
+
+    /// A sock_diag(7) socket, which sees this namespace from anywhere.
+    ///
+    /// # Panics
+    /// When the kernel has none.
+    #[track_caller]
+    #[must_use]
+    pub fn diag(&self) -> DiagSocket {
+        self.fd("diag").map(DiagSocket::adopt).unwrap_or_else(|error| panic!("sock_diag: {error}"))
     }
 
     /// A TAP interface, which lives as long as the file.

@@ -143,9 +143,9 @@ impl From<DiagSocket> for OwnedFd {
 /// The kernel makes dumps of up to 32 KiB if the reader has room for them (`netlink_recvmsg`).
 const RECEIVE_BUFFER: usize = 32 * 1024;
 
-/// SKNLGRP_INET_TCP_DESTROY and SKNLGRP_INET6_TCP_DESTROY (`linux/sock_diag.h`). Not UDP: every look-up of a name would
-/// wake us.
-const DESTROY_GROUPS: u32 = 1 << (1 - 1) | 1 << (3 - 1);
+/// As bits: SKNLGRP_INET_TCP_DESTROY (1) and SKNLGRP_INET6_TCP_DESTROY (3) of `linux/sock_diag.h`. Not UDP: every
+/// look-up of a name would wake us.
+const DESTROY_GROUPS: u32 = 0b101;
 
 /// Keeps answers, and of the notices those about sockets without a peer. (The port it had is 0 by the time it goes.)
 const NOTICES_OF_UNCONNECTED: [libc::sock_filter; 6] = [

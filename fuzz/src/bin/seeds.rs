@@ -85,6 +85,18 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     seeds.push(("reassembly", "in_order".into(), vec![0, 0, 0, 0, 16, 0, 0, 16, 1, 9]));
     seeds.push(("reassembly", "overlap".into(), vec![0, 0, 0, 0, 16, 0, 0, 8, 0, 16, 0, 0, 40, 1, 9]));
     seeds.push(("reassembly", "beyond".into(), vec![0, 0x1f, 0xff, 1, 255, 1, 0, 0, 0x80, 16]));
+    let specs = "127.0.0.1:8080:10.0.2.100:80/tcp\n8080:80\n0:53/udp\n[fe80::1%eth0]:8000-8010:[fd00::1]:9000/tcp6,source=gateway\n\
+                 10-63:10\n80:80/sctp\nauto,tcp,include=80,[::1]/udp,exclude=loopback,22-23,address=127.0.0.1%lo";
+    seeds.push(("port_spec", "texts".into(), specs.into()));
+    let json = r#"{"proto":"tcp","parentIP":"0.0.0.0","parentPort":8080,"childIP":"","childPort":80}
+{"port":[{"proto":"udp4","parentPort":1,"parentPortEnd":9,"childPort":1,"parentInterface":"lo","source":"gateway"}]}"#;
+    seeds.push(("port_spec", "json".into(), json.into()));
+    let mut answer = diag_socket(2, &[0, 0, 0, 0], 80);
+    answer.extend(diag_socket(10, &[0; 16], 81));
+    answer.extend(diag_socket(2, &[127, 0, 0, 1], 82));
+    let done: [u8; 20] = std::array::from_fn(|at| [20, 0, 0, 0, 3].get(at).copied().unwrap_or(0));
+    answer.extend(done);
+    seeds.push(("sock_diag", "dump".into(), answer));
     // Operations of `netstack::testing::model`.
     seeds.push((
         "stack_ops",
@@ -107,6 +119,20 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
         vec![0, 0, 48, 6, 48, 13, 48, 1, 88, 5, 48, 11, 255, 11, 255],
     ));
     seeds
+}
+
+/// A message of sock_diag(7) with IPV6_V6ONLY off, in little-endian.
+fn diag_socket(family: u8, address: &[u8], port: u16) -> Vec<u8> {
+    let mut message = vec![0; 96];
+    message[0] = 96;
+    message[4] = 20;
+    message[8] = 1;
+    message[16] = family;
+    message[20..22].copy_from_slice(&port.to_be_bytes());
+    message[24..24 + address.len()].copy_from_slice(address);
+    message[84] = 1;
+    message[88..96].copy_from_slice(&[5, 0, 11, 0, 0, 0, 0, 0]);
+    message
 }
 
 fn query() -> Vec<u8> {

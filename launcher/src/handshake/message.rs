@@ -12,8 +12,6 @@ pub const MAX_MESSAGE: usize = 4096;
 pub enum Message {
     /// Child: the TAP is up; its descriptor comes along.
     TapReady,
-    /// Launcher to engine: guard the child, whose user namespace comes along as a descriptor.
-    Guard,
     /// Launcher to engine: serve the TAP whose descriptor comes along.
     Serve,
     /// Launcher to child: uid_map and gid_map are written; group ids from 0 up to this one exist.
@@ -27,7 +25,7 @@ pub enum Message {
     EngineReady,
     /// Launcher to child: run CMD.
     Execute,
-    /// Launcher to engine: CMD is dead and so is everything it started; leave.
+    /// Launcher to engine and guard: CMD is dead and so is everything it started; leave.
     Stop,
     /// Child or engine: the launch is over.
     Failed(Failure),
@@ -82,7 +80,6 @@ impl Message {
                 };
                 (Message::Failed(failure), &[][..])
             }
-            9 => (Message::Guard, rest),
             _ => return Err(MalformedMessage),
         };
         if rest.is_empty() { Ok(message) } else { Err(MalformedMessage) }
@@ -98,7 +95,6 @@ impl Message {
             Message::Execute => 6,
             Message::Stop => 7,
             Message::Failed(_) => 8,
-            Message::Guard => 9,
         }
     }
 }
@@ -114,7 +110,6 @@ mod tests {
     fn samples() -> Vec<Message> {
         vec![
             Message::TapReady,
-            Message::Guard,
             Message::Serve,
             Message::IdsMapped { last_gid: 65536 },
             Message::NetworkReady,

@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! child                     launcher                     engine
-//!   |                           |-- Guard + fd ------------->|
 //!   |-- TapReady + fd --------->|-- Serve + fd ------------->|
 //!   |<-- IdsMapped -------------|                            |
 //!   |   (mounts, waits for its IPv6 route)                   |

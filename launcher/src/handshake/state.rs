@@ -27,7 +27,7 @@ pub enum Peer {
 pub enum Link {
     /// A TAP that the engine serves.
     Tap,
-    /// No TAP; the second process only guards the child.
+    /// No TAP, and no engine.
     None,
 }
 
@@ -76,7 +76,7 @@ impl ParentHandshake {
         ParentHandshake {
             tap_expected: link == Link::Tap,
             network_ready: false,
-            engine_ready: false,
+            engine_ready: link == Link::None,
             phase: Phase::Starting,
         }
     }
@@ -150,11 +150,10 @@ mod tests {
     }
 
     #[test]
-    fn without_engine_no_tap_is_taken() {
+    fn without_engine_no_tap_is_taken_and_nobody_is_waited_for() {
         let mut handshake = ParentHandshake::new(Link::None);
         assert!(handshake.handle_message(Peer::Child, Message::TapReady).is_err());
-        assert_eq!(handshake.handle_message(Peer::Child, Message::NetworkReady), Ok(Action::Wait));
-        assert_eq!(handshake.handle_message(Peer::Engine, Message::EngineReady), Ok(Action::Execute));
+        assert_eq!(handshake.handle_message(Peer::Child, Message::NetworkReady), Ok(Action::Execute));
     }
 
     #[test]

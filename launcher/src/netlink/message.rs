@@ -22,17 +22,55 @@ pub struct Interface(pub u32);
 /// The loopback interface has this index in every network namespace.
 pub const LOOPBACK: Interface = Interface(1);
 
+/// A route through an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Network that it leads to; prefix 0 is everything.
+    pub network: IpAddr,
+    /// Length of its prefix in bits.
+    pub prefix: u8,
+    /// The next hop, of the same family; without one the network is on the link.
+    pub gateway: Option<IpAddr>,
+}
+
+impl Route {
+    /// Everything through `gateway`.
+    pub fn default_through(gateway: IpAddr) -> Self {
+        let network = match gateway {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        Route { network, prefix: 0, gateway: Some(gateway) }
+    }
+}
+
 /// Requests that are sent together; each is acknowledged.
 #[derive(Debug, Default)]
 pub struct Batch {
     bytes: Vec<u8>,
     names: Vec<&'static str>,
+    existing: Existing,
+}
+
+/// What becomes of an address or a route that is there already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Existing {
+    /// The request fails: in a fresh namespace nothing is there.
+    #[default]
+    Refuse,
+    /// It is replaced: somebody else has been there before.
+    Replace,
 }
 
 impl Batch {
     /// An empty batch.
     pub fn new() -> Self {
         Batch::default()
+    }
+
+    /// An empty batch that does with what is there already as it is told.
+    pub fn with(existing: Existing) -> Self {
+        Batch { existing, ..Batch::default() }
     }
 
     /// Sets an interface up, changing nothing else.
@@ -51,9 +89,17 @@ impl Batch {
         self.end(start);
     }
 
+    /// Sets the MAC address of an interface and then sets it up.
+    pub fn link_up_with_mac(&mut self, interface: Interface, mac: [u8; 6]) {
+        let start = self.begin("setting the MAC address", libc::RTM_NEWLINK, 0);
+        self.link_header(interface);
+        self.attribute(libc::IFLA_ADDRESS, &mac);
+        self.end(start);
+    }
+
     /// Adds an IPv4 address with its broadcast address.
     pub fn add_ipv4(&mut self, interface: Interface, address: Ipv4Addr, prefix: u8, broadcast: Ipv4Addr) {
-        let start = self.begin("adding the IPv4 address", libc::RTM_NEWADDR, CREATE);
+        let start = self.begin("adding the IPv4 address", libc::RTM_NEWADDR, self.create());
         self.address_header(libc::AF_INET, prefix, 0, interface);
         self.attribute(libc::IFA_LOCAL, &address.octets());
         self.attribute(libc::IFA_ADDRESS, &address.octets());
@@ -63,7 +109,7 @@ impl Batch {
 
     /// Adds an IPv6 address without duplicate address detection, so that it can be used at once.
     pub fn add_ipv6(&mut self, interface: Interface, address: Ipv6Addr, prefix: u8) {
-        let start = self.begin("adding the IPv6 address", libc::RTM_NEWADDR, CREATE);
+        let start = self.begin("adding the IPv6 address", libc::RTM_NEWADDR, self.create());
         self.address_header(libc::AF_INET6, prefix, libc::IFA_F_NODAD as u8, interface);
         self.attribute(libc::IFA_LOCAL, &address.octets());
         self.attribute(libc::IFA_ADDRESS, &address.octets());
@@ -72,16 +118,27 @@ impl Batch {
 
     /// Adds the IPv4 default route.
     pub fn add_default_route(&mut self, interface: Interface, gateway: Ipv4Addr) {
-        let start = self.begin("adding the default route", libc::RTM_NEWROUTE, CREATE);
-        self.bytes.extend([libc::AF_INET as u8, 0, 0, 0]);
-        self.bytes.extend([
-            libc::RT_TABLE_MAIN,
-            libc::RTPROT_STATIC,
-            libc::RT_SCOPE_UNIVERSE,
-            libc::RTN_UNICAST,
-        ]);
+        self.add_route(interface, &Route::default_through(gateway.into()));
+    }
+
+    /// Adds a route.
+    pub fn add_route(&mut self, interface: Interface, route: &Route) {
+        let name = if route.prefix == 0 { "adding the default route" } else { "adding a route" };
+        let start = self.begin(name, libc::RTM_NEWROUTE, self.create());
+        let (family, scope) = match (route.network, route.gateway) {
+            (IpAddr::V4(_), Some(_)) => (libc::AF_INET, libc::RT_SCOPE_UNIVERSE),
+            (IpAddr::V4(_), None) => (libc::AF_INET, libc::RT_SCOPE_LINK),
+            (IpAddr::V6(_), _) => (libc::AF_INET6, libc::RT_SCOPE_UNIVERSE),
+        };
+        self.bytes.extend([family as u8, route.prefix, 0, 0]);
+        self.bytes.extend([libc::RT_TABLE_MAIN, libc::RTPROT_STATIC, scope, libc::RTN_UNICAST]);
         self.bytes.extend([0; 4]);
-        self.attribute(libc::RTA_GATEWAY, &gateway.octets());
+        if route.prefix > 0 {
+            self.address(libc::RTA_DST, route.network);
+        }
+        if let Some(gateway) = route.gateway {
+            self.address(libc::RTA_GATEWAY, gateway);
+        }
         self.attribute(libc::RTA_OIF, &interface.0.to_ne_bytes());
         self.end(start);
     }
@@ -104,6 +161,13 @@ impl Batch {
     /// What the request with this sequence number does.
     pub fn name(&self, sequence: u32) -> &'static str {
         self.names.get(sequence as usize).copied().unwrap_or("unknown request")
+    }
+
+    fn create(&self) -> libc::c_int {
+        match self.existing {
+            Existing::Refuse => libc::NLM_F_CREATE | libc::NLM_F_EXCL,
+            Existing::Replace => libc::NLM_F_CREATE | libc::NLM_F_REPLACE,
+        }
     }
 
     fn begin(&mut self, name: &'static str, kind: u16, flags: libc::c_int) -> usize {
@@ -131,6 +195,13 @@ impl Batch {
         self.bytes.extend(interface.0.to_ne_bytes());
     }
 
+    fn address(&mut self, kind: u16, address: IpAddr) {
+        match address {
+            IpAddr::V4(address) => self.attribute(kind, &address.octets()),
+            IpAddr::V6(address) => self.attribute(kind, &address.octets()),
+        }
+    }
+
     fn attribute(&mut self, kind: u16, value: &[u8]) {
         self.bytes.extend((4 + value.len() as u16).to_ne_bytes());
         self.bytes.extend(kind.to_ne_bytes());
@@ -143,8 +214,6 @@ impl Batch {
         self.bytes[start..][NLMSG_LEN].copy_from_slice(&length.to_ne_bytes());
     }
 }
-
-const CREATE: libc::c_int = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
 
 /// What the kernel says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -280,6 +349,28 @@ mod tests {
         ];
         assert_eq!(batch.bytes()[32..], expected);
         assert_eq!(batch.name(1), "adding the default route");
+    }
+
+    #[test]
+    fn a_route_on_the_link_is_what_iproute2_sends() {
+        let mut batch = Batch::with(Existing::Replace);
+        let network = IpAddr::from([192, 0, 2, 0]);
+        batch.add_route(Interface(2), &Route { network, prefix: 24, gateway: None });
+        #[rustfmt::skip]
+        let expected = [
+            44, 0, 0, 0, 24, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0,
+            2, 24, 0, 0, 254, 4, 253, 1, 0, 0, 0, 0,
+            8, 0, 1, 0, 192, 0, 2, 0,
+            8, 0, 4, 0, 2, 0, 0, 0,
+        ];
+        assert_eq!(batch.bytes(), expected);
+    }
+
+    #[test]
+    fn a_mac_address_is_padded() {
+        let mut batch = Batch::new();
+        batch.link_up_with_mac(Interface(2), [2, 0, 0, 0, 0, 7]);
+        assert_eq!(batch.bytes()[32..], [10, 0, 1, 0, 2, 0, 0, 0, 0, 7, 0, 0]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+pub mod getopt;
 pub mod pasta;
 pub mod slirp4netns;
 

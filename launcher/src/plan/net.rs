@@ -177,6 +177,8 @@ fn needs_no_engine(args: &RunArgs, net: &'static str) -> Result<(), UsageError> 
         ("--dns", !args.dns.is_empty()),
         ("--dns-name", !args.dns_name.is_empty()),
         ("--dns-search", !args.dns_search.is_empty()),
+        ("--publish", !args.publish.is_empty()),
+        ("--publish-file", !args.publish_file.is_empty()),
         ("--policy", !args.policy.is_empty()),
         ("--allow-host-loopback", args.allow_host_loopback),
         ("--allow-link-local", args.allow_link_local),

@@ -10,7 +10,8 @@
 //! its address if it is free.
 //!
 //! *States:* per address, in [`lease`]. The first address of the table is the child's of the configuration;
-//! further clients get the pool's. Per message (RFC 2131 section 4.3):
+//! further clients get the pool's ([`DhcpOrder`] says whether the child's is given out at all; with
+//! [`Addressing::Copied`] it is the only one). Per message (RFC 2131 section 4.3):
 //!
 //! | Message                            | Told apart by                    | Answer                       |
 //! |------------------------------------|----------------------------------|------------------------------|
@@ -30,10 +31,10 @@
 pub mod lease;
 pub mod v6;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 
-use crate::config::{Config, Ipv4Plan};
+use crate::config::{Addressing, Config, DhcpOrder, Ipv4Plan};
 use crate::error::DropReason;
 use crate::time::{Duration, Instant};
 use lease::{ClientKey, LeaseTable};
@@ -43,6 +44,8 @@ use lease::{ClientKey, LeaseTable};
 pub struct DhcpServer {
     mac: [u8; 6],
     plan: Ipv4Plan,
+    /// As the option carries them; empty without any.
+    dns: Vec<u8>,
     mtu: u16,
     /// First search domain, without the final dot; empty without any.
     domain: Vec<u8>,
@@ -68,16 +71,26 @@ impl DhcpServer {
         let (first, last) = plan.dhcp_pool();
         let pool = (u32::from(first)..=u32::from(last))
             .map(Ipv4Addr::from)
-            .filter(|&address| address != plan.gateway && address != plan.dns);
+            .filter(|&address| !config.own_addresses().any(|own| own == address));
+        let leases = match (config.addressing(), config.dhcp_order()) {
+            (Addressing::Copied, _) => LeaseTable::new([plan.child]),
+            (Addressing::Subnet, DhcpOrder::Child) => LeaseTable::new([plan.child].into_iter().chain(pool)),
+            (Addressing::Subnet, DhcpOrder::Pool) => LeaseTable::new(pool),
+        };
+        let dns = config.announced_dns().filter_map(|address| match address {
+            IpAddr::V4(v4) => Some(v4.octets()),
+            IpAddr::V6(_) => None,
+        });
         let search = &config.dns().search;
         let domain = search.first().map_or("", |name| name.strip_suffix('.').unwrap_or(name));
         DhcpServer {
             mac,
             plan,
+            dns: dns.take(SERVERS_MAX).flatten().collect(),
             mtu: config.mtu(),
             domain: domain.as_bytes().to_vec(),
             search: search.clone(),
-            leases: LeaseTable::new([plan.child].into_iter().chain(pool)),
+            leases,
         }
     }
 
@@ -205,10 +218,17 @@ impl DhcpServer {
                 reply.put(code, value);
             }
         };
+        let subnet = self.plan.subnet;
+        if !subnet.contains(self.plan.gateway) {
+            // Who asks for this option passes over the next one.
+            put_if_wanted(CLASSLESS_ROUTES, &routes_to(self.plan.gateway));
+        }
         put_if_wanted(ROUTER, &self.plan.gateway.octets());
-        put_if_wanted(DNS_SERVER, &self.plan.dns.octets());
+        put_if_wanted(DNS_SERVER, &self.dns);
         put_if_wanted(INTERFACE_MTU, &self.mtu.to_be_bytes());
-        put_if_wanted(BROADCAST_ADDRESS, &self.plan.subnet.broadcast().octets());
+        if subnet.is_broadcast(subnet.broadcast()) {
+            put_if_wanted(BROADCAST_ADDRESS, &subnet.broadcast().octets());
+        }
         put_if_wanted(DOMAIN_NAME, &self.domain);
         if request.wants(DOMAIN_SEARCH) {
             reply.put(DOMAIN_SEARCH, &search_list(&self.search, reply.free()));
@@ -353,6 +373,12 @@ impl ReplyBuilder {
     }
 }
 
+/// Routes for a gateway outside the subnet (RFC 3442): to it directly, by it to everybody.
+fn routes_to(gateway: Ipv4Addr) -> [u8; 14] {
+    let [a, b, c, d] = gateway.octets();
+    [32, a, b, c, d, 0, 0, 0, 0, 0, a, b, c, d]
+}
+
 /// The first names of `names` that fit in `limit` bytes, in the wire format of RFC 1035 without compression.
 /// A [`Config`] holds only names that have such a format.
 pub(crate) fn search_list(names: &[String], limit: usize) -> Vec<u8> {
@@ -421,7 +447,11 @@ const RENEWAL_TIME: u8 = 58;
 const REBINDING_TIME: u8 = 59;
 const CLIENT_IDENTIFIER: u8 = 61;
 const DOMAIN_SEARCH: u8 = 119;
+const CLASSLESS_ROUTES: u8 = 121;
 const END: u8 = 255;
+
+/// More DNS servers than resolvers look at.
+const SERVERS_MAX: usize = 8;
 
 /// Bytes that one option holds.
 const OPTION_MAX: usize = 255;
@@ -465,6 +495,47 @@ mod tests {
 
     fn server() -> DhcpServer {
         server_with(&["corp.example.".to_owned(), "x.test".to_owned()])
+    }
+
+    #[test]
+    fn without_the_childs_address_the_first_client_gets_the_first_of_the_pool() {
+        let config = Config::builder().dhcp_order(DhcpOrder::Pool).build().unwrap();
+        let mut server = DhcpServer::new(ENGINE, &config);
+        let (_, offer) = answered(&mut server, at(0), &client(MessageType::Discover, CHILD, &[]));
+        assert_eq!(offer.yiaddr(), POOL_FIRST);
+        let (_, offer) =
+            answered(&mut server, at(0), &client(MessageType::Discover, OTHER, &[ask(CHILD_IP)]));
+        assert_eq!(offer.yiaddr(), Ipv4Addr::new(10, 0, 42, 16));
+    }
+
+    #[test]
+    fn a_copied_address_is_the_only_one_and_its_gateway_is_reached_directly() {
+        let plan = Ipv4Plan {
+            subnet: "203.0.113.7/32".parse().unwrap(),
+            gateway: GATEWAY,
+            dns: Ipv4Addr::UNSPECIFIED,
+            child: Ipv4Addr::new(203, 0, 113, 7),
+        };
+        let dns = DnsConfig { addresses: vec![[169, 254, 1, 1].into()], ..Default::default() };
+        let config = Config::builder().addressing(Addressing::Copied).ipv4(plan).dns(dns).build().unwrap();
+        let mut server = DhcpServer::new(ENGINE, &config);
+        let (_, offer) = answered(&mut server, at(0), &client(MessageType::Discover, CHILD, &[]));
+        assert_eq!(offer.yiaddr(), plan.child);
+        assert_eq!(option(&offer, OptionCode::SubnetMask), DhcpOption::SubnetMask([255; 4].into()));
+        let dns = DhcpOption::DomainNameServer(vec![[169, 254, 1, 1].into()]);
+        assert_eq!(option(&offer, OptionCode::DomainNameServer), dns);
+        assert!(offer.opts().get(OptionCode::BroadcastAddr).is_none());
+        let DhcpOption::ClasslessStaticRoute(routes) = option(&offer, OptionCode::ClasslessStaticRoute)
+        else {
+            panic!("no routes")
+        };
+        let routes: Vec<_> = routes.iter().map(|(net, by)| (net.to_string(), *by)).collect();
+        let direct = ("10.0.42.2/32".to_owned(), Ipv4Addr::UNSPECIFIED);
+        assert_eq!(routes, [direct, ("0.0.0.0/0".to_owned(), GATEWAY)]);
+        assert_eq!(
+            send(&mut server, at(0), &client(MessageType::Discover, OTHER, &[])),
+            Err(DropReason::DhcpIgnored)
+        );
     }
 
     fn at(seconds: i64) -> Instant {

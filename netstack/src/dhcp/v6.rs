@@ -20,7 +20,7 @@
 //! *Data flow:* UDP payload to port 547 → [`Dhcpv6Responder::handle`] → payload of the answer, which the
 //! caller sends from the gateway's link-local address to the source address, port 546.
 
-use std::net::Ipv6Addr;
+use std::net::IpAddr;
 
 use super::search_list;
 use crate::config::Config;
@@ -31,7 +31,8 @@ use crate::error::DropReason;
 pub struct Dhcpv6Responder {
     /// DUID-LL, RFC 8415 section 11.4.
     server_id: [u8; 10],
-    dns: Ipv6Addr,
+    /// As the option carries them; empty without any.
+    dns: Vec<u8>,
     search: Vec<u8>,
 }
 
@@ -41,7 +42,15 @@ impl Dhcpv6Responder {
         let [a, b, c, d, e, f] = mac;
         Dhcpv6Responder {
             server_id: [0, 3, 0, 1, a, b, c, d, e, f],
-            dns: config.ipv6().dns,
+            dns: config
+                .announced_dns()
+                .filter_map(|address| match address {
+                    IpAddr::V4(_) => None,
+                    IpAddr::V6(v6) => Some(v6.octets()),
+                })
+                .take(SERVERS_MAX)
+                .flatten()
+                .collect(),
             search: search_list(&config.dns().search, SEARCH_MAX),
         }
     }
@@ -83,8 +92,8 @@ impl Dhcpv6Responder {
             put(&mut value, STATUS_CODE, &status.to_be_bytes());
             put(&mut reply, code, &value);
         }
-        if request.wants(DNS_SERVERS) {
-            put(&mut reply, DNS_SERVERS, &self.dns.octets());
+        if request.wants(DNS_SERVERS) && !self.dns.is_empty() {
+            put(&mut reply, DNS_SERVERS, &self.dns);
         }
         if request.wants(DOMAIN_LIST) && !self.search.is_empty() {
             put(&mut reply, DOMAIN_LIST, &self.search);
@@ -208,6 +217,8 @@ const DUID_LENGTH: std::ops::RangeInclusive<usize> = 3..=130;
 /// Bytes of search domains, so that every answer fits the minimum MTU of 1280: headers 48, identifiers
 /// 4 + 14 + 134, associations 8 × 22, DNS server 20, refresh time 8, this option's header 4.
 const SEARCH_MAX: usize = 872;
+/// More DNS servers than resolvers look at.
+const SERVERS_MAX: usize = 8;
 /// IRT_DEFAULT.
 const REFRESH_SECONDS: u32 = 86_400;
 

@@ -239,6 +239,11 @@ impl DnsForwarder {
         self.servers = next;
     }
 
+    /// Takes the static names of `config`. Questions under way go on.
+    pub fn set_records(&mut self, config: &Config) {
+        self.records = StaticRecords::new(config);
+    }
+
     /// Whether static names have AAAA records.
     pub fn set_ipv6_offered(&mut self, offer: Ipv6Offer) {
         self.ipv6 = offer;
@@ -369,6 +374,11 @@ impl DnsForwarder {
     /// When to call [`handle_timeout`](Self::handle_timeout).
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.first().map(|&(deadline, _)| deadline)
+    }
+
+    /// Whom to ask, best first.
+    pub fn servers(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.servers.iter().map(|server| server.address)
     }
 
     /// Queries under way.

@@ -16,7 +16,7 @@ use std::net::IpAddr;
 
 use super::Ipv6Offer;
 use super::message::{Edns, Message, Question, Reply, class, kind, rcode, wire_name};
-use crate::config::Config;
+use crate::config::{Config, Ipv4Mode};
 
 /// Time in seconds that the child may keep a static answer. Short, because AAAA records come and go with
 /// the host's IPv6.
@@ -40,9 +40,11 @@ impl StaticRecords {
     /// of the configuration.
     pub fn new(config: &Config) -> Self {
         let (ipv4, ipv6) = (config.ipv4(), config.ipv6());
-        let gateway = [IpAddr::V4(ipv4.gateway), IpAddr::V6(ipv6.gateway)];
-        let dns = [IpAddr::V4(ipv4.dns), IpAddr::V6(ipv6.dns)];
-        let built_in = [("host.internal", gateway), ("gateway.internal", gateway), ("dns.internal", dns)];
+        let gateway = vec![IpAddr::V4(ipv4.gateway), IpAddr::V6(ipv6.gateway)];
+        let dns = config.announced_dns().collect();
+        let built_in =
+            [("host.internal", gateway.clone()), ("gateway.internal", gateway), ("dns.internal", dns)];
+        let offered = |address: &IpAddr| address.is_ipv6() || config.ipv4_mode() == Ipv4Mode::On;
 
         let configured = &config.dns().names;
         let mut records = StaticRecords { names: BTreeMap::new() };
@@ -50,7 +52,7 @@ impl StaticRecords {
             if configured.iter().any(|(other, _)| wire_name(other) == wire_name(name)) {
                 continue;
             }
-            for address in addresses {
+            for address in addresses.into_iter().filter(offered) {
                 records.insert(name, address);
             }
         }

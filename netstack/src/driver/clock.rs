@@ -29,6 +29,11 @@ impl MonotonicClock {
     }
 }
 
+/// Lets other tasks of this CPU run (sched_yield(2)); returns at once if there are none.
+pub(super) fn yield_now() {
+    std::thread::yield_now();
+}
+
 impl Default for MonotonicClock {
     fn default() -> Self {
         Self::new()

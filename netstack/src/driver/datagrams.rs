@@ -1,20 +1,21 @@
 //! Datagrams between host sockets and the stack, many per system call.
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::AsFd;
 
-use super::host_sockets::SocketKind;
+use super::host_sockets::{Sessions, SocketKind};
 use super::{Driver, is_temporary, zeroed};
-use crate::action::{DatagramError, DatagramErrorKind, Hop};
+use crate::action::{DatagramError, DatagramErrorKind, Hop, HostEvent, OpenError};
 use crate::error::DropReason;
 use crate::flow::FlowId;
+use crate::forward::ForwardId;
 use crate::offload::IpVersion;
 use crate::offload::coalesce::{RunLimits, runs};
 use crate::offload::vnet_hdr;
 use crate::packet::MAX_HEADERS;
-use crate::stack::{Datagram, ToChild};
+use crate::stack::{Datagram, Session, ToChild};
 use crate::sys::socket::{self, BATCH, Incoming, RecvBatch};
 use crate::time::Instant;
 
@@ -32,6 +33,7 @@ pub(super) struct Outgoing {
     pub(super) bytes: OutgoingBytes,
     pub(super) gso: Option<u16>,
     pub(super) hop: Hop,
+    pub(super) local: Option<IpAddr>,
 }
 
 /// Where its bytes are.
@@ -105,6 +107,11 @@ impl Driver {
     /// Sends datagrams of one flow.
     fn send_group(&mut self, now: Instant, mut group: &[Outgoing]) {
         let Some(flow) = group.first().map(|first| first.flow) else { return };
+        let beyond_loopback = group.iter().any(|datagram| !datagram.remote.ip().is_loopback());
+        if beyond_loopback && let Err(error) = self.sockets.bind_to_interface(flow) {
+            log::debug!("binding to the outbound interface failed: {error}");
+            return self.stack.handle_host(now, flow, HostEvent::OpenFailed(OpenError::NoOutbound));
+        }
         let Some(socket) = self.sockets.get_mut(flow) else { return };
         socket.set_hop(group[0].hop);
         let mut tries = 0;
@@ -131,6 +138,14 @@ impl Driver {
                     });
                     self.read_errors(now, flow);
                     self.tell_refusal(now, &group[0], &error);
+                    if error.raw_os_error() == Some(libc::ENODEV) {
+                        // The interface that the socket is bound to is gone for good; one of the same name is another.
+                        return self.stack.handle_host(
+                            now,
+                            flow,
+                            HostEvent::OpenFailed(OpenError::NoOutbound),
+                        );
+                    }
                     group = &group[1..];
                     tries = 0;
                 }
@@ -142,7 +157,7 @@ impl Driver {
     /// not by the error queue.
     fn tell_refusal(&mut self, now: Instant, datagram: &Outgoing, error: &io::Error) {
         let kind = match error.raw_os_error() {
-            Some(libc::ENETUNREACH | libc::ENETDOWN) => DatagramErrorKind::NetUnreachable,
+            Some(libc::ENETUNREACH | libc::ENETDOWN | libc::ENODEV) => DatagramErrorKind::NetUnreachable,
             Some(libc::EHOSTUNREACH) => DatagramErrorKind::HostUnreachable,
             Some(libc::EACCES | libc::EPERM) => DatagramErrorKind::Prohibited,
             _ => return,
@@ -166,6 +181,7 @@ impl Driver {
             let whole = group[0].bytes.slice(slots);
             let parts = whole.chunks(usize::from(segment).max(1)).map(|part| socket::Outgoing {
                 remote: to(group[0].remote),
+                local: group[0].local,
                 pieces: std::iter::once(part),
                 segment: None,
             });
@@ -188,7 +204,9 @@ impl Driver {
             let (len, segment) = match first.gso {
                 Some(segment) => (1, Some(segment)),
                 None => {
-                    let same = |other: &&Outgoing| other.remote == first.remote && other.gso.is_none();
+                    let same = |other: &&Outgoing| {
+                        (other.remote, other.local, other.gso) == (first.remote, first.local, None)
+                    };
                     let extent = group[at..].iter().take(limits.count).take_while(same).count();
                     let run = runs(&sizes[at..at + extent], limits).next()?;
                     (run.range.len(), run.gso)
@@ -198,7 +216,7 @@ impl Driver {
             at += len;
             *ends.get_mut(count)? = at;
             count += 1;
-            Some(socket::Outgoing { remote: to(first.remote), pieces, segment })
+            Some(socket::Outgoing { remote: to(first.remote), local: first.local, pieces, segment })
         });
         let sent = self.send_batch.send(socket.fd.as_fd(), datagrams)?;
         Ok(sent.checked_sub(1).map_or(0, |last| ends[last]))
@@ -260,6 +278,7 @@ impl Driver {
                 true
             }
         };
+        self.moved += incoming.iter().map(|datagram| datagram.len).sum::<usize>();
         let mut rest = incoming.as_slice();
         while !rest.is_empty() {
             let taken = self.pass_on(now, flow, rest);
@@ -273,23 +292,26 @@ impl Driver {
     /// Passes the first datagrams of `incoming` on, as many as fit one frame; says how many.
     fn pass_on(&mut self, now: Instant, flow: FlowId, incoming: &[Incoming]) -> usize {
         let first = incoming[0];
-        let link = self.stack.link();
-        let version = if first.from.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+        let Ok(Session { flow, version, ready }) = self.session_of(now, flow, &first) else { return 1 };
+        let uso = ready && self.stack.link().uso;
         let limits = RunLimits::for_link(self.stack.config().mtu(), version);
         let (taken, gso) = match first.segment {
-            Some(segment) if link.uso && usize::from(segment) <= limits.datagram => (1, Some(segment)),
+            Some(segment) if uso && usize::from(segment) <= limits.datagram => (1, Some(segment)),
             Some(segment) => {
                 let range = first.slot * DATAGRAM..first.slot * DATAGRAM + first.len;
                 let mut at = range.start;
                 while at < range.end {
                     let end = range.end.min(at + usize::from(segment));
-                    self.send_to_child(now, flow, first.from, std::slice::from_ref(&(at..end)), None);
+                    let range = at..end;
+                    self.send_to_child(now, flow, version, first.from, std::slice::from_ref(&range), None);
                     at = end;
                 }
                 return 1;
             }
-            None if link.uso => {
-                let alike = |other: &&Incoming| other.from == first.from && other.segment.is_none();
+            None if uso => {
+                let alike = |other: &&Incoming| {
+                    (other.from, other.local, other.segment) == (first.from, first.local, None)
+                };
                 let extent = incoming.iter().take(limits.count).take_while(alike).count();
                 let sizes = &mut self.receive.sizes;
                 sizes.clear();
@@ -302,8 +324,20 @@ impl Driver {
         for (range, datagram) in ranges.iter_mut().zip(&incoming[..taken]) {
             *range = datagram.slot * DATAGRAM..datagram.slot * DATAGRAM + datagram.len;
         }
-        self.send_to_child(now, flow, first.from, &ranges[..taken], gso);
+        self.send_to_child(now, flow, version, first.from, &ranges[..taken], gso);
         taken
+    }
+
+    /// The flow that a datagram belongs to which came by the socket of `flow`.
+    fn session_of(&mut self, now: Instant, flow: FlowId, first: &Incoming) -> Result<Session, DropReason> {
+        let shared = self.sockets.get(flow).is_some_and(|socket| {
+            matches!(socket.kind, SocketKind::Datagram { sessions: Sessions::OnePerClient, .. })
+        });
+        if shared {
+            return self.stack.session(now, ForwardId(flow), first.from, first.local);
+        }
+        let version = if first.from.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+        Ok(Session { flow, version, ready: true })
     }
 
     /// Sends the bytes at `ranges` of the receive buffers as one frame.
@@ -311,6 +345,7 @@ impl Driver {
         &mut self,
         now: Instant,
         flow: FlowId,
+        version: IpVersion,
         from: SocketAddr,
         ranges: &[Range<usize>],
         gso: Option<u16>,
@@ -329,7 +364,7 @@ impl Driver {
         };
         let headers = &headers[start..];
         let offsets = crate::offload::HeaderOffsets {
-            ip_version: if from.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 },
+            ip_version: version,
             transport: crate::offload::Transport::Udp,
             l4_start: (headers.len() - crate::packet::UDP_LEN) as u16,
             header_len: headers.len() as u16,
@@ -342,12 +377,12 @@ impl Driver {
         for (part, range) in parts[2..].iter_mut().zip(ranges) {
             *part = IoSlice::new(&buffers[range.clone()]);
         }
-        match self.tap.write(&parts[..2 + ranges.len()]) {
+        match self.link.write(&parts[..2 + ranges.len()]) {
             Ok(_) => {
                 self.stack.count_frame_to_child(headers.len() + total);
-                if let Some(observer) = &mut self.observer {
+                if self.observers.any() {
                     let frame: Vec<u8> = parts[1..].iter().flat_map(|part| part.iter().copied()).collect();
-                    observer.to_child(now, &frame, offload);
+                    self.observers.to_child(now, &frame, offload);
                 }
             }
             // Datagrams are not kept: the sender's loss is its own to notice (RFC 8085 section 3.1).

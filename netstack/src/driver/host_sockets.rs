@@ -1,14 +1,18 @@
 //! The host's side of flows: performs [`Action`](crate::action::Action)s on sockets and reads them.
 
+use std::ffi::OsString;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
+use nix::sys::socket::{SetSockOpt, sockopt};
 
 use crate::action::{ConnectError, DatagramKind, Hop, OpenError};
+use crate::config::Outbound;
 use crate::flow::FlowId;
+use crate::forward::ForwardId;
 use crate::stack::HostIo;
 use crate::sys::socket::{self, Kind};
 
@@ -18,6 +22,8 @@ pub(super) struct HostSockets {
     /// By the flow's slot; an entry belongs to the flow only if the ids are equal.
     sockets: Vec<Option<HostSocket>>,
     registry: Registry,
+    /// IPv4, IPv6.
+    outbound: (Outbound, Outbound),
 }
 
 #[derive(Debug)]
@@ -36,13 +42,34 @@ pub(super) enum SocketKind {
         read_closed: bool,
     },
     Datagram {
+        sessions: Sessions,
         ipv6: bool,
         connected: bool,
         /// What the socket is set to.
         hop: Option<Hop>,
         /// Whether the way out takes `UDP_SEGMENT`.
         segmentation: bool,
+        /// It will be bound to the outbound interface when it sends beyond the host's loopback.
+        unbound: bool,
     },
+}
+
+/// What the datagrams of one socket belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sessions {
+    /// All to the socket's own flow.
+    One,
+    /// To a flow per client: the socket of a published port.
+    OnePerClient,
+}
+
+/// For whom a connection is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SocketUser {
+    /// A flow of the child.
+    Child,
+    /// The engine's own DNS forwarder.
+    Resolver,
 }
 
 /// Outcome of starting a connection.
@@ -53,8 +80,8 @@ pub(super) enum Connect {
 }
 
 impl HostSockets {
-    pub(super) fn new(registry: Registry) -> Self {
-        HostSockets { sockets: Vec::new(), registry }
+    pub(super) fn new(registry: Registry, outbound: (Outbound, Outbound)) -> Self {
+        HostSockets { sockets: Vec::new(), registry, outbound }
     }
 
     pub(super) fn get(&self, flow: FlowId) -> Option<&HostSocket> {
@@ -65,13 +92,17 @@ impl HostSockets {
         self.sockets.get_mut(flow.index as usize)?.as_mut().filter(|socket| socket.flow == flow)
     }
 
-    /// Starts a TCP connection.
-    pub(super) fn connect(&mut self, flow: FlowId, remote: SocketAddr) -> Connect {
+    /// Starts a TCP connection on behalf of `user`.
+    pub(super) fn connect(&mut self, flow: FlowId, remote: SocketAddr, user: SocketUser) -> Connect {
         let fd = match socket::open(Kind::Tcp, remote.is_ipv6()) {
             Ok(fd) => fd,
             Err(error) => return Connect::Failed(connect_error(&error)),
         };
         socket::prepare_tcp(fd.as_fd());
+        if let Err(error) = self.bind_stream(&fd, remote.ip(), user) {
+            log::debug!("binding for {remote} failed: {error}");
+            return Connect::Failed(ConnectError::NoOutbound);
+        }
         let outcome = match start_connect(&fd, remote) {
             Ok(()) => Connect::Connected,
             Err(error) if is_under_way(&error) => Connect::UnderWay,
@@ -83,6 +114,36 @@ impl HostSockets {
             Ok(()) => outcome,
             Err(error) => Connect::Failed(connect_error(&error)),
         }
+    }
+
+    /// Takes a connection that stands. Where it cannot be watched it is reset.
+    pub(super) fn adopt(&mut self, flow: FlowId, stream: OwnedFd) -> io::Result<()> {
+        socket::prepare_tcp(stream.as_fd());
+        let watched = self.watch(flow, &stream, Interest::READABLE | Interest::WRITABLE);
+        if watched.is_err() {
+            socket::reset_on_close(stream.as_fd());
+        } else {
+            let kind = SocketKind::Stream { connecting: None, read_closed: false };
+            self.keep(HostSocket { flow, fd: stream, kind });
+        }
+        watched
+    }
+
+    /// Takes the bound UDP socket of a published port.
+    pub(super) fn adopt_datagram(&mut self, forward: ForwardId, fd: OwnedFd) -> io::Result<()> {
+        let ipv6 = socket::is_ipv6(fd.as_fd())?;
+        socket::prepare_datagram(fd.as_fd(), Kind::Udp, ipv6);
+        socket::receive_local_address(fd.as_fd(), ipv6)?;
+        let sessions = Sessions::OnePerClient;
+        let kind = SocketKind::Datagram {
+            sessions,
+            ipv6,
+            connected: false,
+            hop: None,
+            segmentation: true,
+            unbound: false,
+        };
+        self.insert(forward.flow(), fd, kind, Interest::READABLE)
     }
 
     /// What became of a connection under way; `None` while it is.
@@ -117,13 +178,41 @@ impl HostSockets {
             _ => OpenError::Resources,
         })?;
         socket::prepare_datagram(fd.as_fd(), socket_kind, ipv6);
+        let no_outbound = |error: io::Error| {
+            log::debug!("binding a datagram socket failed: {error}");
+            OpenError::NoOutbound
+        };
         let mut connected = false;
+        let mut unbound = matches!(self.outbound(ipv6), Outbound::Interface(_));
         if let DatagramKind::UdpConnected(server) = kind {
+            unbound = false;
+            self.bind_stream(&fd, server.ip(), SocketUser::Resolver).map_err(no_outbound)?;
             socket::connect(fd.as_fd(), server).map_err(|_| OpenError::Unreachable)?;
             connected = true;
+        } else if let Outbound::Address(address) = self.outbound(ipv6) {
+            socket::bind(fd.as_fd(), SocketAddr::new(*address, 0)).map_err(no_outbound)?;
         }
-        let kind = SocketKind::Datagram { ipv6, connected, hop: None, segmentation: true };
+        let sessions = Sessions::One;
+        let kind = SocketKind::Datagram { sessions, ipv6, connected, hop: None, segmentation: true, unbound };
         self.insert(flow, fd, kind, Interest::READABLE).map_err(|_| OpenError::Resources)
+    }
+
+    /// Binds a datagram socket to the outbound interface, where there is one and it is not done yet.
+    pub(super) fn bind_to_interface(&mut self, flow: FlowId) -> io::Result<()> {
+        let Some(HostSocket { fd, kind: SocketKind::Datagram { ipv6, unbound: unbound @ true, .. }, .. }) =
+            self.sockets
+                .get_mut(flow.index as usize)
+                .and_then(Option::as_mut)
+                .filter(|socket| socket.flow == flow)
+        else {
+            return Ok(());
+        };
+        let outbound = if *ipv6 { &self.outbound.1 } else { &self.outbound.0 };
+        if let Outbound::Interface(name) = outbound {
+            sockopt::BindToDevice.set(fd, &OsString::from(name))?;
+        }
+        *unbound = false;
+        Ok(())
     }
 
     /// Closes the flow's socket, if it has one.
@@ -139,15 +228,42 @@ impl HostSockets {
         }
     }
 
+    fn outbound(&self, ipv6: bool) -> &Outbound {
+        if ipv6 { &self.outbound.1 } else { &self.outbound.0 }
+    }
+
+    /// Binds a socket that will be connected to `remote`.
+    fn bind_stream(&self, fd: &OwnedFd, remote: IpAddr, user: SocketUser) -> io::Result<()> {
+        match self.outbound(remote.is_ipv6()) {
+            Outbound::Any => Ok(()),
+            Outbound::Address(_) if remote.is_loopback() && user == SocketUser::Resolver => Ok(()),
+            Outbound::Address(address) => {
+                // Else the kernel chooses a port before it knows the destination, and runs out of them.
+                let _ = sockopt::IpBindAddressNoPort.set(fd, &true);
+                socket::bind(fd.as_fd(), SocketAddr::new(*address, 0))
+            }
+            Outbound::Interface(_) if remote.is_loopback() => Ok(()),
+            Outbound::Interface(name) => Ok(sockopt::BindToDevice.set(fd, &OsString::from(name))?),
+        }
+    }
+
     fn insert(&mut self, flow: FlowId, fd: OwnedFd, kind: SocketKind, interest: Interest) -> io::Result<()> {
+        self.watch(flow, &fd, interest)?;
+        self.keep(HostSocket { flow, fd, kind });
+        Ok(())
+    }
+
+    fn watch(&self, flow: FlowId, fd: &OwnedFd, interest: Interest) -> io::Result<()> {
         let token = Token(flow.to_bits() as usize);
-        self.registry.register(&mut SourceFd(&fd.as_raw_fd()), token, interest)?;
-        let index = flow.index as usize;
+        self.registry.register(&mut SourceFd(&fd.as_raw_fd()), token, interest)
+    }
+
+    fn keep(&mut self, socket: HostSocket) {
+        let index = socket.flow.index as usize;
         if index >= self.sockets.len() {
             self.sockets.resize_with(index + 1, || None);
         }
-        self.sockets[index] = Some(HostSocket { flow, fd, kind });
-        Ok(())
+        self.sockets[index] = Some(socket);
     }
 }
 

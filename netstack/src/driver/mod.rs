@@ -17,17 +17,22 @@
 //!
 //! A frame that the TAP does not take for want of memory is kept and tried again: TCP would need a second to
 //! notice its loss. Out of file descriptors, connections fail one by one and are counted; nothing spins,
-//! because nothing is accepted here.
+//! because nothing is accepted here: connections for published ports are handed in (`forwards`).
 
 pub mod clock;
 mod datagrams;
+mod forwards;
 mod handle;
+mod host_addresses;
 mod host_sockets;
+mod observers;
+mod polling;
 pub mod resolver;
+mod settings;
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read};
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::time::Duration as StdDuration;
@@ -38,23 +43,28 @@ use thiserror::Error;
 
 use self::clock::MonotonicClock;
 use self::datagrams::{Outgoing, OutgoingBytes, Receive};
+pub use self::forwards::AdoptError;
 use self::handle::Job;
 pub use self::handle::{DriverHandle, Ended};
-use self::host_sockets::{Connect, HostSockets, SocketKind};
+use self::host_sockets::{Connect, HostSockets, SocketKind, SocketUser};
+use self::observers::Observers;
+use self::polling::Polling;
 use self::resolver::{ResolverWatch, read_resolv_conf};
+pub use self::settings::{CaptureRunning, DnsUpstream};
 use crate::action::{Action, HostEvent, Payload};
-use crate::capture::FrameObserver;
-use crate::config::{Config, Ipv6Mode};
+use crate::config::{Config, DnsService, Ipv6Mode, MapTarget};
 use crate::error::DropReason;
 use crate::flow::FlowId;
 use crate::frame::{Frame, Offload};
 use crate::offload::vnet_hdr::{self, VirtioNetHdr};
 use crate::stack::{FRAME_BUFFER, FlowInfo, Stack};
 use crate::stats::Stats;
-use crate::sys::netlink::RouteWatch;
+use crate::sys::link::{Link, PacketSocketError};
+use crate::sys::netlink::{AddressWatch, RouteWatch};
+use crate::sys::random;
 use crate::sys::region::{self, Region};
 use crate::sys::socket::{self, SendBatch};
-use crate::sys::tap::{Tap, TapError};
+use crate::sys::tap::TapError;
 use crate::tcp::Memory;
 use crate::time::{Duration, Instant};
 
@@ -79,6 +89,7 @@ const STOP: Token = Token(usize::MAX - 1);
 const RESOLV_CONF: Token = Token(usize::MAX - 2);
 const ROUTES: Token = Token(usize::MAX - 3);
 const JOBS: Token = Token(usize::MAX - 4);
+const ADDRESSES: Token = Token(usize::MAX - 5);
 
 /// What ends a driver; one variant per system call.
 #[derive(Debug, Error)]
@@ -87,6 +98,9 @@ pub enum DriverError {
     /// The TAP cannot be used.
     #[error("the TAP cannot be used")]
     Tap(#[from] TapError),
+    /// The packet socket cannot be used.
+    #[error("the packet socket cannot be used")]
+    PacketSocket(#[from] PacketSocketError),
     /// epoll failed.
     #[error("waiting for events failed")]
     Poll(#[source] io::Error),
@@ -102,27 +116,32 @@ pub enum DriverError {
     /// No randomness for sequence numbers and DNS ids.
     #[error("reading randomness failed")]
     Random(#[source] io::Error),
-    /// The TAP is gone: its network namespace has ended, or the interface was deleted.
-    #[error("reading from the TAP failed: its namespace or interface is gone")]
+    /// The link is gone: the TAP's network namespace has ended or the interface was deleted, or the peer of a packet
+    /// socket has closed it.
+    #[error("reading from the link failed: the TAP's namespace or interface, or the socket's peer, is gone")]
     TapGone(#[source] io::Error),
 }
 
-/// A stack with everything it needs: TAP, host sockets, clock, the host's resolvers and routes.
+/// A stack with everything it needs: link, host sockets, clock, the host's resolvers and routes.
 pub struct Driver {
     stack: Stack,
-    tap: Tap,
+    link: Link,
     poll: Poll,
     clock: MonotonicClock,
     sockets: HostSockets,
     resolver: Option<ResolverWatch>,
     resolv_conf: PathBuf,
     routes: Option<RouteWatch>,
-    observer: Option<Box<dyn FrameObserver + Send>>,
+    addresses: Option<AddressWatch>,
+    observers: Observers,
     slots: Vec<Box<[u8]>>,
     frame: Box<[u8]>,
     /// A frame that the TAP did not take: its length in `frame`, and what the link owes it.
     unwritten: Option<(usize, Offload)>,
     tap_readable: bool,
+    polling: Polling,
+    /// Bytes moved since the last wait.
+    moved: usize,
     /// Set while finishing.
     wait_at_most: Option<Duration>,
     readable: VecDeque<FlowId>,
@@ -134,14 +153,19 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Serves the namespace behind `tap` as `config` says. The host's side is the network namespace of the
-    /// calling thread.
+    /// Serves the child behind `link` as `config` says. The host's side is the network namespace of the calling
+    /// thread.
+    ///
+    /// What it needs of the file system afterwards is resolv.conf with its symbolic links, at the same paths
+    /// ([`resolver::directories`]), and only where the configuration names no DNS servers: the process may go into an
+    /// empty root.
     ///
     /// # Errors
-    /// When the TAP or one of the kernel's event sources cannot be used.
-    pub fn new(tap: Tap, mut config: Config) -> Result<Self, DriverError> {
+    /// When the link or one of the kernel's event sources cannot be used.
+    pub fn new(link: impl Into<Link>, mut config: Config) -> Result<Self, DriverError> {
+        let link = link.into();
         if config.seed == 0 {
-            config.seed = random_seed().map_err(DriverError::Random)?;
+            config.seed = random::seed().map_err(DriverError::Random)?;
         }
         match socket::raise_file_limit() {
             Ok(limit) => log::debug!("up to {limit} open files"),
@@ -151,22 +175,29 @@ impl Driver {
         let registry = poll.registry().try_clone().map_err(DriverError::Poll)?;
         let clock = MonotonicClock::new();
         let watch_ipv6 = config.ipv6_mode() == Ipv6Mode::Auto;
+        let polling = Polling::new(config.busy_poll());
+        let follow_dns = config.dns().service == DnsService::On && config.dns().servers.is_empty();
+        let follow_addresses = config.maps().iter().any(|map| map.host == MapTarget::HostAddress);
+        let outbound = (config.outbound().0.clone(), config.outbound().1.clone());
         let memory = Memory { region: Region::mapped, trim: region::trim_heap };
-        let stack = Stack::with_memory(config, tap.capabilities(), clock.now(), memory);
+        let stack = Stack::with_memory(config, link.capabilities(), clock.now(), memory);
         let mut driver = Driver {
             stack,
-            tap,
+            link,
             poll,
             clock,
-            sockets: HostSockets::new(registry),
+            sockets: HostSockets::new(registry, outbound),
             resolver: None,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             routes: None,
-            observer: None,
+            addresses: None,
+            observers: Observers::default(),
             slots: vec![zeroed(FRAME_BUFFER)],
             frame: zeroed(FRAME_BUFFER),
             unwritten: None,
             tap_readable: true,
+            polling,
+            moved: 0,
             wait_at_most: None,
             readable: VecDeque::new(),
             outgoing: Vec::new(),
@@ -176,19 +207,17 @@ impl Driver {
             handle: None,
         };
         // Not for writing: a TAP is always writable, what it may lack is memory.
-        driver.watch("TAP", driver.tap.as_fd().as_raw_fd(), TAP, Interest::READABLE)?;
-        if driver.stack.config().dns().servers.is_empty() {
+        driver.watch("link", driver.link.as_fd().as_raw_fd(), TAP, Interest::READABLE)?;
+        if follow_dns {
             driver.follow_resolv_conf()?;
         }
         if watch_ipv6 {
             driver.follow_routes()?;
         }
+        if follow_addresses {
+            driver.follow_addresses()?;
+        }
         Ok(driver)
-    }
-
-    /// Shows every frame to `observer` from now on.
-    pub fn set_observer(&mut self, observer: Box<dyn FrameObserver + Send>) {
-        self.observer = Some(observer);
     }
 
     /// The clock that timestamps come from.
@@ -226,9 +255,20 @@ impl Driver {
         self.stack.flows()
     }
 
-    /// The TAP, with what it does for us.
-    pub fn tap(&self) -> &Tap {
-        &self.tap
+    /// The stack, to look at.
+    pub fn stack(&self) -> &Stack {
+        &self.stack
+    }
+
+    /// The link, with what it does for us.
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// Descriptors whose last close waits for all processors (RCU), some 10 to 20 ms: who ends may want somebody
+    /// else to close them.
+    pub fn slow_to_close(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [Some(self.link.as_fd()), self.resolver.as_ref().map(|watch| watch.as_fd())].into_iter().flatten()
     }
 
     /// Serves until `stop` is readable or closed by its other end. May be called again to go on.
@@ -284,13 +324,11 @@ impl Driver {
 
     /// One turn of the loop; says whether to stop.
     fn turn(&mut self, events: &mut Events) -> Result<bool, DriverError> {
-        if let Err(error) = self.poll.poll(events, self.patience()) {
-            if error.kind() == io::ErrorKind::Interrupted {
-                return Ok(false);
-            }
-            return Err(DriverError::Poll(error));
-        }
-        let now = self.clock.now();
+        let now = match self.wait(events) {
+            Ok(now) => now,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
+            Err(error) => return Err(DriverError::Poll(error)),
+        };
         let mut stop = false;
         for event in events.iter() {
             match event.token() {
@@ -298,6 +336,7 @@ impl Driver {
                 STOP => stop = true,
                 RESOLV_CONF => self.handle_resolv_conf(),
                 ROUTES => self.handle_routes(now),
+                ADDRESSES => self.handle_addresses(),
                 JOBS => self.handle_jobs(),
                 token => self.handle_socket(now, FlowId::from_bits(token.0 as u64), event),
             }
@@ -319,12 +358,38 @@ impl Driver {
         Ok(false)
     }
 
+    /// Waits for events or until something is due; says when that was.
+    fn wait(&mut self, events: &mut Events) -> io::Result<Instant> {
+        let start = self.clock.now();
+        let patience = self.patience(start);
+        let moved = std::mem::take(&mut self.moved);
+        if patience == Some(StdDuration::ZERO) {
+            self.poll.poll(events, patience)?;
+            return Ok(start);
+        }
+        let until = start + self.polling.budget(moved);
+        let mut now = start;
+        while now < until {
+            self.poll.poll(events, Some(StdDuration::ZERO))?;
+            if !events.is_empty() {
+                break;
+            }
+            clock::yield_now();
+            now = self.clock.now();
+        }
+        if now >= until {
+            self.poll.poll(events, patience)?;
+        }
+        now = self.clock.now();
+        self.polling.handle_wait(now - start);
+        Ok(now)
+    }
+
     /// How long the loop may sleep.
-    fn patience(&self) -> Option<StdDuration> {
+    fn patience(&self, now: Instant) -> Option<StdDuration> {
         if self.tap_readable || !self.readable.is_empty() {
             return Some(StdDuration::ZERO);
         }
-        let now = self.clock.now();
         let timer = self.stack.poll_timeout().map(|at| {
             // Rounded up: epoll counts milliseconds, and waking early means waking twice.
             let micros = u64::try_from(at.total_micros() - now.total_micros()).unwrap_or(0);
@@ -343,7 +408,7 @@ impl Driver {
                 break;
             }
             let mut header = [0; VirtioNetHdr::LEN];
-            let len = match self.tap.read(&mut header, &mut self.slots[slot]) {
+            let len = match self.link.read(&mut header, &mut self.slots[slot]) {
                 Ok(len) => len,
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => {
@@ -356,6 +421,7 @@ impl Driver {
                 },
             };
             bytes_read += len;
+            self.moved += len;
             let bytes = &mut self.slots[slot][..len];
             let offload = match vnet_hdr::accept(&header, bytes) {
                 Ok(offload) => offload,
@@ -364,9 +430,7 @@ impl Driver {
                     continue;
                 }
             };
-            if let Some(observer) = &mut self.observer {
-                observer.from_child(now, bytes, offload);
-            }
+            self.observers.from_child(now, bytes, offload);
             // The reason is counted; nothing else is to be done about it here.
             let _ = self.stack.handle_frame(now, Frame { bytes, offload, slot: slot as u32 });
             if self.stack.refers_to_slot(slot as u32) {
@@ -426,11 +490,9 @@ impl Driver {
     fn write_frame(&mut self, now: Instant, len: usize, offload: Offload) -> bool {
         let frame = &self.frame[..len];
         let header = vnet_hdr::emit_for_frame(offload, frame);
-        match self.tap.write(&[IoSlice::new(&header), IoSlice::new(frame)]) {
+        match self.link.write(&[IoSlice::new(&header), IoSlice::new(frame)]) {
             Ok(_) => {
-                if let Some(observer) = &mut self.observer {
-                    observer.to_child(now, frame, offload);
-                }
+                self.observers.to_child(now, frame, offload);
                 true
             }
             Err(error) if is_temporary(&error) => {
@@ -447,7 +509,9 @@ impl Driver {
     fn perform(&mut self, now: Instant, action: Action) {
         match action {
             Action::Connect { flow, remote } => {
-                let event = match self.sockets.connect(flow, remote) {
+                let user =
+                    if self.stack.is_question(flow) { SocketUser::Resolver } else { SocketUser::Child };
+                let event = match self.sockets.connect(flow, remote, user) {
                     Connect::Connected => HostEvent::Connected,
                     Connect::UnderWay => return,
                     Connect::Failed(error) => HostEvent::ConnectFailed(error),
@@ -461,7 +525,12 @@ impl Driver {
             }
             Action::HostRead { flow } => {
                 if let Some(socket) = self.sockets.get(flow) {
-                    self.stack.with_host_rx(now, flow, |room| socket.read(room));
+                    let moved = &mut self.moved;
+                    self.stack.with_host_rx(now, flow, |room| {
+                        let read = socket.read(room);
+                        *moved += read.bytes();
+                        read
+                    });
                 }
             }
             Action::ShutdownWrite { flow } => {
@@ -481,14 +550,14 @@ impl Driver {
                     self.stack.handle_host(now, flow, HostEvent::OpenFailed(error));
                 }
             }
-            Action::SendDatagram { flow, remote, payload, gso, hop } => {
+            Action::SendDatagram { flow, remote, payload, gso, hop, local } => {
                 let bytes = match payload {
                     Payload::InFrame { slot, range } => {
                         OutgoingBytes::Slot(slot as usize, range.start as usize..range.end as usize)
                     }
                     Payload::Owned(bytes) => OutgoingBytes::Owned(bytes),
                 };
-                self.outgoing.push(Outgoing { flow, remote, bytes, gso, hop });
+                self.outgoing.push(Outgoing { flow, remote, bytes, gso, hop, local });
             }
         }
     }
@@ -591,6 +660,27 @@ impl Driver {
         }
     }
 
+    /// Starts to follow the host's own addresses.
+    fn follow_addresses(&mut self) -> Result<(), DriverError> {
+        match AddressWatch::new() {
+            Ok(watch) => {
+                self.watch("addresses", watch.as_raw_fd(), ADDRESSES, Interest::READABLE)?;
+                self.addresses = Some(watch);
+            }
+            Err(error) => log::warn!("changes of the host's addresses are not noticed: {error}"),
+        }
+        self.stack.set_host_addresses(host_addresses::read());
+        Ok(())
+    }
+
+    fn handle_addresses(&mut self) {
+        match self.addresses.as_mut().map(AddressWatch::read_changes) {
+            Some(Ok(true)) => self.stack.set_host_addresses(host_addresses::read()),
+            Some(Err(error)) => log::warn!("the host's addresses are no longer followed: {error}"),
+            Some(Ok(false)) | None => {}
+        }
+    }
+
     fn handle_jobs(&mut self) {
         while let Some(job) = self.jobs.as_ref().and_then(|jobs| jobs.try_recv().ok()) {
             job(self);
@@ -613,7 +703,7 @@ impl Driver {
 
 impl std::fmt::Debug for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Driver").field("tap", &self.tap).field("stack", &self.stack).finish_non_exhaustive()
+        f.debug_struct("Driver").field("link", &self.link).field("stack", &self.stack).finish_non_exhaustive()
     }
 }
 
@@ -625,10 +715,4 @@ fn zeroed(len: usize) -> Box<[u8]> {
 /// Whether a system call failed for want of memory or room that will be there again.
 fn is_temporary(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM))
-}
-
-fn random_seed() -> io::Result<u64> {
-    let mut seed = [0; 8];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut seed)?;
-    Ok(u64::from_ne_bytes(seed).max(1))
 }

@@ -9,6 +9,10 @@
 //! the file itself (of a bind-mounted file the directory sees nothing). Where a part of the path is missing,
 //! the directory that would hold it is watched. After each change the path is walked again.
 //!
+//! The paths are walked anew after each change, from the root of the process. A process that goes into an empty root
+//! afterwards has to have the [`directories`] at the same places there, as bind mounts: what is watched is inodes, and
+//! those are the same. Descriptors of the directories are not kept for that: they would lead out of the new root.
+//!
 //! Not handled: the move of a directory further up a path; `ndots` and the other options, which are the
 //! child's own business; `/etc/nsswitch.conf`.
 
@@ -80,6 +84,23 @@ pub fn parse_resolv_conf(text: &str, scope_id: impl Fn(&str) -> Option<u32>) -> 
         servers.push(SocketAddr::from((Ipv4Addr::LOCALHOST, DNS_PORT)));
     }
     ResolvConf { servers, search }
+}
+
+/// The directories that `path` and the symlinks of its last parts lead through: where a change of the file shows,
+/// and what has to stay in reach for it to be read again. In the order of the walk, each once.
+///
+/// # Errors
+/// The path is empty, or there is no current directory.
+pub fn directories(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut directories = Vec::new();
+    for point in watch_points(&std::path::absolute(path)?) {
+        if let WatchPoint::Entry { directory, .. } = point
+            && !directories.contains(&directory)
+        {
+            directories.push(directory);
+        }
+    }
+    Ok(directories)
 }
 
 /// Watches a resolv.conf for change. Never blocks.
@@ -323,6 +344,19 @@ mod tests {
     fn a_missing_file_is_an_empty_one() {
         let dir = TempDir::new();
         assert_eq!(read_resolv_conf(&dir.path("none")).unwrap(), parse(""));
+    }
+
+    #[test]
+    fn the_directories_are_those_of_the_links_and_of_the_file() {
+        let dir = TempDir::new();
+        for name in ["etc", "run", "run/resolve", "mnt"] {
+            fs::create_dir(dir.path(name)).unwrap();
+        }
+        symlink("../run/resolv.conf", dir.path("etc/resolv.conf")).unwrap();
+        symlink(dir.path("mnt/conf"), dir.path("run/resolv.conf")).unwrap();
+        fs::write(dir.path("mnt/conf"), "").unwrap();
+        let found = directories(&dir.path("etc/resolv.conf")).unwrap();
+        assert_eq!(found, ["etc", "run", "mnt"].map(|name| dir.path(name)));
     }
 
     // === the watch ===

@@ -19,6 +19,16 @@ pub enum Protocol {
     Icmpv6,
 }
 
+/// Which side a flow was opened from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OpenedBy {
+    /// The child: egress.
+    #[default]
+    Child,
+    /// The host: a published port.
+    Host,
+}
+
 /// Names one flow. The generation makes a stale id of a reused slot harmless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowId {
@@ -48,6 +58,7 @@ pub struct FlowKey {
     pub protocol: Protocol,
     /// The child's address and port.
     pub child: SocketAddr,
-    /// The address and port the child wrote.
+    /// The address and port the child wrote; of a flow opened by the host, the address and port that the client
+    /// appears as.
     pub remote: SocketAddr,
 }

@@ -48,33 +48,50 @@ impl EgressPolicy {
 
     /// What becomes of a flow to `dst`. The port does not count for ICMP.
     pub fn decide(&self, protocol: Protocol, dst: SocketAddr) -> Verdict {
+        self.verdict(self.deciding_rule(protocol, dst))
+    }
+
+    /// What the rule of that index says, or the absence of one.
+    pub fn verdict(&self, rule: Option<usize>) -> Verdict {
+        let deny = |&rule: &usize| self.rules.get(rule).is_some_and(|rule| rule.effect == Effect::Deny);
+        rule.filter(deny).map_or(Verdict::Allow, |rule| Verdict::Deny { rule })
+    }
+
+    /// The index of the rule that decides about a flow to `dst`: the first that matches.
+    pub fn deciding_rule(&self, protocol: Protocol, dst: SocketAddr) -> Option<usize> {
         let address = dst.ip().to_canonical();
         let embedded = match address {
             IpAddr::V4(_) => [None; 4],
             IpAddr::V6(v6) => embedded_v4(v6),
         };
-        for (rule, candidate) in self.rules.iter().enumerate() {
-            if !candidate.covers(protocol, dst.port()) {
-                continue;
-            }
-            let is_target = |address| candidate.target.contains(address);
-            match candidate.effect {
-                Effect::Allow if is_target(address) => return Verdict::Allow,
-                Effect::Deny
-                    if is_target(address)
-                        || embedded.iter().flatten().any(|&v4| is_target(IpAddr::V4(v4))) =>
-                {
-                    return Verdict::Deny { rule };
-                }
-                _ => {}
-            }
-        }
-        Verdict::Allow
+        self.rules.iter().position(|rule| {
+            let is_target = |address| rule.target.contains(address);
+            let in_disguise = || embedded.iter().flatten().any(|&v4| is_target(IpAddr::V4(v4)));
+            rule.covers(protocol, dst.port())
+                && (is_target(address) || (rule.effect == Effect::Deny && in_disguise()))
+        })
     }
 
     /// The rules, in order.
     pub fn rules(&self) -> &[Rule] {
         &self.rules
+    }
+}
+
+/// Reads one rule per line; empty lines and lines that begin with `#` are left out.
+impl FromStr for EgressPolicy {
+    type Err = ConfigError;
+
+    fn from_str(s: &str) -> Result<Self, ConfigError> {
+        let lines = s.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        EgressPolicy::from_rules(lines.map(str::parse).collect::<Result<_, _>>()?)
+    }
+}
+
+/// Writes one rule per line, so that it can be read again.
+impl fmt::Display for EgressPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.rules.iter().try_for_each(|rule| writeln!(f, "{rule}"))
     }
 }
 
@@ -366,6 +383,26 @@ mod tests {
     fn nothing_is_refused_by_default() {
         assert_eq!(EgressPolicy::default().decide(Tcp, "10.0.0.1:22".parse().unwrap()), Verdict::Allow);
         expect(&["deny 192.0.2.0/24"], Tcp, "10.0.0.1:22", None);
+    }
+
+    #[test]
+    fn a_policy_is_read_and_written_line_by_line() {
+        let text = "# who\n\n  deny tcp any:25 \nallow udp [2001:db8::]/32:53\n";
+        let fault = text.parse::<EgressPolicy>().unwrap_err();
+        assert!(matches!(fault, ConfigError::PolicyRule { .. }));
+        let policy: EgressPolicy = "# who\n\n  deny tcp any:25 \nallow any 10.0.0.0/8".parse().unwrap();
+        assert_eq!(policy.to_string(), "deny tcp any:25\nallow 10.0.0.0/8\n");
+        assert_eq!(policy.to_string().parse(), Ok(policy));
+        assert_eq!("".parse(), Ok(EgressPolicy::default()));
+    }
+
+    #[test]
+    fn the_deciding_rule_is_named_for_allowing_ones_too() {
+        let policy = policy(&["allow 10.1.0.0/16", "deny 10.0.0.0/8"]);
+        let rule = |dst: &str| policy.deciding_rule(Tcp, dst.parse().unwrap());
+        assert_eq!(rule("10.1.2.3:80"), Some(0));
+        assert_eq!(rule("10.2.2.3:80"), Some(1));
+        assert_eq!(rule("192.0.2.1:80"), None);
     }
 
     #[test]

@@ -94,6 +94,7 @@ impl Stack {
                     payload: Payload::Owned(message.to_vec()),
                     gso: None,
                     hop: Hop { ttl: packet::DEFAULT_TTL, dont_fragment: false },
+                    local: None,
                 });
             }
             DnsTransport::Tcp => self.actions.push_back(Action::Connect { flow, remote: server }),
@@ -197,6 +198,12 @@ impl Stack {
         if more && self.upstream(flow).is_some() {
             self.actions.push_back(Action::HostRead { flow });
         }
+    }
+
+    /// Whether a flow is a question of the engine's own.
+    #[cfg(feature = "driver")]
+    pub(crate) fn is_question(&self, flow: FlowId) -> bool {
+        self.flows.get(flow).is_some_and(|entry| matches!(entry.value.kind, FlowKind::DnsQuery(_)))
     }
 
     fn close_dns_flow(&mut self, query: QueryId) {

@@ -18,6 +18,7 @@ use crate::icmp::IcmpErrorKind;
 use crate::offload::checksum;
 use crate::packet::{self, IpHeader, protocol};
 use crate::time::Instant;
+use crate::udp::Aliases;
 
 const ECHO_REQUEST_V4: u8 = 8;
 const ECHO_REPLY_V4: u8 = 0;
@@ -38,7 +39,7 @@ impl Stack {
             Some(header) if header[..2] == [ECHO_REQUEST_V4, 0] => {
                 self.echo_from_child(now, received, u16::from_be_bytes([header[4], header[5]]))
             }
-            Some(_) => Err(DropReason::IcmpIgnored),
+            Some(_) => self.icmp_error_from_child(now, received),
         }
     }
 
@@ -58,7 +59,7 @@ impl Stack {
             Some(header) if (icmp_type, code) == (ECHO_REQUEST_V6, 0) => {
                 self.echo_from_child(now, received, u16::from_be_bytes([header[4], header[5]]))
             }
-            _ => Err(DropReason::IcmpIgnored),
+            _ => self.icmp_error_from_child(now, received),
         }
     }
 
@@ -72,10 +73,9 @@ impl Stack {
         let message = received.transport();
         self.stats.icmp.packets_from_child += 1;
         self.stats.icmp.bytes_from_child += (message.len() - ECHO_LEN) as u64;
-        let link_local = ip.dst == IpAddr::V6(crate::config::Ipv6Plan::GATEWAY_LINK_LOCAL);
         let address = match self.destination(ip.dst) {
             Ok(Destination::Dns | Destination::Gateway) => return self.answer_echo(received),
-            _ if ip.dst == self.gateway(ip.dst.is_ipv4()) || link_local => return self.answer_echo(received),
+            _ if self.answers_echo(ip.dst) => return self.answer_echo(received),
             Ok(Destination::Host(address)) => address,
             Err(refusal) => return Err(self.refuse_datagram(now, refusal, received)),
         };
@@ -93,12 +93,18 @@ impl Stack {
         let id = match self.flows.find(&key) {
             Some(id) => id,
             None => {
-                let binding = PingBinding { last_active: now, bytes_from_child: 0, bytes_to_child: 0 };
+                let binding = PingBinding {
+                    last_active: now,
+                    aliases: Aliases::default(),
+                    bytes_from_child: 0,
+                    bytes_to_child: 0,
+                };
                 self.open_binding(key, received.mac, FlowKind::Ping(Box::new(binding)))?
             }
         };
         if let Some(FlowKind::Ping(binding)) = self.flows.get_mut(id).map(|entry| &mut entry.value.kind) {
             binding.bytes_from_child += (message.len() - ECHO_LEN) as u64;
+            binding.aliases.handle_sent(address, ip.dst);
         }
         let range = received.ip.transport.start as u32..received.ip.transport.end as u32;
         self.actions.push_back(Action::SendDatagram {
@@ -110,6 +116,7 @@ impl Stack {
             },
             gso: None,
             hop,
+            local: None,
         });
         self.slot_in_use = received.slot.or(self.slot_in_use);
         self.refresh_binding(now, id);
@@ -133,7 +140,7 @@ impl Stack {
         from: SocketAddr,
         message: &[u8],
     ) -> Result<ToChild, DropReason> {
-        let source = self.address_for_child(from.ip());
+        let source = self.name_of(id, from.ip());
         let Some(entry) = self.flows.get_mut(id) else { return Err(DropReason::NoFlow) };
         let (child, mac) = (entry.key.child, entry.value.mac);
         let FlowKind::Ping(binding) = &mut entry.value.kind else { return Err(DropReason::NoFlow) };
@@ -164,10 +171,10 @@ impl Stack {
         }
         let mut message = quoted.to_vec();
         message[4..6].copy_from_slice(&child.port().to_be_bytes());
-        let written = self.address_for_child(remote.ip());
+        let written = self.name_of(id, remote.ip());
         let original =
             icmp_wire::echo_original(child.ip(), written, packet::DEFAULT_TTL, &message, message.len());
-        let from = self.error_source(error, child.is_ipv4());
+        let from = self.error_source(id, error, child.is_ipv4());
         self.tell_from(now, error.kind.into(), from, &original, mac);
         Ok(())
     }

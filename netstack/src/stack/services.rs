@@ -20,7 +20,7 @@ impl Stack {
     pub(super) fn handle_arp(&mut self, frame: &[u8]) -> Result<(), DropReason> {
         let outcome = self.arp.handle(&frame[ETHERNET_LEN..])?;
         if let Some((address, mac)) = outcome.sender {
-            self.neighbors.learn(address.into(), mac);
+            self.learn_neighbor(address.into(), mac);
         }
         if let Some(reply) = outcome.reply {
             let own = self.config.mac;
@@ -39,7 +39,7 @@ impl Stack {
         }
         let outcome = self.ndp.handle(now, src, dst, received.ip.ttl, received.transport())?;
         if let Some((address, mac)) = outcome.sender {
-            self.neighbors.learn(address.into(), mac);
+            self.learn_neighbor(address.into(), mac);
         }
         if let Some(reply) = outcome.reply {
             self.send_ndp(reply);
@@ -70,7 +70,7 @@ impl Stack {
         match received.ip.dst {
             IpAddr::V4(dst) if udp.dst == DHCP_SERVER => {
                 let plan = &self.config.ipv4;
-                let ours = dst.is_broadcast() || dst == plan.gateway || dst == plan.subnet.broadcast();
+                let ours = dst.is_broadcast() || dst == plan.gateway || plan.subnet.is_broadcast(dst);
                 ours.then(|| self.handle_dhcp(now, payload))
             }
             IpAddr::V6(dst) if udp.dst == DHCPV6_SERVER && dst == DHCPV6_SERVERS => {

@@ -6,7 +6,7 @@ use super::{Destination, FlowKind, FlowState, Received, Refusal, Stack};
 use crate::action::{Action, ConnectError, HostEvent};
 use crate::dns::QueryOrigin;
 use crate::error::DropReason;
-use crate::flow::{FlowId, FlowKey, Protocol};
+use crate::flow::{FlowId, FlowKey, OpenedBy, Protocol};
 use crate::frame::FrameOut;
 use crate::icmp::IcmpErrorKind;
 use crate::packet::{self, ETHERNET_LEN, Tcp, ethertype, protocol};
@@ -28,6 +28,16 @@ pub enum HostIo {
     Eof,
     /// The socket failed or was reset.
     Failed,
+}
+
+impl HostIo {
+    /// Bytes moved.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            HostIo::Moved(bytes) | HostIo::MovedAll(bytes) => bytes,
+            HostIo::WouldBlock | HostIo::Eof | HostIo::Failed => 0,
+        }
+    }
 }
 
 /// Shortest time to a repeated look at a flow, against busy loops.
@@ -145,12 +155,16 @@ impl Stack {
         flow.touched |= payload_len > 0;
         let reply = flow.endpoint.ingress(&mut self.network, now, received.packet(), tcp, payload_len);
         let ended_early = flow.phase == Phase::Connecting && flow.endpoint.child_side() == ChildSide::Gone;
+        let answered = flow.awaits_child() && flow.endpoint.is_established();
         if let Some(reply) = reply {
             self.send_packet(&reply, received.mac);
         }
         if ended_early {
-            // The child gave up (RST) before the host had connected.
+            // The child gave up (RST) before the host had connected, or refuses the host's connection.
             return self.close_tcp(now, id, true);
+        }
+        if answered {
+            self.handle_answered(id);
         }
         self.queue_relay(id);
         self.queue_egress(id);
@@ -164,7 +178,7 @@ impl Stack {
         syn: &Tcp,
     ) -> Result<(), DropReason> {
         let ip = &received.ip;
-        let peer = match self.destination(ip.dst) {
+        let peer = match self.destination_at(key.remote) {
             Ok(Destination::Host(address)) => {
                 if ip.ttl <= 1 {
                     self.tell(now, IcmpErrorKind::TimeExceeded, received.packet(), received.mac);
@@ -181,15 +195,8 @@ impl Stack {
                 self.reject_segment(now, received);
                 return Err(DropReason::NoSuchService);
             }
-            Ok(Destination::Gateway) => {
-                self.reject_segment(now, received);
-                return Err(DropReason::PolicyRefused);
-            }
-            Err(Refusal::Silent(reason)) => return Err(reason),
-            Err(Refusal::Prohibited(reason)) => {
-                self.refuse(now, reason, received);
-                return Err(reason);
-            }
+            Ok(Destination::Gateway) => return Err(self.refuse(now, self.gateway_refusal(), received)),
+            Err(refusal) => return Err(self.refuse(now, refusal, received)),
         };
         if self.counts.tcp >= self.config.limits.flows {
             self.reject_segment(now, received);
@@ -230,12 +237,13 @@ impl Stack {
     }
 
     /// Says what the child should hear about a destination that is out of reach as such.
-    fn refuse(&mut self, now: Instant, reason: DropReason, received: &Received<'_>) {
-        match reason {
-            DropReason::Ipv6Off => {
-                self.tell(now, IcmpErrorKind::NetUnreachable, received.packet(), received.mac);
+    fn refuse(&mut self, now: Instant, refusal: Refusal, received: &Received<'_>) -> DropReason {
+        match refusal {
+            Refusal::Prohibited(reason) => {
+                self.reject_segment(now, received);
+                reason
             }
-            _ => self.reject_segment(now, received),
+            Refusal::Silent(_) | Refusal::Unreachable(_) => self.refuse_datagram(now, refusal, received),
         }
     }
 
@@ -274,6 +282,10 @@ impl Stack {
             ConnectError::Refused => return self.reset_to_child(now, id),
             ConnectError::HostUnreachable => Some(IcmpErrorKind::HostUnreachable),
             ConnectError::NetUnreachable => Some(IcmpErrorKind::NetUnreachable),
+            ConnectError::NoOutbound => {
+                self.stats.count_drop(DropReason::NoOutbound);
+                Some(IcmpErrorKind::NetUnreachable)
+            }
             ConnectError::Forbidden => Some(IcmpErrorKind::AdminProhibited),
             // The child's own timer says the same, later: it goes on repeating its SYN until then.
             ConnectError::TimedOut => None,
@@ -298,6 +310,10 @@ impl Stack {
         if tcp.phase == Phase::Resetting {
             return;
         }
+        if tcp.awaits_child() {
+            // Whatever answer comes finds no flow, and is reset then.
+            return self.close_tcp(now, id, true);
+        }
         let was_connecting = tcp.phase == Phase::Connecting;
         tcp.phase = Phase::Resetting;
         tcp.last_active = now;
@@ -321,6 +337,10 @@ impl Stack {
             }
             return;
         }
+        if tcp.awaits_child() {
+            self.refresh_neighbor(id);
+        }
+        let Some(tcp) = self.tcp_mut(id) else { return };
         if tcp.touched && now >= tcp.last_active + crate::tcp::TRIM_AFTER {
             // Rings with bytes that nobody fetches keep their pages until something moves again.
             tcp.endpoint.release_pages();
@@ -405,6 +425,10 @@ impl Stack {
             Phase::Resetting => return self.close_tcp(now, id, true),
             Phase::Finishing => return self.close_tcp(now, id, false),
             Phase::Open if tcp.endpoint.child_side() == ChildSide::Gone => self.queue_relay(id),
+            // smoltcp's own patience has ended.
+            Phase::Connecting if tcp.endpoint.child_side() == ChildSide::Gone => {
+                return self.close_tcp(now, id, true);
+            }
             Phase::Open | Phase::Connecting => {}
         }
         let Some(tcp) = self.tcp(id) else { return };
@@ -419,11 +443,12 @@ impl Stack {
     }
 
     /// Ends a flow and closes its host socket.
-    fn close_tcp(&mut self, now: Instant, id: FlowId, abort: bool) {
+    pub(super) fn close_tcp(&mut self, now: Instant, id: FlowId, abort: bool) {
         let Some(FlowKind::Tcp(tcp)) = self.forget(id) else { return };
         self.counts.tcp -= 1;
         if tcp.phase == Phase::Connecting {
             self.counts.half_open -= 1;
+            self.stats.tcp_unanswered += u64::from(tcp.opened_by == OpenedBy::Host);
         }
         match tcp.peer {
             Peer::Host(_) => self.actions.push_back(Action::Close { flow: id, abort }),
@@ -525,7 +550,7 @@ impl Stack {
         }
     }
 
-    fn queue_egress(&mut self, id: FlowId) {
+    pub(super) fn queue_egress(&mut self, id: FlowId) {
         let Some(entry) = self.flows.get_mut(id) else { return };
         if !entry.value.in_egress_queue {
             entry.value.in_egress_queue = true;
@@ -533,14 +558,14 @@ impl Stack {
         }
     }
 
-    fn tcp(&self, id: FlowId) -> Option<&TcpFlow> {
+    pub(super) fn tcp(&self, id: FlowId) -> Option<&TcpFlow> {
         match &self.flows.get(id)?.value.kind {
             FlowKind::Tcp(tcp) => Some(tcp),
             _ => None,
         }
     }
 
-    fn tcp_mut(&mut self, id: FlowId) -> Option<&mut TcpFlow> {
+    pub(super) fn tcp_mut(&mut self, id: FlowId) -> Option<&mut TcpFlow> {
         match &mut self.flows.get_mut(id)?.value.kind {
             FlowKind::Tcp(tcp) => Some(tcp),
             _ => None,

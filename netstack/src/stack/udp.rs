@@ -1,9 +1,11 @@
 //! UDP as the stack sees it. The theory stands in [`crate::udp`].
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 
 use super::{Destination, FlowKind, FlowState, Received, Refusal, Stack};
 use crate::action::{Action, DatagramError, DatagramKind, Hop, HostEvent, OpenError, Payload};
+use crate::config;
 use crate::error::DropReason;
 use crate::flow::{FlowId, FlowKey, Protocol};
 use crate::frame::{Checksum, Gso, Offload};
@@ -44,7 +46,7 @@ pub enum ToChild {
 }
 
 /// Bindings are refreshed at most this often, so that busy ones do not pay for it per packet.
-const REFRESH: Duration = Duration::from_secs(1);
+pub(super) const REFRESH: Duration = Duration::from_secs(1);
 
 impl Stack {
     pub(super) fn udp_from_child(&mut self, now: Instant, received: &Received<'_>) -> Result<(), DropReason> {
@@ -63,9 +65,13 @@ impl Stack {
         self.stats.udp.bytes_from_child += payload.len() as u64;
         let child = SocketAddr::new(ip.src, udp.src);
         let written = SocketAddr::new(ip.dst, udp.dst);
+        let range = received.ip.transport.start + UDP_LEN..received.ip.transport.start + udp.len;
+        if let Some(id) = self.find_session(child, written) {
+            return self.session_from_child(now, id, received, range);
+        }
         let key = FlowKey { protocol: Protocol::Udp, child, remote: unspecified(ip.src) };
         let known = self.flows.find(&key);
-        let address = match self.destination(ip.dst) {
+        let address = match self.destination_at(written) {
             Ok(Destination::Host(address)) => address,
             Ok(Destination::Dns) if udp.dst == 53 => {
                 self.stats.udp.packets_from_child -= 1;
@@ -77,8 +83,7 @@ impl Stack {
                 return Err(DropReason::NoSuchService);
             }
             Ok(Destination::Gateway) => {
-                self.tell(now, IcmpErrorKind::AdminProhibited, received.packet(), received.mac);
-                return Err(DropReason::PolicyRefused);
+                return Err(self.refuse_datagram(now, self.gateway_refusal(), received));
             }
             Err(refusal) => return Err(self.refuse_datagram(now, refusal, received)),
         };
@@ -94,28 +99,34 @@ impl Stack {
         let Some(entry) = self.flows.get_mut(id) else { return Ok(()) };
         entry.value.mac = received.mac;
         let FlowKind::Udp(binding) = &mut entry.value.kind else { return Ok(()) };
-        binding.handle_sent(address);
+        binding.handle_sent(address, written.ip());
         binding.bytes_from_child += payload.len() as u64;
-        let gso = match received.offload.gso {
-            Gso::Udp(size) if payload.len() > usize::from(size) => Some(size),
-            _ => None,
-        };
-        let offset = received.ip.transport.start + UDP_LEN;
-        self.actions.push_back(Action::SendDatagram {
-            flow: id,
-            remote: SocketAddr::new(address, udp.dst),
-            payload: match received.slot {
-                Some(slot) => {
-                    Payload::InFrame { slot, range: offset as u32..(offset + payload.len()) as u32 }
-                }
-                None => Payload::Owned(payload.to_vec()),
-            },
-            gso,
-            hop,
-        });
-        self.slot_in_use = received.slot.or(self.slot_in_use);
+        let remote = SocketAddr::new(address, udp.dst);
+        self.send_datagram(id, remote, None, received, range, hop);
         self.refresh_binding(now, id);
         Ok(())
+    }
+
+    /// Has the bytes at `range` of a frame sent from the flow's socket.
+    pub(super) fn send_datagram(
+        &mut self,
+        flow: FlowId,
+        remote: SocketAddr,
+        local: Option<IpAddr>,
+        received: &Received<'_>,
+        range: Range<usize>,
+        hop: Hop,
+    ) {
+        let gso = match received.offload.gso {
+            Gso::Udp(size) if range.len() > usize::from(size) => Some(size),
+            _ => None,
+        };
+        let payload = match received.slot {
+            Some(slot) => Payload::InFrame { slot, range: range.start as u32..range.end as u32 },
+            None => Payload::Owned(received.frame[range].to_vec()),
+        };
+        self.actions.push_back(Action::SendDatagram { flow, remote, payload, gso, hop, local });
+        self.slot_in_use = received.slot.or(self.slot_in_use);
     }
 
     /// Takes what a flow's datagram socket received, and writes the headers for the child into the end of
@@ -133,9 +144,10 @@ impl Stack {
         self.now = now;
         let result = match self.flows.get(flow).map(|entry| &entry.value.kind) {
             Some(FlowKind::Udp(_)) => self.udp_to_child(now, flow, &datagram, headers),
+            Some(FlowKind::UdpSession(_)) => self.session_to_child(now, flow, &datagram, headers),
             Some(FlowKind::Ping(_)) => self.echo_to_child(now, flow, datagram.from, datagram.payload),
             Some(FlowKind::DnsQuery(_)) => self.handle_dns_answer(now, flow, datagram.payload),
-            Some(FlowKind::Tcp(_)) | None => Err(DropReason::NoFlow),
+            Some(FlowKind::Tcp(_) | FlowKind::UdpForward(_)) | None => Err(DropReason::NoFlow),
         };
         if let Err(reason) = result {
             self.stats.count_drop(reason);
@@ -150,7 +162,7 @@ impl Stack {
         datagram: &Datagram<'_>,
         headers: &mut [u8; MAX_HEADERS],
     ) -> Result<ToChild, DropReason> {
-        let Datagram { from, payload, total, gso } = *datagram;
+        let Datagram { from, total, .. } = *datagram;
         let source = self.address_for_child(from.ip());
         let Some(entry) = self.flows.get_mut(flow) else { return Err(DropReason::NoFlow) };
         let (child, mac) = (entry.key.child, entry.value.mac);
@@ -158,17 +170,33 @@ impl Stack {
         if !binding.accepts(from.ip(), self.config.udp_filtering) {
             return Err(DropReason::UnexpectedSource);
         }
+        let source = binding.aliases.name_of(from.ip()).unwrap_or(source);
         binding.bytes_to_child += total as u64;
+        self.refresh_binding(now, flow);
+        let source = SocketAddr::new(source, from.port());
+        Ok(self.frame_datagram(source, child, mac, datagram, headers))
+    }
+
+    /// Writes the headers of a datagram, or several, from `source` to `child`.
+    pub(super) fn frame_datagram(
+        &mut self,
+        source: SocketAddr,
+        child: SocketAddr,
+        mac: packet::Mac,
+        datagram: &Datagram<'_>,
+        headers: &mut [u8; MAX_HEADERS],
+    ) -> ToChild {
+        let Datagram { payload, total, gso, .. } = *datagram;
         self.stats.udp.packets_to_child +=
             gso.map_or(1, |size| total.div_ceil(usize::from(size).max(1)) as u64);
         self.stats.udp.bytes_to_child += total as u64;
-        self.refresh_binding(now, flow);
-        let ip = IpHeader { src: source, dst: child.ip(), protocol: protocol::UDP, ttl: packet::DEFAULT_TTL };
-        let ports = (from.port(), child.port());
+        let ip =
+            IpHeader { src: source.ip(), dst: child.ip(), protocol: protocol::UDP, ttl: packet::DEFAULT_TTL };
+        let ports = (source.port(), child.port());
         let one = gso.map_or(total, usize::from);
         if ip.header_len() + UDP_LEN + one > usize::from(self.config.mtu) {
             self.send_fragments(&ip, ports, payload, mac);
-            return Ok(ToChild::Queued);
+            return ToChild::Queued;
         }
         let start = MAX_HEADERS - UDP_LEN - ip.header_len() - ETHERNET_LEN;
         let frame = &mut headers[start..];
@@ -180,13 +208,13 @@ impl Stack {
         if self.link.checksum {
             udp[6..8].copy_from_slice(&pseudo.to_be_bytes());
             let gso = gso.filter(|&size| total > usize::from(size)).map_or(Gso::None, Gso::Udp);
-            return Ok(ToChild::Frame { start, offload: Offload { checksum: Checksum::Partial, gso } });
+            return ToChild::Frame { start, offload: Offload { checksum: Checksum::Partial, gso } };
         }
         debug_assert_eq!(payload.len(), total, "a checksum in software needs the whole payload");
         let sum = checksum::checksum(payload, checksum::add(pseudo, checksum::sum(udp)));
         let sum = if sum == 0 { 0xffff } else { sum };
         udp[6..8].copy_from_slice(&sum.to_be_bytes());
-        Ok(ToChild::Frame { start, offload: Offload::default() })
+        ToChild::Frame { start, offload: Offload::default() }
     }
 
     /// Sends a datagram that exceeds the MTU in fragments.
@@ -206,6 +234,13 @@ impl Stack {
 
     /// Sends a transport payload in as many IP fragments as the MTU asks for.
     pub(super) fn send_ip_fragments(&mut self, ip: &IpHeader, transport: &[u8], mac: packet::Mac) {
+        for frame in self.ip_fragments(ip, transport, mac) {
+            self.send_control(frame);
+        }
+    }
+
+    /// Frames of a transport payload in as many IP fragments as the MTU asks for.
+    pub(super) fn ip_fragments(&mut self, ip: &IpHeader, transport: &[u8], mac: packet::Mac) -> Vec<Vec<u8>> {
         self.fragment_id = self.fragment_id.wrapping_add(1);
         let (ident, mtu, own) = (self.fragment_id, self.config.mtu, self.config.mac);
         let mut frames = Vec::new();
@@ -223,9 +258,7 @@ impl Stack {
             }
             _ => debug_assert!(false, "mixed address families: {ip:?}"),
         }
-        for frame in frames {
-            self.send_control(frame);
-        }
+        frames
     }
 
     pub(super) fn udp_error_to_child(
@@ -236,20 +269,42 @@ impl Stack {
         error: DatagramError,
         quoted: &[u8],
     ) -> Result<(), DropReason> {
+        let written = SocketAddr::new(self.name_of(id, remote.ip()), remote.port());
+        self.tell_datagram_error(now, id, written, error, quoted)
+    }
+
+    /// Tells the child what became of a datagram that it sent to `written`.
+    pub(super) fn tell_datagram_error(
+        &mut self,
+        now: Instant,
+        id: FlowId,
+        written: SocketAddr,
+        error: DatagramError,
+        quoted: &[u8],
+    ) -> Result<(), DropReason> {
         let Some(entry) = self.flows.get(id) else { return Err(DropReason::NoFlow) };
         let (child, mac) = (entry.key.child, entry.value.mac);
-        let written = SocketAddr::new(self.address_for_child(remote.ip()), remote.port());
         let original = icmp_wire::udp_original(child, written, packet::DEFAULT_TTL, quoted, quoted.len());
-        let from = self.error_source(error, child.is_ipv4());
+        let from = self.error_source(id, error, child.is_ipv4());
         self.tell_from(now, error.kind.into(), from, &original, mac);
         Ok(())
     }
 
+    /// What the child of a binding calls a host-side address.
+    pub(super) fn name_of(&self, id: FlowId, address: IpAddr) -> IpAddr {
+        let alias = match self.flows.get(id).map(|entry| &entry.value.kind) {
+            Some(FlowKind::Udp(binding)) => binding.aliases.name_of(address),
+            Some(FlowKind::Ping(binding)) => binding.aliases.name_of(address),
+            _ => None,
+        };
+        alias.unwrap_or_else(|| self.address_for_child(address))
+    }
+
     /// Who an ICMP error to the child comes from.
-    pub(super) fn error_source(&self, error: DatagramError, v4: bool) -> IpAddr {
+    pub(super) fn error_source(&self, id: FlowId, error: DatagramError, v4: bool) -> IpAddr {
         match error.offender {
             Some(offender) if offender.is_ipv4() == v4 && !offender.is_unspecified() => {
-                self.address_for_child(offender)
+                self.name_of(id, offender)
             }
             _ => self.gateway(v4),
         }
@@ -260,6 +315,7 @@ impl Stack {
         self.stats.count_drop(match error {
             OpenError::PingForbidden => DropReason::PingForbidden,
             OpenError::Unreachable => DropReason::HostSendFailed,
+            OpenError::NoOutbound => DropReason::NoOutbound,
             OpenError::Resources => DropReason::HostResources,
         });
         if error == OpenError::PingForbidden && !self.ping_forbidden_told {
@@ -277,8 +333,9 @@ impl Stack {
         let Some(entry) = self.flows.get(id) else { return };
         let until = match &entry.value.kind {
             FlowKind::Udp(binding) => binding.last_active + timeouts.udp,
+            FlowKind::UdpSession(session) => session.last_active + timeouts.udp_session,
             FlowKind::Ping(binding) => binding.last_active + timeouts.icmp,
-            FlowKind::Tcp(_) | FlowKind::DnsQuery(_) => return,
+            FlowKind::Tcp(_) | FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => return,
         };
         if until <= now {
             self.close_binding(id);
@@ -322,8 +379,12 @@ impl Stack {
         Ok(id)
     }
 
-    fn close_binding(&mut self, id: FlowId) {
+    pub(super) fn close_binding(&mut self, id: FlowId) {
         match self.forget(id) {
+            Some(FlowKind::UdpSession(session)) => {
+                self.session_lru.remove(id.index);
+                return self.sessions.remove(&session.ends);
+            }
             Some(FlowKind::Udp(_)) => self.udp_lru.remove(id.index),
             Some(FlowKind::Ping(_)) => self.ping_lru.remove(id.index),
             _ => return,
@@ -336,8 +397,9 @@ impl Stack {
         let Some(entry) = self.flows.get_mut(id) else { return };
         let (last_active, lru) = match &mut entry.value.kind {
             FlowKind::Udp(binding) => (&mut binding.last_active, &mut self.udp_lru),
+            FlowKind::UdpSession(session) => (&mut session.last_active, &mut self.session_lru),
             FlowKind::Ping(binding) => (&mut binding.last_active, &mut self.ping_lru),
-            FlowKind::Tcp(_) | FlowKind::DnsQuery(_) => return,
+            FlowKind::Tcp(_) | FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => return,
         };
         if now >= *last_active + REFRESH {
             *last_active = now;
@@ -361,16 +423,20 @@ impl Stack {
         refusal: Refusal,
         received: &Received<'_>,
     ) -> DropReason {
-        match refusal {
-            Refusal::Silent(reason) => reason,
-            Refusal::Prohibited(reason) => {
-                let kind = match reason {
-                    DropReason::Ipv6Off => IcmpErrorKind::NetUnreachable,
-                    _ => IcmpErrorKind::AdminProhibited,
-                };
-                self.tell(now, kind, received.packet(), received.mac);
-                reason
-            }
+        let (kind, reason) = match refusal {
+            Refusal::Silent(reason) => return reason,
+            Refusal::Prohibited(reason) => (IcmpErrorKind::AdminProhibited, reason),
+            Refusal::Unreachable(reason) => (IcmpErrorKind::NetUnreachable, reason),
+        };
+        self.tell(now, kind, received.packet(), received.mac);
+        reason
+    }
+
+    /// What the child hears where the gateway address is not the host's loopback.
+    pub(super) fn gateway_refusal(&self) -> Refusal {
+        match self.config.loopback_refusal {
+            config::Refusal::Prompt => Refusal::Prohibited(DropReason::PolicyRefused),
+            config::Refusal::NetUnreachable => Refusal::Unreachable(DropReason::PolicyRefused),
         }
     }
 }

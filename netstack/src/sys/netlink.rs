@@ -1,4 +1,4 @@
-//! rtnetlink(7), as much as is needed to follow the host's IPv6 default route.
+//! rtnetlink(7), as much as is needed to follow the host's IPv6 default route, and to notice that its addresses change.
 
 use std::io;
 use std::mem::size_of;
@@ -8,7 +8,33 @@ use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockT
 
 const NLMSG_HDRLEN: usize = size_of::<libc::nlmsghdr>();
 const RTMSG_LEN: usize = 12;
+const RTMGRP_IPV4_IFADDR: u32 = 0x10;
+const RTMGRP_IPV4_ROUTE: u32 = 0x40;
+const RTMGRP_IPV6_IFADDR: u32 = 0x100;
 const RTMGRP_IPV6_ROUTE: u32 = 0x400;
+
+/// Notices changes of addresses and routes.
+#[derive(Debug)]
+pub(crate) struct AddressWatch(OwnedFd);
+
+impl AddressWatch {
+    /// Subscribes to changes in the current network namespace.
+    pub(crate) fn new() -> io::Result<Self> {
+        let addresses = RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR;
+        route_socket(addresses | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE).map(AddressWatch)
+    }
+
+    /// Takes the events that are waiting; says whether there were any. Lost events count as some.
+    pub(crate) fn read_changes(&mut self) -> io::Result<bool> {
+        drain(self.0.as_fd())
+    }
+}
+
+impl AsRawFd for AddressWatch {
+    fn as_raw_fd(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+}
 
 /// Follows whether the host has an IPv6 default route.
 #[derive(Debug)]

@@ -36,6 +36,14 @@ pub(crate) fn open(kind: Kind, ipv6: bool) -> io::Result<OwnedFd> {
     unsafe { owned(libc::socket(family, socket_type | flags, protocol)) }
 }
 
+/// Gives a socket its own address.
+pub(crate) fn bind(fd: BorrowedFd<'_>, own: SocketAddr) -> io::Result<()> {
+    let address = Address::from(own);
+    // SAFETY: the address is valid for its length and outlives the call.
+    check(unsafe { libc::bind(fd.as_raw_fd(), address.as_ptr(), address.len) })?;
+    Ok(())
+}
+
 /// Starts, or goes on with, connecting: `Ok` when connected, `EINPROGRESS` or `EALREADY` while it is under way.
 pub(crate) fn connect(fd: BorrowedFd<'_>, remote: SocketAddr) -> io::Result<()> {
     let address = Address::from(remote);
@@ -103,6 +111,20 @@ pub(crate) fn prepare_datagram(fd: BorrowedFd<'_>, kind: Kind, ipv6: bool) {
     }
 }
 
+/// Whether a socket is of `AF_INET6`.
+pub(crate) fn is_ipv6(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(get_int(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)? == libc::AF_INET6)
+}
+
+/// Has the kernel say which local address each datagram was sent to.
+pub(crate) fn receive_local_address(fd: BorrowedFd<'_>, ipv6: bool) -> io::Result<()> {
+    if ipv6 {
+        set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)
+    } else {
+        set_int(fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)
+    }
+}
+
 /// Sets the TTL or hop limit of what is sent from now on.
 pub(crate) fn set_ttl(fd: BorrowedFd<'_>, ttl: u8, ipv6: bool) {
     let (level, option) =
@@ -125,6 +147,8 @@ pub(crate) fn set_dont_fragment(fd: BorrowedFd<'_>, dont_fragment: bool, ipv6: b
 pub(crate) struct Outgoing<P> {
     /// Destination; `None` on a connected socket.
     pub(crate) remote: Option<SocketAddr>,
+    /// Source address, in the form of the socket's family; `None`: the kernel chooses.
+    pub(crate) local: Option<IpAddr>,
     /// Pieces of the payload, at most [`PIECES`].
     pub(crate) pieces: P,
     /// Bytes per datagram where there are several.
@@ -179,12 +203,17 @@ impl SendBatch {
             };
             header.msg_iov = self.pieces[first..].as_mut_ptr();
             header.msg_iovlen = (used - first) as _;
-            (header.msg_control, header.msg_controllen) = match datagram.segment {
-                Some(segment) => {
-                    self.controls[count] = Control::udp_segment(segment);
-                    ((&raw mut self.controls[count]).cast(), Control::UDP_SEGMENT_SPACE as _)
-                }
-                None => (std::ptr::null_mut(), 0),
+            let control = &mut self.controls[count];
+            control.used = 0;
+            if let Some(segment) = datagram.segment {
+                control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
+            }
+            if let Some(local) = datagram.local {
+                control.push_local_address(local);
+            }
+            (header.msg_control, header.msg_controllen) = match control.used {
+                0 => (std::ptr::null_mut(), 0),
+                used => (control.bytes.as_mut_ptr().cast(), used as _),
             };
             count += 1;
         }
@@ -209,6 +238,8 @@ pub(crate) struct Incoming {
     pub(crate) len: usize,
     /// Bytes per datagram where the kernel joined several (UDP_GRO).
     pub(crate) segment: Option<u16>,
+    /// Which of our addresses it was sent to, after [`receive_local_address`].
+    pub(crate) local: Option<IpAddr>,
 }
 
 /// Memory for recvmmsg(2), made once.
@@ -247,8 +278,8 @@ impl RecvBatch {
             header.msg_namelen = size_of::<libc::sockaddr_in6>() as _;
             header.msg_iov = &raw mut self.pieces[count];
             header.msg_iovlen = 1;
-            header.msg_control = (&raw mut self.controls[count]).cast();
-            header.msg_controllen = size_of::<Control>() as _;
+            header.msg_control = self.controls[count].bytes.as_mut_ptr().cast();
+            header.msg_controllen = Control::ROOM as _;
             header.msg_flags = 0;
             count += 1;
         }
@@ -267,15 +298,36 @@ impl RecvBatch {
         for (slot, header) in self.headers[..received].iter().enumerate() {
             let Some(from) = self.addresses[slot].to_std(header.msg_hdr.msg_namelen) else { continue };
             let len = header.msg_len as usize;
-            let segment = ControlMessages::new(&header.msg_hdr)
-                .find(|message| (message.level, message.kind) == (libc::SOL_UDP, libc::UDP_GRO))
-                .and_then(|message| message.data.first_chunk().map(|&bytes| i32::from_ne_bytes(bytes)))
+            let (mut segment, mut local) = (None, None);
+            for message in ControlMessages::new(&header.msg_hdr) {
+                match (message.level, message.kind) {
+                    (libc::SOL_UDP, libc::UDP_GRO) => {
+                        segment = message.data.first_chunk().map(|&bytes| i32::from_ne_bytes(bytes));
+                    }
+                    (libc::SOL_IP, libc::IP_PKTINFO) | (libc::SOL_IPV6, libc::IPV6_PKTINFO) => {
+                        local = parse_local_address(message.level, message.data);
+                    }
+                    _ => {}
+                }
+            }
+            let segment = segment
                 .and_then(|segment| u16::try_from(segment).ok())
                 .filter(|&segment| segment > 0 && usize::from(segment) < len);
-            out.push(Incoming { from, slot, len, segment });
+            out.push(Incoming { from, slot, len, segment, local });
         }
         Ok(received)
     }
+}
+
+/// Reads a `struct in_pktinfo` or `struct in6_pktinfo`.
+fn parse_local_address(level: i32, data: &[u8]) -> Option<IpAddr> {
+    if level == libc::SOL_IP {
+        // `ipi_spec_dst`: the destination, or one of ours where that is a broadcast.
+        let octets: [u8; 4] = data.get(4..8)?.try_into().ok()?;
+        return Some(Ipv4Addr::from(octets).into());
+    }
+    let address = Ipv6Addr::from(*data.first_chunk::<16>()?);
+    (!address.is_multicast()).then_some(address.into())
 }
 
 /// An entry of a socket's error queue.
@@ -442,34 +494,60 @@ const _: () = {
     assert!(offset_of!(libc::sockaddr_in, sin_addr) == offset_of!(libc::sockaddr_in6, sin6_flowinfo));
 };
 
-/// Room for one control message, aligned as `struct cmsghdr` wants it.
-#[repr(C)]
+/// Room for the control messages of one datagram, aligned as `struct cmsghdr` wants it.
+#[repr(C, align(8))]
 #[derive(Clone, Copy)]
 struct Control {
-    header: libc::cmsghdr,
-    data: [u64; 4],
+    bytes: [u8; Control::ROOM],
+    /// Bytes written by [`Control::push`].
+    used: usize,
 }
 
 impl Control {
-    const EMPTY: Control =
-        Control { header: libc::cmsghdr { cmsg_len: 0, cmsg_level: 0, cmsg_type: 0 }, data: [0; 4] };
-    // SAFETY: CMSG_SPACE and CMSG_LEN compute with their argument only.
-    const UDP_SEGMENT_SPACE: usize = unsafe { libc::CMSG_SPACE(size_of::<u16>() as u32) } as usize;
-    // SAFETY: as above.
-    const UDP_SEGMENT_LEN: usize = unsafe { libc::CMSG_LEN(size_of::<u16>() as u32) } as usize;
+    /// Segment size and local address, in either direction; IPv6 has the longest.
+    const ROOM: usize = Self::space(size_of::<i32>()) + Self::space(size_of::<libc::in6_pktinfo>());
+    const EMPTY: Control = Control { bytes: [0; Self::ROOM], used: 0 };
+    // SAFETY: CMSG_LEN computes with its argument only.
+    const HEADER: usize = unsafe { libc::CMSG_LEN(0) } as usize;
 
-    fn udp_segment(segment: u16) -> Self {
-        let mut control = Control::EMPTY;
-        control.header.cmsg_len = Self::UDP_SEGMENT_LEN as _;
-        control.header.cmsg_level = libc::SOL_UDP;
-        control.header.cmsg_type = libc::UDP_SEGMENT;
-        let [a, b] = segment.to_ne_bytes();
-        control.data[0] = u64::from_ne_bytes([a, b, 0, 0, 0, 0, 0, 0]);
-        control
+    const fn space(len: usize) -> usize {
+        // SAFETY: CMSG_SPACE computes with its argument only.
+        unsafe { libc::CMSG_SPACE(len as u32) as usize }
+    }
+
+    fn push(&mut self, level: i32, kind: i32, data: &[u8]) {
+        let end = self.used + Self::space(data.len());
+        let Some(message) = self.bytes.get_mut(self.used..end) else { return };
+        message.fill(0);
+        // SAFETY: all-zero is a valid `cmsghdr`.
+        let mut header: libc::cmsghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+        header.cmsg_len = (Self::HEADER + data.len()) as _;
+        header.cmsg_level = level;
+        header.cmsg_type = kind;
+        message[Self::HEADER..Self::HEADER + data.len()].copy_from_slice(data);
+        // SAFETY: the message is at least as long as the header.
+        unsafe { message.as_mut_ptr().cast::<libc::cmsghdr>().write_unaligned(header) };
+        self.used = end;
+    }
+
+    /// `struct in_pktinfo` or `struct in6_pktinfo` with the address alone: the interface is for routing to choose.
+    fn push_local_address(&mut self, local: IpAddr) {
+        match local {
+            IpAddr::V4(local) => {
+                let mut info = [0; size_of::<libc::in_pktinfo>()];
+                info[4..8].copy_from_slice(&local.octets());
+                self.push(libc::SOL_IP, libc::IP_PKTINFO, &info);
+            }
+            IpAddr::V6(local) => {
+                let mut info = [0; size_of::<libc::in6_pktinfo>()];
+                info[..16].copy_from_slice(&local.octets());
+                self.push(libc::SOL_IPV6, libc::IPV6_PKTINFO, &info);
+            }
+        }
     }
 }
 
-const _: () = assert!(Control::UDP_SEGMENT_SPACE <= size_of::<Control>());
+const _: () = assert!(std::mem::offset_of!(libc::in_pktinfo, ipi_spec_dst) == 4);
 
 /// One control message.
 struct ControlMessage<'a> {
@@ -586,8 +664,13 @@ mod tests {
             let pieces: [&[u8]; 2] = [&payload[..1300], &payload[1300..]];
             let small: [&[u8]; 1] = [b"x"];
             let outgoing = [
-                Outgoing { remote: Some(to), pieces: pieces.iter().copied(), segment: Some(1000) },
-                Outgoing { remote: Some(to), pieces: small.iter().copied(), segment: None },
+                Outgoing {
+                    remote: Some(to),
+                    local: None,
+                    pieces: pieces.iter().copied(),
+                    segment: Some(1000),
+                },
+                Outgoing { remote: Some(to), local: None, pieces: small.iter().copied(), segment: None },
             ];
             assert_eq!(SendBatch::new().send(a.as_fd(), outgoing.into_iter()).unwrap(), 2);
             let mut buffers = vec![vec![0u8; 65536]; BATCH];
@@ -611,7 +694,8 @@ mod tests {
         let fd = open(Kind::Udp, false).unwrap();
         prepare_datagram(fd.as_fd(), Kind::Udp, false);
         let question: &[u8] = b"question";
-        let one = Outgoing { remote: Some(to), pieces: std::iter::once(question), segment: None };
+        let one =
+            Outgoing { remote: Some(to), local: None, pieces: std::iter::once(question), segment: None };
         SendBatch::new().send(fd.as_fd(), std::iter::once(one)).unwrap();
         let mut fds = [nix::poll::PollFd::new(fd.as_fd(), nix::poll::PollFlags::empty())];
         assert_eq!(nix::poll::poll(&mut fds, 5000u16).unwrap(), 1);

@@ -20,7 +20,10 @@
 //!   throws them away;
 //! * a RST in SYN-RECEIVED returns to LISTEN: reported as [`ChildSide::Gone`];
 //! * CLOSED after LAST-ACK looks like CLOSED after a RST: remembered in `ended`;
-//! * `poll_at` says "now" for as long as the SYN-ACK is withheld: not asked then.
+//! * `poll_at` says "now" for as long as the SYN-ACK is withheld: not asked then;
+//! * a SYN to a child whose old connection of the same ports is in TIME-WAIT may be answered by an ACK (its sequence
+//!   number is random, not later than the old ones); the RST that smoltcp sends ends the old connection, but the SYN
+//!   would be repeated a second later only: it is begun anew at once.
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -149,6 +152,8 @@ pub(crate) struct Endpoint {
     ended: Ended,
     /// When TIME-WAIT began.
     time_wait: Option<Instant>,
+    /// Our address and the child's, where the SYN is ours.
+    ends: Option<(SocketAddr, SocketAddr)>,
 }
 
 /// How a connection came to CLOSED; smoltcp does not tell.
@@ -178,6 +183,40 @@ impl Endpoint {
         syn: &[u8],
         keepalive: Duration,
     ) -> Self {
+        let mut endpoint = Self::prepare(region, size, keepalive, |socket| {
+            socket.pause_synack(true);
+            let listening =
+                socket.listen(IpListenEndpoint { addr: Some(local.ip().into()), port: local.port() });
+            debug_assert!(listening.is_ok(), "listening on {local}");
+        });
+        endpoint.mss = segment_size(network.mtu, local.is_ipv4(), syn);
+        endpoint.held = true;
+        endpoint
+    }
+
+    /// An endpoint that sends a SYN from `local` to `child`.
+    pub(crate) fn connect(
+        network: &mut Network,
+        region: Region,
+        size: RingSize,
+        local: SocketAddr,
+        child: SocketAddr,
+        keepalive: Duration,
+    ) -> Self {
+        let mut endpoint = Self::prepare(region, size, keepalive, |socket| {
+            let connecting = socket.connect(network.interface.context(), child, local);
+            debug_assert!(connecting.is_ok(), "connecting {local} to {child}");
+        });
+        endpoint.ends = Some((local, child));
+        endpoint
+    }
+
+    fn prepare(
+        region: Region,
+        size: RingSize,
+        keepalive: Duration,
+        open: impl FnOnce(&mut Socket<'static>),
+    ) -> Self {
         let mut handle = None;
         let sockets = Loan::new(region, |bytes| {
             let (from_child, to_child) = bytes.split_at_mut(size.from_child);
@@ -186,27 +225,21 @@ impl Endpoint {
             socket.set_ack_delay(Some(ACK_DELAY));
             socket.set_keep_alive(Some(keepalive));
             socket.set_timeout(Some(keepalive + Duration::from_secs(600)));
-            socket.pause_synack(true);
-            let listening =
-                socket.listen(IpListenEndpoint { addr: Some(local.ip().into()), port: local.port() });
-            debug_assert!(listening.is_ok(), "listening on {local}");
+            open(&mut socket);
             let mut set = SocketSet::new(Vec::with_capacity(1));
             handle = Some(set.add(socket));
             set
         });
-        let (header, default) =
-            if local.is_ipv4() { (IPV4_LEN, DEFAULT_MSS_V4) } else { (IPV6_LEN, DEFAULT_MSS_V6) };
-        let link_mss = network.mtu - (header + TCP_LEN) as u16;
-        let said = Tcp::parse(syn).ok().and_then(|tcp| tcp.mss(syn)).filter(|&mss| mss != 0);
         Endpoint {
             sockets,
             handle: handle.expect("the closure above has run"),
             size,
-            mss: said.unwrap_or(default).max(MIN_MSS).min(link_mss),
+            mss: MIN_MSS,
             acks: Acks::Delayed,
-            held: true,
+            held: false,
             ended: Ended::No,
             time_wait: None,
+            ends: None,
         }
     }
 
@@ -223,7 +256,11 @@ impl Endpoint {
             self.set_acks(Acks::AtOnce);
         }
         let in_last_ack = self.socket().state() == State::LastAck;
+        let connecting = self.ends.filter(|_| self.socket().state() == State::SynSent);
         let reply = network.ingress(now, packet, self.sockets.get_mut());
+        if let Some(ends) = connecting {
+            self.after_syn(network, ends, packet, tcp, reply.is_some());
+        }
         if in_last_ack && self.socket().state() == State::Closed && tcp.flags & Tcp::RST == 0 {
             self.ended = Ended::InOrder;
         }
@@ -231,6 +268,31 @@ impl Endpoint {
             self.time_wait = Some(now);
         }
         reply
+    }
+
+    /// Looks at what came in answer to our SYN.
+    fn after_syn(
+        &mut self,
+        network: &mut Network,
+        (local, child): (SocketAddr, SocketAddr),
+        packet: &[u8],
+        tcp: &Tcp,
+        rejected: bool,
+    ) {
+        match self.socket().state() {
+            State::SynSent if rejected => {
+                let socket = self.socket_mut();
+                socket.abort();
+                let again = socket.connect(network.interface.context(), child, local);
+                debug_assert!(again.is_ok(), "connecting {local} to {child} again");
+            }
+            State::SynSent | State::Closed => {}
+            _ if tcp.flags & Tcp::SYN != 0 => {
+                let syn = packet.get(ip_len(packet)..).unwrap_or_default();
+                self.mss = segment_size(network.mtu, local.is_ipv4(), syn);
+            }
+            _ => {}
+        }
     }
 
     /// Writes the next packet to the child into `out`, if there is one.
@@ -294,7 +356,7 @@ impl Endpoint {
 
     /// Whether the three-way handshake is complete.
     pub(crate) fn is_established(&self) -> bool {
-        !matches!(self.socket().state(), State::Listen | State::SynReceived | State::Closed)
+        !matches!(self.socket().state(), State::Listen | State::SynSent | State::SynReceived | State::Closed)
     }
 
     /// Bytes of the child that wait for the host.
@@ -429,6 +491,13 @@ impl TxToken for Sink<'_> {
             }
         }
     }
+}
+
+/// Payload bytes per segment that both the sender of `syn` and the link take.
+fn segment_size(mtu: u16, v4: bool, syn: &[u8]) -> u16 {
+    let (header, default) = if v4 { (IPV4_LEN, DEFAULT_MSS_V4) } else { (IPV6_LEN, DEFAULT_MSS_V6) };
+    let said = Tcp::parse(syn).ok().and_then(|tcp| tcp.mss(syn)).filter(|&mss| mss != 0);
+    said.unwrap_or(default).max(MIN_MSS).min(mtu - (header + TCP_LEN) as u16)
 }
 
 fn ip_len(packet: &[u8]) -> usize {

@@ -1,19 +1,20 @@
 //! TCP: the child's connection and the host's stream stitched together (RFC 9293).
 //!
 //! # Theory of operation
-//! Goal: the child sees what it would see if it had connected itself: refusals, unreachable hosts, half-close,
-//! resets, back-pressure. Not handled: urgent data (the bytes stay in the stream), TCP Fast Open (data in a SYN
+//! Goal: each end sees what it would see if it had connected to the other itself: refusals, unreachable hosts,
+//! half-close, resets, back-pressure. Not handled: urgent data (the bytes stay in the stream), TCP Fast Open (data in a SYN
 //! is ignored and repeated by the child), ECN, options beyond MSS, window scale and SACK.
 //!
 //! | phase | entered by | left by |
 //! |---|---|---|
-//! | [`Phase::Connecting`] | SYN; the SYN-ACK is withheld, the host connects | the host's answer |
-//! | [`Phase::Open`] | connected: the SYN-ACK goes out | both directions closed, or a reset |
+//! | [`Phase::Connecting`] | a SYN of the child: the SYN-ACK is withheld, the host connects | the host's answer |
+//! | | a connection of the host: a SYN goes to the child, nothing is read from the host | the child's answer |
+//! | [`Phase::Open`] | connected (the SYN-ACK goes out) | both directions closed, or a reset |
 //! | [`Phase::Resetting`] | refused, or the host's side was reset | the RST is sent |
 //! | [`Phase::Finishing`] | both directions are closed | the last ACK is sent |
 //!
 //! Timers, one wheel entry per flow: smoltcp's own (delayed ACK, retransmission, zero-window probe, keepalive);
-//! idle memory (`TRIM_AFTER`); `timeouts.tcp_half_closed` and `timeouts.tcp_closing`.
+//! idle memory (`TRIM_AFTER`); `timeouts.tcp_connect`, `timeouts.tcp_half_closed` and `timeouts.tcp_closing`.
 //!
 //! Data from the child: frame → ring (one copy, by smoltcp) → `write` by the driver. Data to the child: `read` by
 //! the driver into the ring → frame in the driver's buffer (one copy, by smoltcp) → TAP.
@@ -30,6 +31,7 @@ use self::relay::{Relay, View};
 use self::window::SendWindow;
 use crate::config::Timeouts;
 use crate::dns::tcp::LengthPrefix;
+use crate::flow::OpenedBy;
 use crate::time::{Duration, Instant};
 
 pub(crate) use self::rings::Memory;
@@ -43,7 +45,8 @@ const DNS_IDLE: Duration = Duration::from_secs(30);
 /// Where a flow is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The host's connect is under way; the child waits for its SYN-ACK.
+    /// One end has asked, the other has not answered: the host's connect is under way, or the child's SYN-ACK is
+    /// awaited.
     Connecting,
     /// Both sides are connected, at least in one direction.
     Open,
@@ -56,7 +59,7 @@ pub enum Phase {
 /// Who is at the other end.
 #[derive(Debug)]
 pub(crate) enum Peer {
-    /// A host socket connected to this address.
+    /// A host socket, connected to this address; of a flow opened by the host, to a client that appears as it.
     Host(SocketAddr),
     /// The engine's own DNS service.
     Dns(Box<DnsStream>),
@@ -82,10 +85,11 @@ impl DnsStream {
 pub(crate) struct TcpFlow {
     pub(crate) endpoint: Endpoint,
     pub(crate) phase: Phase,
+    pub(crate) opened_by: OpenedBy,
     pub(crate) peer: Peer,
     pub(crate) relay: Relay,
     pub(crate) window: SendWindow,
-    /// Sequence number of the SYN, for quoting it in ICMP errors.
+    /// Sequence number of the child's SYN, for quoting it in ICMP errors.
     pub(crate) syn: u32,
     pub(crate) last_active: Instant,
     /// Whether ring pages may have been touched since they were last given back.
@@ -100,6 +104,7 @@ impl TcpFlow {
         TcpFlow {
             endpoint,
             phase: Phase::Connecting,
+            opened_by: OpenedBy::Child,
             peer,
             relay: Relay::default(),
             window,
@@ -109,6 +114,21 @@ impl TcpFlow {
             bytes_from_child: 0,
             bytes_to_child: 0,
         }
+    }
+
+    /// A flow whose SYN goes to the child, for a host socket that is connected already to a client known as
+    /// `source`.
+    pub(crate) fn opened_by_host(now: Instant, endpoint: Endpoint, source: SocketAddr) -> Self {
+        TcpFlow {
+            opened_by: OpenedBy::Host,
+            relay: Relay::connected(),
+            ..TcpFlow::new(now, endpoint, Peer::Host(source), 0)
+        }
+    }
+
+    /// Whether the child's answer is awaited.
+    pub(crate) fn awaits_child(&self) -> bool {
+        self.phase == Phase::Connecting && self.opened_by == OpenedBy::Host
     }
 
     /// What the relay decides on.
@@ -142,6 +162,7 @@ impl TcpFlow {
     fn silence_allowed(&self, timeouts: &Timeouts) -> Option<Duration> {
         let child_finished = self.endpoint.child_side() == ChildSide::Finished;
         match self.phase {
+            Phase::Connecting if self.opened_by == OpenedBy::Host => Some(timeouts.tcp_connect),
             Phase::Connecting => None,
             Phase::Open if matches!(self.peer, Peer::Dns(_)) => Some(DNS_IDLE),
             _ if self.relay.is_closing() => Some(timeouts.tcp_closing),

@@ -112,6 +112,19 @@ impl ChildStub {
         ChildTcp(self.sockets.add(socket))
     }
 
+    /// Listens for one connection to `port` of its IPv4 or IPv6 address.
+    ///
+    /// # Panics
+    /// Where smoltcp refuses the port.
+    pub fn listen(&mut self, ipv6: bool, port: u16) -> ChildTcp {
+        let ring = || tcp::SocketBuffer::new(vec![0; self.rings]);
+        let mut socket = tcp::Socket::new(ring(), ring());
+        socket.set_nagle_enabled(false);
+        let own = if ipv6 { self.addresses.1 } else { self.addresses.0 };
+        socket.listen(SocketAddr::new(own, port)).expect("a usable port");
+        ChildTcp(self.sockets.add(socket))
+    }
+
     /// Queues bytes; says how many were taken.
     pub fn write(&mut self, socket: ChildTcp, bytes: &[u8]) -> usize {
         self.socket(socket).send_slice(bytes).unwrap_or(0)

@@ -4,10 +4,11 @@
 //! reads and writes say so.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::action::{Action, ConnectError, DatagramError, DatagramKind, Hop, HostEvent, OpenError, Payload};
 use crate::flow::FlowId;
+use crate::forward::ForwardId;
 use crate::frame::Offload;
 use crate::packet::MAX_HEADERS;
 use crate::stack::{Datagram, HostIo, Stack, ToChild};
@@ -74,6 +75,8 @@ pub struct SentDatagram {
     pub gso: Option<u16>,
     /// TTL and fragmentation.
     pub hop: Hop,
+    /// Source address, where it is not the kernel's to choose.
+    pub local: Option<IpAddr>,
 }
 
 /// The host.
@@ -140,6 +143,19 @@ impl HostStub {
     #[track_caller]
     pub fn tcp(&mut self, flow: FlowId) -> &mut HostTcp {
         self.tcp.get_mut(&flow).expect("a TCP socket")
+    }
+
+    /// The host has accepted a connection, which the stack took as `flow`: its far end is a client.
+    pub fn accepted(&mut self, flow: FlowId) {
+        self.last = Some(flow);
+        let socket = HostTcp {
+            connected: true,
+            appetite: self.appetite,
+            largest_write: self.largest_write,
+            echo: self.echo,
+            ..HostTcp::default()
+        };
+        assert!(self.tcp.insert(flow, socket).is_none(), "accepted twice");
     }
 
     /// Ends a connect that was held.
@@ -245,7 +261,7 @@ impl HostStub {
                 let socket = HostDatagram { kind, ipv6, sent: Vec::new(), closed: false };
                 assert!(self.datagram.insert(flow, socket).is_none(), "opened twice");
             }
-            Action::SendDatagram { flow, remote, payload, gso, hop } => {
+            Action::SendDatagram { flow, remote, payload, gso, hop, local } => {
                 let payload = match payload {
                     Payload::InFrame { slot, range } => {
                         slots[slot as usize][range.start as usize..range.end as usize].to_vec()
@@ -255,10 +271,17 @@ impl HostStub {
                 // A socket that could not be opened takes nothing.
                 if let Some(socket) = self.datagram.get_mut(&flow) {
                     assert!(!socket.closed, "sent on a closed socket");
-                    socket.sent.push(SentDatagram { remote, payload, gso, hop });
+                    socket.sent.push(SentDatagram { remote, payload, gso, hop, local });
                 }
             }
         }
+    }
+
+    /// The socket of a published UDP port, which the stack took as `forward`.
+    pub fn published(&mut self, forward: ForwardId, ipv6: bool) {
+        self.last = Some(forward.flow());
+        let socket = HostDatagram { kind: DatagramKind::Udp, ipv6, sent: Vec::new(), closed: false };
+        assert!(self.datagram.insert(forward.flow(), socket).is_none(), "published twice");
     }
 
     /// A datagram from `from` arrives at the flow's socket; says what the stack made of it, and the frame where it

@@ -13,7 +13,7 @@ pub mod host;
 pub mod link;
 pub mod model;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use self::child::{ChildMode, ChildStub};
 use self::frames::Seen;
@@ -21,8 +21,9 @@ use self::host::HostStub;
 use self::link::{InFlight, Link, LinkConfig};
 use crate::action::DatagramError;
 use crate::config::{Config, ConfigBuilder, Ipv6Mode};
-use crate::error::DropReason;
+use crate::error::{DropReason, ForwardError};
 use crate::flow::FlowId;
+use crate::forward::{ForwardId, UdpForward};
 use crate::frame::{Frame, LinkCapabilities, Offload};
 use crate::stack::{FRAME_BUFFER, Stack};
 use crate::time::{Duration, Instant};
@@ -119,6 +120,42 @@ impl Harness {
         self.drain();
         self.settle();
         result
+    }
+
+    /// A client of the host that appears as `source` connects to `child`.
+    ///
+    /// # Errors
+    /// Why the stack does not take it.
+    pub fn open_to_child(&mut self, source: SocketAddr, child: SocketAddr) -> Result<FlowId, ForwardError> {
+        let flow = self.stack.open_to_child(self.now, source, child)?;
+        self.host.accepted(flow);
+        Ok(flow)
+    }
+
+    /// A UDP port is published.
+    ///
+    /// # Errors
+    /// Why the stack does not take it.
+    pub fn publish_udp(&mut self, forward: UdpForward) -> Result<ForwardId, ForwardError> {
+        let id = self.stack.add_udp_forward(forward)?;
+        self.host.published(id, forward.child.is_ipv6());
+        Ok(id)
+    }
+
+    /// A datagram of `client` to the address `local` of the host arrives at the socket of a published port.
+    ///
+    /// # Errors
+    /// Why the stack dropped it.
+    pub fn client_datagram(
+        &mut self,
+        forward: ForwardId,
+        client: SocketAddr,
+        local: Option<IpAddr>,
+        payload: &[u8],
+    ) -> Result<FlowId, DropReason> {
+        let session = self.stack.session(self.now, forward, client, local)?;
+        self.datagram(session.flow, client, payload, None)?;
+        Ok(session.flow)
     }
 
     /// A datagram arrives at the socket of `flow`, and everything settles.

@@ -20,25 +20,43 @@ pub mod reassembly;
 use std::net::IpAddr;
 
 use crate::config::UdpFiltering;
+use crate::forward::SessionEnds;
 use crate::time::Instant;
+
+/// A session of a published port (see [`mod@crate::forward`]).
+#[derive(Debug)]
+pub(crate) struct UdpSession {
+    pub(crate) ends: SessionEnds,
+    pub(crate) last_active: Instant,
+    pub(crate) bytes_from_child: u64,
+    pub(crate) bytes_to_child: u64,
+}
 
 /// One binding.
 #[derive(Debug)]
 pub(crate) struct UdpBinding {
     pub(crate) last_active: Instant,
     remotes: Remotes,
+    pub(crate) aliases: Aliases,
     pub(crate) bytes_from_child: u64,
     pub(crate) bytes_to_child: u64,
 }
 
 impl UdpBinding {
     pub(crate) fn new(now: Instant) -> Self {
-        UdpBinding { last_active: now, remotes: Remotes::default(), bytes_from_child: 0, bytes_to_child: 0 }
+        UdpBinding {
+            last_active: now,
+            remotes: Remotes::default(),
+            aliases: Aliases::default(),
+            bytes_from_child: 0,
+            bytes_to_child: 0,
+        }
     }
 
-    /// The child sends to `remote`, as the host sees it.
-    pub(crate) fn handle_sent(&mut self, remote: IpAddr) {
+    /// The child sends to `remote`, as the host sees it; `written` is what the child wrote.
+    pub(crate) fn handle_sent(&mut self, remote: IpAddr, written: IpAddr) {
         self.remotes.insert(remote);
+        self.aliases.handle_sent(remote, written);
     }
 
     /// Whether a datagram from `remote` may pass to the child.
@@ -72,6 +90,32 @@ impl Remotes {
     }
 }
 
+/// What the child calls hosts that it reaches by another address than their own; of several names for one host the
+/// one that was used last.
+#[derive(Debug, Default)]
+pub(crate) struct Aliases(Vec<(IpAddr, IpAddr)>);
+
+impl Aliases {
+    /// As for [`Remotes`]; only addresses of maps get here.
+    const CAPACITY: usize = 256;
+
+    pub(crate) fn handle_sent(&mut self, remote: IpAddr, written: IpAddr) {
+        if remote == written && self.0.is_empty() {
+            return;
+        }
+        self.0.retain(|&(known, _)| known != remote);
+        if remote != written {
+            self.0.truncate(Self::CAPACITY - 1);
+            self.0.insert(0, (remote, written));
+        }
+    }
+
+    /// The child's name for `remote`.
+    pub(crate) fn name_of(&self, remote: IpAddr) -> Option<IpAddr> {
+        self.0.iter().find(|&&(known, _)| known == remote).map(|&(_, written)| written)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,11 +124,25 @@ mod tests {
     #[test]
     fn filtering_is_by_address() {
         let mut binding = UdpBinding::new(Instant::ZERO);
-        binding.handle_sent(Ipv4Addr::new(192, 0, 2, 1).into());
+        let remote = Ipv4Addr::new(192, 0, 2, 1).into();
+        binding.handle_sent(remote, remote);
         let stranger = Ipv4Addr::new(192, 0, 2, 2).into();
         assert!(binding.accepts(Ipv4Addr::new(192, 0, 2, 1).into(), UdpFiltering::AddressDependent));
         assert!(!binding.accepts(stranger, UdpFiltering::AddressDependent));
         assert!(binding.accepts(stranger, UdpFiltering::EndpointIndependent));
+    }
+
+    #[test]
+    fn the_name_used_last_counts() {
+        let [host, first, second] = [1, 2, 3].map(|n| Ipv4Addr::new(192, 0, 2, n).into());
+        let mut aliases = Aliases::default();
+        assert_eq!(aliases.name_of(host), None);
+        aliases.handle_sent(host, first);
+        aliases.handle_sent(host, second);
+        assert_eq!(aliases.name_of(host), Some(second));
+        aliases.handle_sent(host, host);
+        assert_eq!(aliases.name_of(host), None);
+        assert!(aliases.0.is_empty());
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! The command line and behaviour of pasta.
 
+pub mod cli;
+pub mod ports;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 

@@ -24,7 +24,7 @@ fn dns_config() -> DnsConfig {
     DnsConfig {
         servers: servers().to_vec(),
         names: vec![("db.test".into(), [10, 9, 8, 7].into())],
-        search: Vec::new(),
+        ..DnsConfig::default()
     }
 }
 

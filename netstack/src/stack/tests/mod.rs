@@ -1,11 +1,13 @@
 //! Whole conversations through the stack: frames in, frames and actions out, no kernel.
 
 mod dns;
+mod forward;
 mod hostile;
 mod icmp;
 mod link;
 mod lossy;
 mod model;
+mod options;
 mod policy;
 mod tcp;
 mod tcp_script;

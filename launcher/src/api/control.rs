@@ -1,0 +1,324 @@
+//! [`Control`] of a real engine.
+//!
+//! Everything is asked of the thread that owns it; nothing waits here. A flow list is gathered on the driver's thread
+//! and sorted on the server's.
+
+use std::cmp::Reverse;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use netstack::capture::CaptureLimit;
+use netstack::driver::DnsUpstream;
+use netstack::driver::DriverHandle;
+use netstack::flow::Protocol;
+use netstack::flow::policy::{EgressPolicy, Rule};
+use netstack::stack::FlowInfo;
+use netstack::tcp::Phase;
+use netstack::time::Instant;
+use netstack::{Driver, Stack};
+
+use super::model::{
+    Capture, Dns, DnsChange, Drops, Flow, FlowList, FlowProtocol, FlowQuery, Health, HealthStatus, Info,
+    NetworkDriver, Policy, PortDriver, PortSpec, PortStatus, Position, StaticName, Statistics,
+};
+use super::{Control, PortWatcher, Refusal, Reply, VERSION};
+
+/// What is known of an instance from the start.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// Its state directory.
+    pub state_dir: String,
+    /// The child's network; none with the host's own.
+    pub network: Option<NetworkDriver>,
+    /// Who publishes ports; none if nobody does.
+    pub ports: Option<PortDriver>,
+}
+
+/// The engine process as its API sees it.
+#[derive(Debug)]
+pub struct Engine {
+    facts: Facts,
+    /// CMD's process id; 0 while CMD does not run.
+    child: AtomicI32,
+    driver: Option<DriverHandle>,
+}
+
+impl Engine {
+    /// An instance that is not ready. Without `driver` there is no network engine.
+    pub fn new(facts: Facts, driver: Option<DriverHandle>) -> Self {
+        Engine { facts, child: AtomicI32::new(0), driver }
+    }
+
+    /// CMD runs, as the process of this id in the host's numbers.
+    pub fn set_ready(&self, child: i32) {
+        self.child.store(child, Ordering::Release);
+    }
+
+    /// Has the driver's thread do `job`.
+    fn post<T: Send + 'static>(
+        &self,
+        reply: Reply<T>,
+        job: impl FnOnce(&mut Driver, Reply<T>) + Send + 'static,
+    ) {
+        match &self.driver {
+            None => reply.send(Err(Refusal::not_here("this instance has no network engine"))),
+            // If it has ended, the reply is dropped, which says so.
+            Some(driver) => drop(driver.post(|driver| job(driver, reply))),
+        }
+    }
+}
+
+impl Control for Engine {
+    fn info(&self, reply: Reply<Info>) {
+        reply.send(Ok(Info {
+            api_version: VERSION.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state_dir: self.facts.state_dir.clone(),
+            child_pid: self.child.load(Ordering::Acquire),
+            network_driver: self.facts.network.clone(),
+            port_driver: self.facts.ports.clone(),
+        }));
+    }
+
+    fn health(&self, reply: Reply<Health>) {
+        let status = match self.child.load(Ordering::Acquire) {
+            0 => HealthStatus::Starting,
+            _ => HealthStatus::Ready,
+        };
+        reply.send(Ok(Health { status }));
+    }
+
+    fn ports(&self, reply: Reply<Vec<PortStatus>>) {
+        reply.send(Err(nobody_publishes()));
+    }
+
+    fn add_port(&self, _spec: PortSpec, reply: Reply<PortStatus>) {
+        reply.send(Err(nobody_publishes()));
+    }
+
+    fn remove_port(&self, _id: u64, reply: Reply<()>) {
+        reply.send(Err(nobody_publishes()));
+    }
+
+    fn watch_ports(&self, _watcher: PortWatcher) {}
+
+    fn statistics(&self, reply: Reply<Statistics>) {
+        self.post(reply, |driver, reply| reply.send(Ok(statistics(driver))));
+    }
+
+    fn flows(&self, query: FlowQuery, reply: Reply<FlowList>) {
+        self.post(reply, move |driver, reply| {
+            let covers =
+                |flow: &FlowInfo| query.covers(protocol(flow.key.protocol), flow.key.child, flow.key.remote);
+            let flows: Vec<FlowInfo> = driver.flows().filter(covers).collect();
+            let now = driver.clock().now();
+            reply.finish_later(move || Ok(flow_list(flows, now, query.limit)));
+        });
+    }
+
+    fn policy(&self, reply: Reply<Policy>) {
+        self.post(reply, |driver, reply| reply.send(Ok(policy(driver.stack_mut()))));
+    }
+
+    fn set_policy(&self, new: EgressPolicy, reply: Reply<Policy>) {
+        self.post(reply, |driver, reply| {
+            driver.stack_mut().set_policy(new);
+            reply.send(Ok(policy(driver.stack_mut())));
+        });
+    }
+
+    fn add_policy(&self, added: Vec<Rule>, position: Position, reply: Reply<Policy>) {
+        self.post(reply, move |driver, reply| {
+            let stack = driver.stack_mut();
+            let mut rules = stack.policy().rules().to_vec();
+            let at = match position {
+                Position::First => 0,
+                Position::Last => rules.len(),
+            };
+            rules.splice(at..at, added);
+            reply.send(match EgressPolicy::from_rules(rules) {
+                Err(error) => Err(Refusal::bad_request(error.to_string())),
+                Ok(new) => {
+                    stack.set_policy(new);
+                    Ok(policy(stack))
+                }
+            });
+        });
+    }
+
+    fn dns(&self, reply: Reply<Dns>) {
+        self.post(reply, |driver, reply| reply.send(Ok(dns(driver.stack_mut()))));
+    }
+
+    fn set_dns(&self, change: DnsChange, reply: Reply<Dns>) {
+        self.post(reply, |driver, reply| reply.send(change_dns(driver, change)));
+    }
+
+    fn start_capture(&self, file: OwnedFd, reply: Reply<Capture>) {
+        self.post(reply, |driver, reply| reply.send(start_capture(driver, file)));
+    }
+
+    fn stop_capture(&self, reply: Reply<Capture>) {
+        self.post(reply, |driver, reply| reply.send(stop_capture(driver)));
+    }
+}
+
+/// In RootlessKit's words.
+fn nobody_publishes() -> Refusal {
+    Refusal::bad_request("no PortDriver is available")
+}
+
+fn statistics(driver: &Driver) -> Statistics {
+    let stats = driver.stats();
+    Statistics {
+        frames: stats.frames.into(),
+        tcp: stats.tcp.into(),
+        udp: stats.udp.into(),
+        icmp: stats.icmp.into(),
+        dns: stats.dns.into(),
+        dhcp: stats.dhcp.into(),
+        tcp_opened: stats.tcp_opened,
+        tcp_connect_failed: stats.tcp_connect_failed,
+        tcp_reset: stats.tcp_reset,
+        dns_static: stats.dns_static,
+        dns_servfail: stats.dns_servfail,
+        flows: driver.flows().count() as u64,
+        buffer_bytes: driver.stack().buffer_bytes() as u64,
+        drops: stats.all_drops().map(|(reason, count)| Drops { reason: reason.to_string(), count }).collect(),
+        forwards: None,
+    }
+}
+
+fn flow_list(mut flows: Vec<FlowInfo>, now: Instant, limit: usize) -> FlowList {
+    let total = flows.len() as u64;
+    flows.sort_unstable_by_key(|flow| (Reverse(flow.last_active), flow.id));
+    flows.truncate(limit);
+    let flow = |flow: FlowInfo| Flow {
+        id: flow.id.to_bits(),
+        protocol: protocol(flow.key.protocol),
+        child: flow.key.child,
+        remote: is_one_host(flow.key.remote).then_some(flow.key.remote),
+        phase: flow.phase.map(|phase| phase_name(phase).to_owned()),
+        bytes_from_child: flow.bytes_from_child,
+        bytes_to_child: flow.bytes_to_child,
+        idle_seconds: (now - flow.last_active).secs(),
+    };
+    FlowList { total, flows: flows.into_iter().map(flow).collect() }
+}
+
+fn is_one_host(remote: SocketAddr) -> bool {
+    !remote.ip().is_unspecified()
+}
+
+fn protocol(protocol: Protocol) -> FlowProtocol {
+    match protocol {
+        Protocol::Tcp => FlowProtocol::Tcp,
+        Protocol::Udp => FlowProtocol::Udp,
+        Protocol::Icmp => FlowProtocol::Icmp,
+        Protocol::Icmpv6 => FlowProtocol::Icmpv6,
+    }
+}
+
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Connecting => "connecting",
+        Phase::Open => "open",
+        Phase::Resetting => "resetting",
+        Phase::Finishing => "finishing",
+    }
+}
+
+fn policy(stack: &Stack) -> Policy {
+    Policy {
+        rules: stack.policy().rules().iter().map(Rule::to_string).collect(),
+        hits: stack.policy_hits().to_vec(),
+    }
+}
+
+fn dns(stack: &Stack) -> Dns {
+    Dns {
+        servers: stack.dns_servers().collect(),
+        follows_host: stack.config().dns().servers.is_empty(),
+        names: stack
+            .dns_names()
+            .iter()
+            .map(|(name, address)| StaticName { name: name.clone(), address: *address })
+            .collect(),
+    }
+}
+
+/// All of a change or nothing of it.
+fn change_dns(driver: &mut Driver, change: DnsChange) -> Result<Dns, Refusal> {
+    if let Some(names) = change.names {
+        let stack = driver.stack_mut();
+        let before = stack.dns_names().to_vec();
+        if let Err(refusal) = replace_names(stack, &names) {
+            let before = before.into_iter().map(|(name, address)| StaticName { name, address });
+            // They were there already, so they fit.
+            replace_names(stack, &before.collect::<Vec<_>>())?;
+            return Err(refusal);
+        }
+    }
+    if let Some(servers) = change.servers {
+        driver
+            .set_dns_upstream(DnsUpstream::Servers(servers))
+            .map_err(|error| Refusal::conflict(error.to_string()))?;
+    }
+    Ok(dns(driver.stack()))
+}
+
+fn replace_names(stack: &mut Stack, names: &[StaticName]) -> Result<(), Refusal> {
+    for (name, _) in stack.dns_names().to_vec() {
+        stack.remove_dns_name(&name, None);
+    }
+    names.iter().try_for_each(|StaticName { name, address }| {
+        stack.add_dns_name(name, *address).map_err(|error| Refusal::bad_request(error.to_string()))
+    })
+}
+
+fn start_capture(driver: &mut Driver, file: OwnedFd) -> Result<Capture, Refusal> {
+    driver
+        .start_capture(Box::new(File::from(file)), CaptureLimit::default())
+        .map_err(|error| Refusal::conflict(error.to_string()))?;
+    Ok(Capture { running: true })
+}
+
+fn stop_capture(driver: &mut Driver) -> Result<Capture, Refusal> {
+    match driver.stop_capture() {
+        Some(_) => Ok(Capture { running: false }),
+        None => Err(Refusal::conflict("no capture is running")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netstack::flow::{FlowId, FlowKey};
+
+    use super::*;
+
+    fn flow(index: u64, active: i64) -> FlowInfo {
+        FlowInfo {
+            id: FlowId::from_bits(index),
+            key: FlowKey {
+                protocol: Protocol::Udp,
+                child: SocketAddr::from(([10, 0, 42, 100], 40_000)),
+                remote: SocketAddr::from(([0; 4], 0)),
+            },
+            phase: None,
+            bytes_from_child: 1,
+            bytes_to_child: 2,
+            last_active: Instant::from_secs(active),
+        }
+    }
+
+    #[test]
+    fn the_latest_active_flows_are_kept() {
+        let list = flow_list(vec![flow(1, 5), flow(2, 9), flow(3, 7)], Instant::from_secs(10), 2);
+        assert_eq!(list.total, 3);
+        let kept: Vec<_> = list.flows.iter().map(|flow| (flow.id, flow.idle_seconds)).collect();
+        assert_eq!(kept, [(2, 1), (3, 3)]);
+        assert_eq!(list.flows[0].remote, None, "a UDP flow is open to anybody");
+    }
+}

@@ -1,1 +1,0 @@
-//! The subcommands that talk to a running instance.

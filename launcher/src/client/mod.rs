@@ -1,0 +1,3 @@
+//! Talking to a running instance.
+
+pub mod http;

@@ -1,0 +1,89 @@
+//! The guard: a process that waits for the launcher's end, and then kills everything that runs in the child's user
+//! namespace, because nobody else would.
+//!
+//! It is a process of its own because nobody else can do it: the child may do what it likes, and the engine has
+//! given up its power over the child's user namespace together with everything else (see
+//! [`sandbox`](crate::sandbox)). It reads nothing but its channel, so that it needs no sandbox. It has no
+//! parent-death signal: the end of the channel tells it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use log::{debug, error};
+use nix::sched::CloneFlags;
+use nix::sys::signal::SigSet;
+use nix::unistd::Pid;
+
+use crate::engine::detach;
+use crate::error::{Ending, Failure, Step};
+use crate::handshake::channel::{Channel, Received};
+use crate::handshake::message::Message;
+use crate::sweep::UserNamespace;
+use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
+use crate::sys::wait;
+
+/// The guard of a child as the launcher holds it. Dropping it ends and reaps it; nothing is killed then.
+#[derive(Debug)]
+pub struct Guard {
+    channel: Channel,
+    process: Option<Pid>,
+}
+
+impl Guard {
+    /// Starts to guard what runs in `child`.
+    ///
+    /// # Errors
+    /// clone3(2), socketpair(2).
+    pub fn start(child: &UserNamespace) -> Result<Self, Failure> {
+        let failed = |error: io::Error| Failure::new(Step::ForkGuard, "", error);
+        let (channel, guards_end) = Channel::pair().map_err(failed)?;
+        match clone::fork(CloneFlags::empty(), ExitSignal::None).map_err(failed)? {
+            Fork::Parent(process) => Ok(Guard { channel, process: Some(process) }),
+            Fork::Child => exit_now(main(&guards_end, child)),
+        }
+    }
+
+    /// Tells it that there is nobody left to kill. Does not wait for its end.
+    pub fn dismiss(&self) {
+        // If it is dead it needs no telling.
+        let _ = self.channel.send(&Message::Stop, None);
+    }
+
+    /// How it ended; waits for it.
+    ///
+    /// # Errors
+    /// waitpid(2).
+    pub fn wait_end(&mut self) -> io::Result<Option<Ending>> {
+        self.process.take().map(wait::wait_end).transpose()
+    }
+}
+
+/// Readable when it is dead.
+impl AsFd for Guard {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.dismiss();
+        let _ = self.wait_end();
+    }
+}
+
+/// The process; returns its exit status.
+fn main(channel: &Channel, child: &UserNamespace) -> i32 {
+    if let Err(error) = detach(c"rl-guard", &[channel.as_fd(), child.as_fd()], &SigSet::empty()) {
+        error!("the guard cannot start: {error}");
+        return 1;
+    }
+    if let Ok(Some(Received { message: Message::Stop, .. })) = channel.receive() {
+        return 0;
+    }
+    match child.kill_all() {
+        Ok(count) => debug!("the launcher is gone; {count} processes killed"),
+        Err(error) => error!("cannot kill what the launcher left: {error}"),
+    }
+    0
+}

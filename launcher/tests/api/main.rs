@@ -1,0 +1,6 @@
+//! The control API over real sockets, with a stand-in for the engine.
+
+mod openapi;
+mod rootlessctl;
+mod server;
+mod support;

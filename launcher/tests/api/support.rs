@@ -1,0 +1,235 @@
+//! A stand-in for the engine, and a server around it.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use forwarder::spec::Origin;
+use launcher::api::model::*;
+use launcher::api::server::{self, Limits, Server};
+use launcher::api::{Control, PortWatcher, Refusal, Reply};
+use launcher::client::http::{self, Request};
+use netstack::flow::policy::{EgressPolicy, Rule};
+
+/// Publishes nothing, but remembers.
+#[derive(Default)]
+pub(crate) struct Fake {
+    ports: Mutex<(u64, Vec<PortStatus>)>,
+    policy: Mutex<Vec<Rule>>,
+    dns: Mutex<Dns>,
+    capture: Mutex<Option<File>>,
+    /// Who watches.
+    pub(crate) watchers: Mutex<Vec<PortWatcher>>,
+    /// Requests for flows are never answered, but kept here.
+    pub(crate) waiting: Mutex<Vec<Reply<FlowList>>>,
+}
+
+impl Fake {
+    fn tell(&self, event: PortChange, port: &PortStatus) {
+        let event = PortEvent { event, port: port.clone() };
+        self.watchers.lock().unwrap().retain(|watcher| watcher.tell(&event).is_ok());
+    }
+}
+
+impl Control for Fake {
+    fn info(&self, reply: Reply<Info>) {
+        reply.send(Ok(Info {
+            api_version: launcher::api::VERSION.into(),
+            version: "0.1.0".into(),
+            state_dir: "/run/user/1000/rootless-launch/x".into(),
+            child_pid: 42,
+            network_driver: Some(NetworkDriver {
+                driver: "rootless-launch".into(),
+                dns: vec!["10.0.42.3".parse().unwrap()],
+                child_ip: Some("10.0.42.100".parse().unwrap()),
+                ..NetworkDriver::default()
+            }),
+            port_driver: Some(PortDriver {
+                driver: "rootless-launch".into(),
+                protos: ["tcp", "tcp4", "tcp6", "udp", "udp4", "udp6"].map(str::to_owned).into(),
+                disallow_loopback_child_ip: false,
+            }),
+        }));
+    }
+
+    fn health(&self, reply: Reply<Health>) {
+        reply.send(Ok(Health { status: HealthStatus::Ready }));
+    }
+
+    fn ports(&self, reply: Reply<Vec<PortStatus>>) {
+        reply.send(Ok(self.ports.lock().unwrap().1.clone()));
+    }
+
+    fn add_port(&self, spec: PortSpec, reply: Reply<PortStatus>) {
+        let mut ports = self.ports.lock().unwrap();
+        if ports.1.iter().any(|port| port.spec.fields().parent_port == spec.fields().parent_port) {
+            return reply.send(Err(Refusal::bad_request("the port is in use")));
+        }
+        ports.0 += 1;
+        let port = PortStatus { id: ports.0, spec, origin: Origin::Asked };
+        ports.1.push(port.clone());
+        self.tell(PortChange::Added, &port);
+        // As the engine: on another thread, later.
+        std::thread::spawn(move || reply.send(Ok(port)));
+    }
+
+    fn remove_port(&self, id: u64, reply: Reply<()>) {
+        let mut ports = self.ports.lock().unwrap();
+        let Some(index) = ports.1.iter().position(|port| port.id == id) else {
+            return reply.send(Err(Refusal::bad_request(format!("there is no port {id}"))));
+        };
+        let port = ports.1.remove(index);
+        self.tell(PortChange::Removed, &port);
+        reply.send(Ok(()));
+    }
+
+    fn watch_ports(&self, watcher: PortWatcher) {
+        for port in &self.ports.lock().unwrap().1 {
+            watcher.tell(&PortEvent { event: PortChange::Added, port: port.clone() }).unwrap();
+        }
+        self.watchers.lock().unwrap().push(watcher);
+    }
+
+    fn statistics(&self, reply: Reply<Statistics>) {
+        reply.send(Ok(Statistics { flows: 3, ..Statistics::default() }));
+    }
+
+    fn flows(&self, query: FlowQuery, reply: Reply<FlowList>) {
+        if query.limit == 0 {
+            return reply.send(Ok(FlowList { total: 0, flows: Vec::new() }));
+        }
+        self.waiting.lock().unwrap().push(reply);
+    }
+
+    fn policy(&self, reply: Reply<Policy>) {
+        let rules = self.policy.lock().unwrap().iter().map(Rule::to_string).collect();
+        reply.send(Ok(Policy { rules, hits: Vec::new() }));
+    }
+
+    fn set_policy(&self, policy: EgressPolicy, reply: Reply<Policy>) {
+        *self.policy.lock().unwrap() = policy.rules().to_vec();
+        self.policy(reply);
+    }
+
+    fn add_policy(&self, added: Vec<Rule>, position: Position, reply: Reply<Policy>) {
+        let mut rules = self.policy.lock().unwrap();
+        let at = if position == Position::First { 0 } else { rules.len() };
+        rules.splice(at..at, added);
+        drop(rules);
+        self.policy(reply);
+    }
+
+    fn dns(&self, reply: Reply<Dns>) {
+        reply.send(Ok(self.dns.lock().unwrap().clone()));
+    }
+
+    fn set_dns(&self, change: DnsChange, reply: Reply<Dns>) {
+        let mut dns = self.dns.lock().unwrap();
+        dns.servers = change.servers.unwrap_or_else(|| dns.servers.clone());
+        dns.names = change.names.unwrap_or_else(|| dns.names.clone());
+        reply.send(Ok(dns.clone()));
+    }
+
+    fn start_capture(&self, file: OwnedFd, reply: Reply<Capture>) {
+        let mut capture = self.capture.lock().unwrap();
+        if capture.is_some() {
+            return reply.send(Err(Refusal::conflict("a capture is running")));
+        }
+        let mut file = File::from(file);
+        file.write_all(b"frames").unwrap();
+        *capture = Some(file);
+        reply.send(Ok(Capture { running: true }));
+    }
+
+    fn stop_capture(&self, reply: Reply<Capture>) {
+        match self.capture.lock().unwrap().take() {
+            Some(_) => reply.send(Ok(Capture { running: false })),
+            None => reply.send(Err(Refusal::conflict("no capture is running"))),
+        }
+    }
+}
+
+/// A server around a stand-in, and its socket.
+pub(crate) struct Bench {
+    /// The stand-in.
+    pub(crate) fake: Arc<Fake>,
+    directory: PathBuf,
+    server: Option<Server>,
+}
+
+impl Bench {
+    /// With the limits that everybody gets.
+    pub(crate) fn new() -> Self {
+        Bench::with(Limits::default(), None)
+    }
+
+    /// With limits of its own, and a listener for metrics.
+    pub(crate) fn with(limits: Limits, metrics: Option<TcpListener>) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("rootless-launch-api-{}-{number}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        fs::create_dir(&directory).unwrap();
+        let listener = UnixListener::bind(directory.join("api.sock")).unwrap();
+        let fake = Arc::new(Fake::default());
+        let server = server::spawn_with(listener, fake.clone(), metrics, limits).unwrap();
+        Bench { fake, directory, server: Some(server) }
+    }
+
+    /// The socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.join("api.sock")
+    }
+
+    /// The state directory, as clients see it.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A connection.
+    pub(crate) fn connect(&self) -> UnixStream {
+        UnixStream::connect(self.socket()).unwrap()
+    }
+
+    /// Status and body of an answer.
+    #[track_caller]
+    pub(crate) fn ask(&self, method: &str, target: &str, body: &str) -> (u16, String) {
+        let request = Request { body: body.as_bytes(), ..Request::new(method, target) };
+        let response = http::send(&self.socket(), &request).unwrap();
+        (response.status, String::from_utf8(response.read().unwrap()).unwrap())
+    }
+
+    /// All that comes back for some bytes, after which our side is shut down.
+    pub(crate) fn talk(&self, bytes: &[u8]) -> String {
+        let mut stream = self.connect();
+        // A server that refuses early closes early; what it said is there all the same.
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8(answer).unwrap()
+    }
+
+    /// Ends the server.
+    pub(crate) fn stop(&mut self) {
+        self.server = None;
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Waits until `condition` holds.
+pub(crate) fn wait_for(condition: impl Fn() -> bool) {
+    while !condition() {
+        std::thread::yield_now();
+    }
+}
