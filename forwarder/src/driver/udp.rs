@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::IpAddr;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use super::stats::Counters;
@@ -228,15 +229,16 @@ impl UdpForward {
 
     fn drop_all(&mut self, batch: &Batch, start: usize, end: usize) {
         let dropped = batch.incoming.get(start..end).unwrap_or_default();
-        self.counters.datagrams_dropped += dropped.iter().map(|incoming| incoming.count() as u64).sum::<u64>();
+        self.counters.datagrams_dropped +=
+            dropped.iter().map(|incoming| incoming.count() as u64).sum::<u64>();
     }
 }
 
 /// Sends a run of what was received; returns how many datagrams the kernel did not take.
 fn send_all(
-    fd: std::os::fd::BorrowedFd<'_>,
+    fd: BorrowedFd<'_>,
     batch: &mut Batch,
-    run: std::ops::Range<usize>,
+    run: Range<usize>,
     to: To,
     mut sent: impl FnMut(u64, u64),
 ) -> u64 {

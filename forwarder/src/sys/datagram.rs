@@ -160,8 +160,7 @@ impl Batch {
             };
             header.msg_iov = &raw mut self.pieces[count];
             header.msg_iovlen = 1;
-            header.msg_control =
-                if used == 0 { std::ptr::null_mut() } else { (&raw mut *control).cast() };
+            header.msg_control = if used == 0 { std::ptr::null_mut() } else { (&raw mut *control).cast() };
             header.msg_controllen = used as _;
             count += 1;
         }
@@ -170,9 +169,8 @@ impl Batch {
         }
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: the first `count` headers were filled above and point to our arrays.
-        let sent = unsafe {
-            libc::sendmmsg(fd.as_raw_fd(), self.headers.as_mut_ptr(), count as u32, flags as _)
-        };
+        let sent =
+            unsafe { libc::sendmmsg(fd.as_raw_fd(), self.headers.as_mut_ptr(), count as u32, flags as _) };
         check(sent).map(|sent| sent as usize)
     }
 }
@@ -194,9 +192,10 @@ impl Incoming {
             }
             // `struct in_pktinfo`: index, the local address, the header's destination.
             (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                self.local = data.get(4..8).and_then(|octets| octets.first_chunk::<4>()).map(|octets| {
-                    Ipv4Addr::from(*octets).into()
-                });
+                self.local = data
+                    .get(4..8)
+                    .and_then(|octets| octets.first_chunk::<4>())
+                    .map(|octets| Ipv4Addr::from(*octets).into());
             }
             // `struct in6_pktinfo`: the address, the index.
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {

@@ -111,6 +111,13 @@ pub(crate) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     length(unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) })
 }
 
+/// Whether the peer has ended or reset the connection.
+pub(crate) fn has_ended(fd: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one entry, valid for the call.
+    unsafe { libc::poll(&raw mut poll, 1, 0) > 0 }
+}
+
 /// Sends FIN.
 pub(crate) fn shutdown_write(fd: BorrowedFd<'_>) {
     // SAFETY: takes integers only. A socket that is no longer connected has nothing to shut down.
