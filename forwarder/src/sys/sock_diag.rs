@@ -10,7 +10,8 @@ use nix::sys::socket::{
 };
 
 use crate::sock_diag::{
-    DPORT_OFFSET, EVERYTHING, Message, NLMSG_SEQ, Query, Socket, UNASKED, decode, encode_dump, encode_lookup,
+    DPORT_OFFSET, EVERYTHING, Message, NLMSG_SEQ, Query, Socket, UNASKED, decode, encode_connected,
+    encode_dump, encode_lookup,
 };
 use crate::spec::Transport;
 
@@ -85,7 +86,22 @@ impl DiagSocket {
     /// As [`listening`](Self::listening).
     pub fn listener(&mut self, transport: Transport, address: SocketAddr) -> io::Result<Option<Socket>> {
         let sequence = self.next_sequence();
-        send(self.fd.as_raw_fd(), &encode_lookup(sequence, transport, address), MsgFlags::empty())?;
+        self.look_up(sequence, transport, &encode_lookup(sequence, transport, address))
+    }
+
+    /// Whether there is a TCP socket at `local` that is connected to `remote`, both of one family.
+    ///
+    /// # Errors
+    /// As [`listening`](Self::listening).
+    pub fn is_connected(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        let sequence = self.next_sequence();
+        let found = self.look_up(sequence, Transport::Tcp, &encode_connected(sequence, local, remote))?;
+        // Failing the connection the kernel names the listener. The answer is the only message of its datagram.
+        Ok(found.is_some() && self.buffer.get(ANSWER_STATE) != Some(&TCP_LISTEN))
+    }
+
+    fn look_up(&mut self, sequence: u32, transport: Transport, request: &[u8]) -> io::Result<Option<Socket>> {
+        send(self.fd.as_raw_fd(), request, MsgFlags::empty())?;
         loop {
             let length = self.receive()?;
             for message in decode(self.buffer.get(..length).unwrap_or_default(), transport) {
@@ -140,6 +156,10 @@ impl From<DiagSocket> for OwnedFd {
     }
 }
 
+/// `idiag_state` of the `struct inet_diag_msg` behind the netlink header.
+const ANSWER_STATE: usize = 17;
+/// TCP_LISTEN (`net/tcp_states.h`).
+const TCP_LISTEN: u8 = 10;
 /// The kernel makes dumps of up to 32 KiB if the reader has room for them (`netlink_recvmsg`).
 const RECEIVE_BUFFER: usize = 32 * 1024;
 
