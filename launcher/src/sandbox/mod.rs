@@ -23,6 +23,7 @@ pub mod root;
 pub mod seccomp;
 
 use std::io;
+use std::fmt;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -242,8 +243,28 @@ impl Confinement {
     }
 }
 
+/// What is given up and what is not, in words.
+impl fmt::Display for Confinement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_missing = |kind: fn(&SandboxError) -> bool| self.missing.iter().any(kind);
+        let mut layers = Vec::new();
+        if !is_missing(|error| matches!(error, SandboxError::Root(_))) {
+            layers.push("an empty root".to_owned());
+        }
+        if !is_missing(|error| matches!(error, SandboxError::Rights(_))) {
+            layers.push("no rights".to_owned());
+        }
+        layers.extend(self.landlock.map(|version| format!("Landlock {version}")));
+        if self.seccomp {
+            layers.push("a filter of system calls".to_owned());
+        }
+        layers.extend(self.missing.iter().map(|error| text(error)));
+        f.write_str(&layers.join(", "))
+    }
+}
+
 /// An error and what led to it, parted by colons.
-pub fn text(error: &dyn std::error::Error) -> String {
+fn text(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
