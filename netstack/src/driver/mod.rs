@@ -61,6 +61,7 @@ use crate::stack::{FRAME_BUFFER, FlowInfo, Stack};
 use crate::stats::Stats;
 use crate::sys::link::{Link, PacketSocketError};
 use crate::sys::netlink::{AddressWatch, RouteWatch};
+use crate::sys::random;
 use crate::sys::region::{self, Region};
 use crate::sys::socket::{self, SendBatch};
 use crate::sys::tap::TapError;
@@ -164,8 +165,7 @@ impl Driver {
     pub fn new(link: impl Into<Link>, mut config: Config) -> Result<Self, DriverError> {
         let link = link.into();
         if config.seed == 0 {
-            let seed = crate::sys::random().map_err(DriverError::Random)?;
-            config.seed = u64::from_ne_bytes(seed).max(1);
+            config.seed = random::seed().map_err(DriverError::Random)?;
         }
         match socket::raise_file_limit() {
             Ok(limit) => log::debug!("up to {limit} open files"),

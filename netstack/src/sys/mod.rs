@@ -7,6 +7,8 @@ pub(crate) mod link;
 #[cfg(feature = "driver")]
 pub(crate) mod netlink;
 #[cfg(feature = "driver")]
+pub(crate) mod random;
+#[cfg(feature = "driver")]
 pub(crate) mod socket;
 #[cfg(feature = "driver")]
 pub(crate) mod tap;
