@@ -596,7 +596,10 @@ mod tests {
         let two = advertised(Config::builder().dns(dns(DnsService::On, further.clone())));
         assert_eq!(rdnss(&two), Some(5), "both IPv6 servers");
         assert_eq!(rdnss(&advertised(Config::builder().dns(dns(DnsService::Off, further)))), None);
-        let plan = Ipv6Plan { subnet: "fd42:10:42::/48".parse().unwrap(), ..*Config::builder().build().unwrap().ipv6() };
+        let plan = Ipv6Plan {
+            subnet: "fd42:10:42::/48".parse().unwrap(),
+            ..*Config::builder().build().unwrap().ipv6()
+        };
         let wide = advertised(Config::builder().addressing(Addressing::Copied).ipv6(plan));
         assert_eq!((wide[16], wide[18], wide[19]), (PREFIX_INFORMATION, 48, ON_LINK), "no SLAAC");
     }
