@@ -317,7 +317,7 @@ fn the_api_answers_as_the_original_does() {
         r#""guest_addr":"10.0.2.100","guest_port":80}]"#
     );
     assert!(listed.contains(entry), "{listed}");
-    assert!(listed.contains(r#"],"entries":["#) || Engine::under_test() != Engine::Ours, "{listed}");
+    assert!(listed.contains(r#"}]},"entries":[{"#) || Engine::under_test() != Engine::Ours, "{listed}");
     assert_eq!(ask(&socket, r#"{"execute":"remove_hostfwd","arguments":{"id":1}}"#), r#"{"return":{}}"#);
     drop(world.host.listen("0.0.0.0:8080"));
     assert_eq!(ask(&socket, &add("udp", 8080, 80)), r#"{"return":{"id":2}}"#);
@@ -337,7 +337,7 @@ fn a_port_that_cannot_be_had_says_why() {
     assert!(ask(&socket, missing).contains("bad arguments.proto"), "the original crashes here");
     assert!(ask(&socket, r#"{"execute":"add_hostfwd"}"#).contains("bad arguments.proto"));
     let chosen = ask(&socket, &add("tcp", 0, 80));
-    assert!(chosen.starts_with(r#"{"return":{"id":1,"host_port":"#), "{chosen}");
+    assert!(chosen.contains(r#","host_port":"#), "{chosen}");
 }
 
 #[test]
@@ -498,7 +498,11 @@ fn the_sandbox_has_an_empty_root_and_one_capability() {
     // It works in there.
     assert_eq!(child.connecting(FAR4, &far.port()), "ok");
     assert_eq!(ask(&socket, &add("tcp", 8080, 80)), r#"{"return":{"id":1}}"#);
-    assert!(slirp.end().status.success());
+    let ended = slirp.end();
+    assert!(ended.status.success(), "{}", ended.describe());
+    if Engine::under_test() == Engine::Ours {
+        assert!(!socket.exists(), "the API socket is gone");
+    }
 }
 
 #[test]
