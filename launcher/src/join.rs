@@ -67,8 +67,9 @@ impl Target {
     /// There is no such process, or it is out of the caller's reach.
     pub fn of_process(pid: Pid, userns: Option<&Path>) -> Result<Self, JoinError> {
         let path = |kind: &str| PathBuf::from(format!("/proc/{pid}/ns/{kind}"));
+        let named = userns.map(open).transpose()?;
         let net = open(&path("net"))?;
-        let user = open(userns.unwrap_or(&path("user")))?;
+        let user = named.map_or_else(|| open(&path("user")), Ok)?;
         Ok(Target { user: Some(user), net })
     }
 

@@ -156,7 +156,7 @@ fn serve(request: &Request) -> Result<(), RunError> {
     let mut driver = Driver::new(link, config)?;
     let end = End::watch(given.exit).map_err(RunError::Watch)?;
     let api = match &request.api_socket {
-        Some(path) => Some(Api::prepare(path, network, driver.handle()?)?),
+        Some(path) => Some(Api::prepare(path, request, network, driver.handle()?)?),
         None => None,
     };
     let confinement = confine(request)?;
@@ -207,9 +207,17 @@ struct RunningApi {
 
 impl Api {
     /// Opens everything.
-    fn prepare(path: &Path, child: ChildNetwork, driver: DriverHandle) -> Result<Self, RunError> {
-        let (socket, listener) =
-            Socket::listen(path).map_err(|source| RunError::ApiSocket { path: path.to_owned(), source })?;
+    fn prepare(
+        path: &Path,
+        request: &Request,
+        child: ChildNetwork,
+        driver: DriverHandle,
+    ) -> Result<Self, RunError> {
+        let failed = |source| RunError::ApiSocket { path: path.to_owned(), source };
+        let (mut socket, listener) = Socket::listen(path).map_err(failed)?;
+        if [request.sandbox, request.seccomp].contains(&Switch::On) {
+            socket.leave_removal().map_err(failed)?;
+        }
         let config = forwarder::driver::Config { child, ..Default::default() };
         let forwards = ForwardDriver::new(config, None, Some(Box::new(TapCarrier::new(driver))))?;
         let stop =
