@@ -14,8 +14,8 @@ use nix::sys::signal::SigSet;
 use nix::unistd::Pid;
 
 use crate::engine::detach;
+use crate::error::with_causes;
 use crate::join::Target;
-use crate::sandbox;
 use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
 
@@ -57,7 +57,7 @@ impl Agent {
             return 1;
         }
         if let Err(failure) = self.target.join() {
-            error!("published ports: {}", sandbox::text(&failure));
+            error!("published ports: {}", with_causes(&failure));
             return 1;
         }
         let Agent { line, target } = self;
@@ -65,7 +65,7 @@ impl Agent {
         match forwarder::child::run(line) {
             Ok(()) => 0,
             Err(error) => {
-                error!("published ports: {}", sandbox::text(&error));
+                error!("published ports: {}", with_causes(&error));
                 1
             }
         }

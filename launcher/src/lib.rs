@@ -22,6 +22,7 @@ pub mod hint;
 pub mod holder;
 pub mod join;
 pub mod logger;
+pub mod manual;
 pub mod netlink;
 pub mod parent;
 pub mod personality;

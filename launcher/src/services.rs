@@ -17,11 +17,11 @@ use netstack::driver::DriverHandle;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::carrier::TapCarrier;
-use crate::error::{Failure, Step};
+use crate::error::{Failure, Step, with_causes};
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
 use crate::plan::forwards::ForwardPlan;
-use crate::sandbox::{self, Confinement, SandboxError, ThreadRole};
+use crate::sandbox::{Confinement, SandboxError, ThreadRole};
 
 /// Threads of the engine process. Dropping it closes the published ports.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl Prepared {
         let until = Arc::clone(&stop);
         let thread = confinement.spawn("forwards", ThreadRole::Forwards, move || {
             if let Err(error) = forwards.run_until(&*until) {
-                warn!("no more published ports: {}", sandbox::text(&error));
+                warn!("no more published ports: {}", with_causes(&error));
             }
         })?;
         Ok(Services { forwards: handle, stop, thread: Some(thread) })

@@ -22,8 +22,8 @@ pub mod landlock;
 pub mod root;
 pub mod seccomp;
 
-use std::io;
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -34,6 +34,7 @@ use thiserror::Error;
 
 use self::root::RootPlan;
 pub use self::seccomp::ThreadRole;
+use crate::error::with_causes;
 
 /// How much of the sandbox there has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,7 +184,7 @@ impl Hidden {
             Ok(value) => Ok(Some(value)),
             Err(error) if self.sandbox.mode == Mode::On => Err(error),
             Err(error) => {
-                info!("sandbox: {}", text(&error));
+                info!("sandbox: {}", with_causes(&error));
                 self.confinement.missing.push(error);
                 Ok(None)
             }
@@ -258,13 +259,7 @@ impl fmt::Display for Confinement {
         if self.seccomp {
             layers.push("a filter of system calls".to_owned());
         }
-        layers.extend(self.missing.iter().map(|error| text(error)));
+        layers.extend(self.missing.iter().map(|error| with_causes(error)));
         f.write_str(&layers.join(", "))
     }
-}
-
-/// An error and what led to it, parted by colons.
-fn text(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
