@@ -1,7 +1,7 @@
 //! The command line. Help texts are the manual.
 
 use std::ffi::OsString;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -12,7 +12,9 @@ use forwarder::spec::PortSpec;
 use netstack::LinkCapabilities;
 use netstack::config::{Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering};
 
+use crate::client::args::ClientCommand;
 use crate::sandbox::Mode;
+use crate::state_dir::InstanceName;
 
 /// Run a command in its own namespaces, without root, behind a usermode network engine.
 ///
@@ -45,6 +47,21 @@ pub enum Command {
     ///
     /// Tries everything for real in a process that is thrown away. Exit status 0 if a launch works, else 1.
     Check(CheckArgs),
+    /// What concerns running instances.
+    #[command(flatten)]
+    Client(ClientCommand),
+    /// Print a completion script for a shell
+    ///
+    /// For example: rootless-launch completions bash > ~/.local/share/bash-completion/completions/rootless-launch
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write all of them to a directory
+    Man {
+        /// Where to; a page for each subcommand
+        directory: Option<PathBuf>,
+    },
 }
 
 /// Options of `check`.
@@ -165,6 +182,21 @@ pub struct RunArgs {
     /// SIGUSR1 to the engine process (rl-engine) prints them at any time, without this option too.
     #[arg(long)]
     pub stats: bool,
+
+    /// The directory of this instance: lock, API socket (api.sock), CMD's process id (child_pid, there once it is ready)
+    ///
+    /// Made if it is missing, removed at the end. [default: rootless-launch/NAME in $XDG_RUNTIME_DIR, else
+    /// /tmp/rootless-launch-UID/NAME]
+    #[arg(long, value_name = "DIR", conflicts_with = "name")]
+    pub state_dir: Option<PathBuf>,
+
+    /// What this instance is called by other commands [default: the launcher's process id]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<InstanceName>,
+
+    /// Serve counters for Prometheus on this address too (http://ADDRESS:PORT/metrics); on 127.0.0.1 without ADDRESS
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_metrics)]
+    pub metrics: Option<SocketAddr>,
 
     /// Say more on stderr; -vv and -vvv say still more
     #[arg(short, long, action = ArgAction::Count)]
@@ -287,14 +319,19 @@ impl From<SandboxArg> for Mode {
     }
 }
 
-fn parse_server(text: &str) -> Result<SocketAddr, &'static str> {
+pub(crate) fn parse_server(text: &str) -> Result<SocketAddr, &'static str> {
     const DNS_PORT: u16 = 53;
     let bare = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, DNS_PORT));
     bare.or_else(|_| text.parse())
         .map_err(|_| "not an address or ADDRESS:PORT such as 9.9.9.9 or [fd00::1]:53")
 }
 
-fn parse_name(text: &str) -> Result<(String, IpAddr), &'static str> {
+fn parse_metrics(text: &str) -> Result<SocketAddr, &'static str> {
+    let bare = text.parse::<u16>().map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    bare.or_else(|_| text.parse()).map_err(|_| "not a port or ADDRESS:PORT such as 9100 or [::1]:9100")
+}
+
+pub(crate) fn parse_name(text: &str) -> Result<(String, IpAddr), &'static str> {
     let (name, address) = text.split_once('=').ok_or("not NAME=IP")?;
     Ok((name.to_owned(), address.parse().map_err(|_| "what follows = is not an IP address")?))
 }
@@ -356,7 +393,17 @@ mod tests {
     }
 
     #[test]
+    fn metrics_are_local_unless_told() {
+        let metrics = |text: &str| parse(&["--metrics", text, "--", "true"]).unwrap().run.metrics.unwrap();
+        assert_eq!(metrics("9100"), "127.0.0.1:9100".parse().unwrap());
+        assert_eq!(metrics("[::]:9100"), "[::]:9100".parse().unwrap());
+    }
+
+    #[test]
     fn faults_are_refused() {
+        assert_eq!(fault(&["--name=a/b", "--", "true"]), ErrorKind::ValueValidation);
+        assert_eq!(fault(&["--name=a", "--state-dir=b", "--", "true"]), ErrorKind::ArgumentConflict);
+        assert_eq!(fault(&["--metrics=x", "--", "true"]), ErrorKind::ValueValidation);
         assert_eq!(fault(&[]), ErrorKind::MissingRequiredArgument);
         assert_eq!(fault(&["--cidr=10.0.42.1/24", "--", "true"]), ErrorKind::ValueValidation);
         assert_eq!(fault(&["--cidr=nonsense", "--", "true"]), ErrorKind::ValueValidation);

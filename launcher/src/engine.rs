@@ -21,8 +21,10 @@ use nix::unistd::{chdir, dup2_stdin, dup2_stdout, setsid};
 use crate::error::{Failure, Step};
 use crate::handshake::channel::{Channel, Received};
 use crate::handshake::message::Message;
+use crate::plan::forwards::ForwardPlan;
 use crate::plan::net::EnginePlan;
 use crate::sandbox::{Mode, Sandbox, ThreadRole};
+use crate::services::Services;
 use crate::stats::{self, ReportRequests};
 use crate::sys::clone::exit_now;
 use crate::sys::fd::close_all_except;
@@ -46,6 +48,10 @@ pub struct EngineTask<'a> {
     pub sandbox: Mode,
     /// Where frames are recorded.
     pub pcap: Option<&'a File>,
+    /// What is published from the start.
+    pub forwards: &'a ForwardPlan,
+    /// Leads to the forwarder's agent.
+    pub agent: BorrowedFd<'a>,
     /// What to tell at the end.
     pub report: Report,
     /// The line to the launcher.
@@ -65,7 +71,7 @@ pub fn main(task: &EngineTask<'_>) -> ! {
 }
 
 fn run(task: &EngineTask<'_>) -> Result<(), Failure> {
-    let mut keep = vec![task.channel.as_fd()];
+    let mut keep = vec![task.channel.as_fd(), task.agent];
     keep.extend(task.pcap.iter().map(|file| file.as_fd()));
     // What asks for a report is read from a descriptor.
     detach(c"rl-engine", &keep, &SigSet::from(stats::REQUEST))
@@ -97,12 +103,22 @@ fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
         driver.set_observer(Box::new(PcapWriter::new(file, driver.clock().unix_micros_at_zero())));
     }
     let requests = ReportRequests::or(task.channel).map_err(failed)?;
+    let line = task.agent.try_clone_to_owned().map_err(failed)?;
+    let handle = driver.handle().map_err(|error| failed(io::Error::other(error)))?;
+    let services = Services::prepare(&plan.config, handle, line).map_err(failed)?;
     let confinement = hidden.seal().map_err(confined)?;
+    let services = services.start(&confinement).map_err(confined)?;
+    if task.forwards.is_empty() {
+        task.channel.send(&Message::EngineReady, None).map_err(talk)?;
+    } else {
+        let channel = task.channel.try_clone().map_err(talk)?;
+        services.publish(task.forwards, &confinement, channel).map_err(confined)?;
+    }
     confinement.confine(ThreadRole::Driver).map_err(confined)?;
-    task.channel.send(&Message::EngineReady, None).map_err(talk)?;
-    let served = run_and_report(&mut driver, &requests)
-        .and_then(|()| driver.finish())
-        .map_err(|error| failed(io::Error::other(error)));
+    let served = run_and_report(&mut driver, &requests);
+    // Ports are free, while what the child has sent is still delivered.
+    drop(services);
+    let served = served.and_then(|()| driver.finish()).map_err(|error| failed(io::Error::other(error)));
     if task.report == Report::Statistics {
         stats::print(&driver);
     }

@@ -178,22 +178,19 @@ impl Failure {
         let error = error.into();
         match error.raw_os_error() {
             Some(errno) => Failure { step, value: value.into(), errno },
-            None => Failure { step, value: with_causes(value.into(), &error), errno: 0 },
+            None => {
+                let (value, why) = (value.into(), with_causes(&error));
+                let value = if value.is_empty() { why } else { format!("{value}: {why}") };
+                Failure { step, value, errno: 0 }
+            }
         }
     }
 }
 
-/// `text`, then the error and what led to it, parted by colons.
-fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&error.to_string());
-        next = error.source();
-    }
-    text
+/// An error and what led to it, parted by colons.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 impl fmt::Display for Failure {
@@ -269,6 +266,8 @@ steps! {
     Confine = 14: "confine the engine:",
     /// setns(2).
     Join = 15: "join",
+    /// A published port could not be opened.
+    Publish = 16: "publish",
 }
 
 #[cfg(test)]

@@ -96,7 +96,7 @@ fn main(channel: &Channel, child: &UserNamespace) -> i32 {
     if let Ok(Some(Received { message: Message::Stop, .. })) = channel.receive() {
         return 0;
     }
-    match child.kill_all() {
+    match child.kill_all(None) {
         Ok(count) => debug!("the launcher is gone; {count} processes killed"),
         Err(error) => error!("cannot kill what the launcher left: {error}"),
     }

@@ -84,6 +84,11 @@ impl Target {
         Ok(Target { net: open(netns)?, user: userns.map(open).transpose()? })
     }
 
+    /// Namespaces that are open already.
+    pub fn of_files(user: File, net: File) -> Self {
+        Target { user: Some(user), net }
+    }
+
     /// The user namespace that is entered first.
     pub fn user(&self) -> Option<BorrowedFd<'_>> {
         self.user.as_ref().map(AsFd::as_fd)

@@ -6,7 +6,7 @@ use clap::Parser;
 use launcher::cli::{Cli, Command};
 use launcher::error::{Ending, LaunchError};
 use launcher::personality::Personality;
-use launcher::{check, hint, logger, parent, signals};
+use launcher::{check, client, hint, logger, manual, parent, signals};
 
 fn main() -> ExitCode {
     if let Some((personality, args)) = Personality::of(std::env::args_os()) {
@@ -14,8 +14,12 @@ fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     logger::install(cli.run.verbose);
-    if let Some(Command::Check(args)) = cli.command {
-        return check::run(&args);
+    match cli.command {
+        Some(Command::Check(args)) => return check::run(&args),
+        Some(Command::Client(command)) => return client::main(&command),
+        Some(Command::Completions { shell }) => return manual::completions(shell),
+        Some(Command::Man { directory }) => return manual::pages(directory.as_deref()),
+        None => {}
     }
     match parent::run(&cli.run) {
         Ok(Ending::Exited(status)) => ExitCode::from(status as u8),

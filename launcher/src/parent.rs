@@ -5,10 +5,11 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
+use forwarder::driver::ChildLine;
 use forwarder::spec::PortFile;
 use log::{debug, warn};
 use nix::errno::Errno;
@@ -18,6 +19,7 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid};
 
+use crate::agent::Agent;
 use crate::apply;
 use crate::apply::idmap::Mapping;
 use crate::child::{self, ChildTask, Inherited};
@@ -75,6 +77,35 @@ struct Processes {
     /// Closed when the child has executed CMD.
     to_child: Option<Channel>,
     to_engine: Option<Channel>,
+    agent: AgentState,
+}
+
+/// Where the forwarder's agent stands.
+enum AgentState {
+    /// Nobody will ask for it.
+    Absent,
+    /// The engine will, once there is a port to publish.
+    Prepared(Agent),
+    /// It runs.
+    Running(Pid),
+}
+
+impl AgentState {
+    /// Starts it if it is prepared; a line that is closed says that nobody wants it any more.
+    fn start(&mut self) {
+        let AgentState::Prepared(agent) = std::mem::replace(self, AgentState::Absent) else { return };
+        match agent.start() {
+            Ok(pid) => *self = AgentState::Running(pid),
+            Err(error) => warn!("published ports take the slow path: their agent cannot be started: {error}"),
+        }
+    }
+
+    /// Waits for its end, which follows that of the engine.
+    fn wait_end(&mut self) {
+        if let AgentState::Running(pid) = std::mem::replace(self, AgentState::Absent) {
+            let _ = wait::wait_end(pid);
+        }
+    }
 }
 
 impl Processes {
@@ -106,6 +137,7 @@ impl Processes {
             namespace: None,
             to_child: Some(to_child),
             to_engine: None,
+            agent: AgentState::Absent,
         };
         let mapping = Mapping::start(&plan.ids, child);
         let namespace = UserNamespace::of(child).map_err(prepare("the child's user namespace"))?;
@@ -113,13 +145,22 @@ impl Processes {
         processes.namespace = Some(namespace);
         if let NetPlan::Engine(net) = &plan.net {
             let (to_engine, engines_end) = Channel::pair().map_err(prepare("a socket"))?;
+            let (line, agents_end) = ChildLine::pair().map_err(prepare("a socket"))?;
+            let line = OwnedFd::from(line);
+            if let Some(namespace) = &processes.namespace {
+                let agent = Agent::prepare(agents_end, namespace, child);
+                processes.agent =
+                    AgentState::Prepared(agent.map_err(prepare("the child's network namespace"))?);
+            }
             // The engine does not report by SIGCHLD: the end of its channel does, and waiting for CMD's orphans
             // never finds it.
             let fork = clone::fork(CloneFlags::empty(), ExitSignal::None);
             processes.engine = match fork.map_err(|error| Failure::new(Step::ForkEngine, "", error))? {
                 Fork::Parent(engine) => Some(engine),
                 Fork::Child => {
-                    engine::main(&EngineTask { net, sandbox, pcap, report, channel: &engines_end })
+                    let forwards = &plan.forwards;
+                    let (agent, channel) = (line.as_fd(), &engines_end);
+                    engine::main(&EngineTask { net, sandbox, pcap, forwards, agent, report, channel })
                 }
             };
             processes.to_engine = Some(to_engine);
@@ -156,6 +197,9 @@ impl Processes {
             if ready.guard {
                 self.handle_guards_end()?;
             }
+            if ready.agent {
+                self.agent.start();
+            }
             if ready.child {
                 self.handle_child(&mut handshake)?;
             }
@@ -181,6 +225,10 @@ impl Processes {
             self.to_engine.as_ref().map(AsFd::as_fd),
             self.to_child.as_ref().map(AsFd::as_fd),
             self.guard.as_ref().map(AsFd::as_fd),
+            match &self.agent {
+                AgentState::Prepared(agent) => Some(agent.as_fd()),
+                AgentState::Absent | AgentState::Running(_) => None,
+            },
         ];
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
@@ -191,9 +239,9 @@ impl Processes {
             }
         }
         let mut results = fds.iter();
-        let [signals, engine, child, guard] =
+        let [signals, engine, child, guard, agent] =
             sources.map(|source| source.is_some() && results.next().and_then(PollFd::any).unwrap_or(false));
-        Ok(Ready { signals, engine, child, guard })
+        Ok(Ready { signals, engine, child, guard, agent })
     }
 
     fn handle_engine(&mut self, handshake: &mut ParentHandshake) -> Result<(), LaunchError> {
@@ -322,6 +370,7 @@ impl Processes {
         if let Some(engine) = self.engine.take() {
             wait::wait_end(engine).map_err(prepare("waiting for the engine"))?;
         }
+        self.agent.wait_end();
         Ok(ending)
     }
 
@@ -331,7 +380,12 @@ impl Processes {
             return;
         }
         let Some(namespace) = &self.namespace else { return };
-        match namespace.kill_all() {
+        // The agent ends with the engine, which is to close the published ports first.
+        let agent = match self.agent {
+            AgentState::Running(pid) => Some(pid),
+            AgentState::Absent | AgentState::Prepared(_) => None,
+        };
+        match namespace.kill_all(agent) {
             Ok(0) => {}
             Ok(count) => debug!("{count} processes that the command left were killed"),
             Err(error) => warn!("cannot kill what the command left: {error}"),
@@ -347,6 +401,7 @@ impl Drop for Processes {
             let _ = wait::kill(pid, libc::SIGKILL);
             let _ = wait::wait_end(pid);
         }
+        self.agent.wait_end();
         if self.namespace.is_some() {
             self.sweep();
         }
@@ -367,6 +422,7 @@ struct Ready {
     engine: bool,
     child: bool,
     guard: bool,
+    agent: bool,
 }
 
 /// Reaps what is dead; says whether anybody is left.

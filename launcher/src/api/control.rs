@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use netstack::capture::CaptureLimit;
 use netstack::driver::DnsUpstream;
 use netstack::driver::DriverHandle;
-use netstack::flow::Protocol;
 use netstack::flow::policy::{EgressPolicy, Rule};
+use netstack::flow::{OpenedBy, Protocol};
 use netstack::stack::FlowInfo;
 use netstack::tcp::Phase;
 use netstack::time::Instant;
@@ -21,7 +21,7 @@ use netstack::{Driver, Stack};
 
 use super::model::{
     Capture, Dns, DnsChange, Drops, Flow, FlowList, FlowProtocol, FlowQuery, Health, HealthStatus, Info,
-    NetworkDriver, Policy, PortDriver, PortSpec, PortStatus, Position, StaticName, Statistics,
+    NetworkDriver, Policy, PortDriver, PortSpec, PortStatus, Position, Side, StaticName, Statistics,
 };
 use super::{Control, PortWatcher, Refusal, Reply, VERSION};
 
@@ -185,7 +185,7 @@ fn statistics(driver: &Driver) -> Statistics {
         dns_static: stats.dns_static,
         dns_servfail: stats.dns_servfail,
         flows: driver.flows().count() as u64,
-        buffer_bytes: driver.stack().buffer_bytes() as u64,
+        buffer_bytes: 0,
         drops: stats.all_drops().map(|(reason, count)| Drops { reason: reason.to_string(), count }).collect(),
         forwards: None,
     }
@@ -200,6 +200,10 @@ fn flow_list(mut flows: Vec<FlowInfo>, now: Instant, limit: usize) -> FlowList {
         protocol: protocol(flow.key.protocol),
         child: flow.key.child,
         remote: is_one_host(flow.key.remote).then_some(flow.key.remote),
+        opened_by: match flow.opened_by {
+            OpenedBy::Child => Side::Child,
+            OpenedBy::Host => Side::Host,
+        },
         phase: flow.phase.map(|phase| phase_name(phase).to_owned()),
         bytes_from_child: flow.bytes_from_child,
         bytes_to_child: flow.bytes_to_child,
@@ -266,7 +270,7 @@ fn change_dns(driver: &mut Driver, change: DnsChange) -> Result<Dns, Refusal> {
             .set_dns_upstream(DnsUpstream::Servers(servers))
             .map_err(|error| Refusal::conflict(error.to_string()))?;
     }
-    Ok(dns(driver.stack()))
+    Ok(dns(driver.stack_mut()))
 }
 
 fn replace_names(stack: &mut Stack, names: &[StaticName]) -> Result<(), Refusal> {
@@ -306,6 +310,7 @@ mod tests {
                 child: SocketAddr::from(([10, 0, 42, 100], 40_000)),
                 remote: SocketAddr::from(([0; 4], 0)),
             },
+            opened_by: OpenedBy::Child,
             phase: None,
             bytes_from_child: 1,
             bytes_to_child: 2,

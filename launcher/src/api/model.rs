@@ -252,6 +252,15 @@ impl Endpoint {
     }
 }
 
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Endpoint::Address(ip) => ip.fmt(f),
+            Endpoint::Socket(socket) => socket.fmt(f),
+        }
+    }
+}
+
 impl std::str::FromStr for Endpoint {
     type Err = std::net::AddrParseError;
 
@@ -319,6 +328,8 @@ pub struct Flow {
     /// The other side's; absent for UDP and ICMP, which are open to several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remote: Option<SocketAddr>,
+    /// Which side has opened it.
+    pub opened_by: Side,
     /// How far a TCP flow is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
@@ -328,6 +339,16 @@ pub struct Flow {
     pub bytes_to_child: u64,
     /// Seconds since the last packet.
     pub idle_seconds: u64,
+}
+
+/// A side of the border.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// The namespace that is served.
+    Child,
+    /// The one with the real network.
+    Host,
 }
 
 /// The egress policy: the first rule that matches decides, what none matches is allowed.

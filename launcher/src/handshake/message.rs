@@ -118,6 +118,7 @@ mod tests {
             Message::IdsMapped { last_gid: 65536 },
             Message::NetworkReady,
             Message::EngineReady,
+            Message::GuardReady,
             Message::Execute,
             Message::Stop,
             Message::Failed(Failure { step: Step::Network, value: "route".into(), errno: libc::EPERM }),

@@ -239,7 +239,7 @@ fn a_watcher_that_is_too_slow_is_given_up() {
 #[test]
 fn the_file_of_a_capture_comes_with_the_request() {
     let bench = Bench::new();
-    let path = bench.directory().join("pcap");
+    let path = std::env::temp_dir().join(format!("rootless-launch-api-{}.pcap", std::process::id()));
     let file = std::fs::File::create(&path).unwrap();
     let start = |file| http::send(&bench.socket(), &Request { file, ..Request::new("POST", "/v1/capture") });
     assert_eq!(start(None).unwrap().status, 400);
@@ -248,6 +248,7 @@ fn the_file_of_a_capture_comes_with_the_request() {
     assert_eq!(start(Some(file.as_fd())).unwrap().status, 201);
     assert_eq!(start(Some(file.as_fd())).unwrap().status, 409);
     assert_eq!(std::fs::read(&path).unwrap(), b"frames");
+    std::fs::remove_file(&path).unwrap();
     assert_eq!(bench.ask("DELETE", "/v1/capture", "").0, 200);
     assert_eq!(bench.ask("DELETE", "/v1/capture", "").0, 409);
 }

@@ -1,10 +1,10 @@
 //! A stand-in for the engine, and a server around it.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,6 +14,7 @@ use launcher::api::model::*;
 use launcher::api::server::{self, Limits, Server};
 use launcher::api::{Control, PortWatcher, Refusal, Reply};
 use launcher::client::http::{self, Request};
+use launcher::state_dir::{Place, StateDir};
 use netstack::flow::policy::{EgressPolicy, Rule};
 
 /// Publishes nothing, but remembers.
@@ -96,7 +97,7 @@ impl Control for Fake {
     }
 
     fn statistics(&self, reply: Reply<Statistics>) {
-        reply.send(Ok(Statistics { flows: 3, ..Statistics::default() }));
+        reply.send(Ok(full_statistics()));
     }
 
     fn flows(&self, query: FlowQuery, reply: Reply<FlowList>) {
@@ -154,12 +155,38 @@ impl Control for Fake {
     }
 }
 
-/// A server around a stand-in, and its socket.
+/// Counters, none of them absent.
+pub(crate) fn full_statistics() -> Statistics {
+    Statistics {
+        flows: 3,
+        drops: vec![Drops { reason: "bad checksum".into(), count: 1 }],
+        forwards: Some(ForwardStatistics::default()),
+        ..Statistics::default()
+    }
+}
+
+/// A flow with all its fields.
+pub(crate) fn full_flow() -> FlowList {
+    let flow = Flow {
+        id: 1,
+        protocol: FlowProtocol::Tcp,
+        child: "10.0.42.100:40000".parse().unwrap(),
+        remote: Some("192.0.2.1:443".parse().unwrap()),
+        opened_by: Side::Child,
+        phase: Some("open".into()),
+        bytes_from_child: 1536,
+        bytes_to_child: 7,
+        idle_seconds: 2,
+    };
+    FlowList { total: 1, flows: vec![flow] }
+}
+
+/// A server around a stand-in, in a state directory.
 pub(crate) struct Bench {
     /// The stand-in.
     pub(crate) fake: Arc<Fake>,
-    directory: PathBuf,
     server: Option<Server>,
+    directory: StateDir,
 }
 
 impl Bench {
@@ -173,21 +200,33 @@ impl Bench {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("rootless-launch-api-{}-{number}", std::process::id());
-        let directory = std::env::temp_dir().join(name);
-        fs::create_dir(&directory).unwrap();
-        let listener = UnixListener::bind(directory.join("api.sock")).unwrap();
+        Bench::made(std::env::temp_dir().join(name), limits, metrics)
+    }
+
+    /// In this directory.
+    pub(crate) fn at(directory: PathBuf) -> Self {
+        Bench::made(directory, Limits::default(), None)
+    }
+
+    fn made(directory: PathBuf, limits: Limits, metrics: Option<TcpListener>) -> Self {
+        let directory = StateDir::open(&Place::Given(directory)).unwrap();
         let fake = Arc::new(Fake::default());
-        let server = server::spawn_with(listener, fake.clone(), metrics, limits).unwrap();
-        Bench { fake, directory, server: Some(server) }
+        let server = server::spawn_with(directory.listen().unwrap(), fake.clone(), metrics, limits).unwrap();
+        Bench { fake, server: Some(server), directory }
     }
 
     /// The socket.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.directory.join("api.sock")
+        self.directory().join("api.sock")
     }
 
     /// The state directory, as clients see it.
     pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The state directory, as the launcher has it.
+    pub(crate) fn state_dir(&self) -> &StateDir {
         &self.directory
     }
 
@@ -218,12 +257,6 @@ impl Bench {
     /// Ends the server.
     pub(crate) fn stop(&mut self) {
         self.server = None;
-    }
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 

@@ -32,6 +32,7 @@ pub enum HostIo {
 
 impl HostIo {
     /// Bytes moved.
+    #[cfg(feature = "driver")]
     pub(crate) fn bytes(self) -> usize {
         match self {
             HostIo::Moved(bytes) | HostIo::MovedAll(bytes) => bytes,

@@ -43,10 +43,11 @@ use self::api::{Forwards, Server, Socket};
 use self::cli::{Call, CliError, Request, Switch, Target, USAGE};
 use self::plan::Banner;
 use crate::carrier::TapCarrier;
+use crate::error::with_causes;
 use crate::join::{self, JoinError};
 use crate::logger;
 use crate::sandbox::root::RootPlan;
-use crate::sandbox::{self, BindService, Confinement, Inspection, Mode, Sandbox, SandboxError, ThreadRole};
+use crate::sandbox::{BindService, Confinement, Inspection, Mode, Sandbox, SandboxError, ThreadRole};
 use crate::sys::fd::{accept, take_inherited};
 use crate::sys::pidfd;
 use crate::sys::signal::{Disposition, set_disposition};
@@ -76,7 +77,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(format_args!("{}\n", sandbox::text(&error)));
+            complain(format_args!("{}\n", with_causes(&error)));
             if let RunError::Join(_) = error {
                 complain("child failed(1)\n");
             }
@@ -240,7 +241,7 @@ impl Api {
         let until = Arc::clone(&stop);
         let forwards = confinement.spawn("forwards", ThreadRole::Forwards, move || {
             if let Err(error) = forwards.run_until(&*until) {
-                warn!("no more forwards: {}", sandbox::text(&error));
+                warn!("no more forwards: {}", with_causes(&error));
             }
         })?;
         confinement.spawn("api", ThreadRole::Api, || server.run())?;

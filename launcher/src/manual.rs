@@ -1,0 +1,37 @@
+//! Completion scripts and manual pages, made from the command line's definition.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use crate::cli::Cli;
+
+const PROGRAM: &str = "rootless-launch";
+
+/// Prints the completion script of a shell.
+pub fn completions(shell: Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), PROGRAM, &mut script);
+    told(io::stdout().write_all(&script))
+}
+
+/// Prints the manual page, or writes it and one for each subcommand to a directory.
+pub fn pages(directory: Option<&Path>) -> ExitCode {
+    told(match directory {
+        None => clap_mangen::Man::new(Cli::command()).render(&mut io::stdout()),
+        Some(directory) => clap_mangen::generate_to(Cli::command(), directory),
+    })
+}
+
+fn told(result: io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("cannot write: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
