@@ -121,12 +121,14 @@ fn call(world: &World, words: &[&str]) -> Finished {
 /// One request to the API socket.
 #[track_caller]
 fn ask(socket: &Path, request: &str) -> String {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    stream.write_all(request.as_bytes()).unwrap();
-    stream.shutdown(Shutdown::Write).unwrap();
-    let mut reply = String::new();
-    stream.read_to_string(&mut reply).unwrap();
-    reply
+    let exchange = || {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.write_all(request.as_bytes())?;
+        stream.shutdown(Shutdown::Write)?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).map(|_| reply)
+    };
+    exchange().expect("the API socket answers")
 }
 
 fn api_socket(world: &World) -> (PathBuf, String) {
@@ -249,6 +251,39 @@ fn data_on_the_exit_descriptor_means_nothing_and_a_hangup_ends() {
 }
 
 #[test]
+fn it_ends_when_nobody_is_left_to_serve() {
+    let Ok(_) = ours() else { return };
+    let world = World::new();
+    let mut child = Child::new(&world);
+    let mut slirp = Slirp::serve(&child, &["-c"]);
+    let mut other = child.start(&["sh", "-c", "echo ready; exec cat"]);
+    other.wait_for_line("ready");
+    child.process.close_stdin();
+    assert!(child.process.ends_before(Instant::now() + DEADLINE));
+    // The namespace lives on with somebody else.
+    let net = format!("--net=/proc/{}/ns/net", other.pid());
+    let user = format!("--user=/proc/{}/ns/user", other.pid());
+    let ping = ["nsenter", &user, "--preserve-credentials", &net, "ping", "-c", "1", "-w", "20", "10.0.2.2"];
+    let _ = world.host.run(&ping).success();
+    slirp.0.tell("still there");
+    other.close_stdin();
+    assert!(other.ends_before(Instant::now() + DEADLINE));
+    assert_eq!(slirp.0.finish().status.code(), Some(0));
+}
+
+#[test]
+fn a_tap_that_is_deleted_ends_it_with_a_message() {
+    let Ok(_) = ours() else { return };
+    let world = World::new();
+    let child = Child::new(&world);
+    let slirp = Slirp::serve(&child, &["-c"]);
+    child.stdout(&["ip", "link", "delete", "tap0"]);
+    let ended = slirp.0.finish();
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(ended.stderr.contains("is gone"), "{}", ended.describe());
+}
+
+#[test]
 fn nothing_is_left_after_a_kill() {
     let world = World::new();
     let child = Child::new(&world);
@@ -267,7 +302,7 @@ fn nothing_is_left_after_a_kill() {
 }
 
 fn processes_of_group(group: i32) -> usize {
-    let stats = fs::read_dir("/proc").unwrap().flatten();
+    let stats = fs::read_dir("/proc").expect("/proc is mounted").flatten();
     let stats = stats.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
     let groups = stats.filter_map(|stat| stat.rsplit_once(") ")?.1.split(' ').nth(2)?.parse().ok());
     groups.filter(|&other: &i32| other == group).count()
@@ -579,7 +614,7 @@ fn wrong_command_lines_end_with_a_message_and_status_1() {
         assert_eq!(ended.status.code(), Some(1), "{}", ended.describe());
         assert!(ended.stderr.contains(wanted), "{}", ended.describe());
     }
-    assert!(call(&world, &["--mtu=0", "1", "tap0"]).stdout.starts_with("Usage: slirp4netns "));
+    assert!(call(&world, &["--mtu=0", "1", "tap0"]).stdout.starts_with("Usage: "));
     let child = Child::new(&world);
     let too_long = call(&world, &["-c", "--api-socket", &long, &child.pid(), "tap0"]);
     assert!(!too_long.status.success(), "{}", too_long.describe());
