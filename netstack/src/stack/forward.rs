@@ -104,7 +104,12 @@ impl Stack {
         match hop {
             Ok(_) => self.queue_egress(id),
             Err(address) => {
+                let most = self.config.limits.half_open;
                 if let Some(inquiry) = self.inquiries.begin(now, address) {
+                    // Clients that have gone are still in the list.
+                    if inquiry.flows.len() >= most {
+                        inquiry.flows.retain(|&id| self.flows.get(id).is_some());
+                    }
                     inquiry.flows.push(id);
                 }
                 self.poll_inquiries(now);
@@ -114,8 +119,9 @@ impl Stack {
     }
 
     /// The child has accepted a connection of the host.
-    pub(super) fn handle_answered(&mut self, id: FlowId) {
+    pub(super) fn handle_answered(&mut self, now: Instant, id: FlowId) {
         let Some(tcp) = self.tcp_mut(id) else { return };
+        tcp.last_active = now;
         tcp.phase = crate::tcp::Phase::Open;
         self.counts.half_open -= 1;
     }
@@ -355,8 +361,10 @@ impl Stack {
                 Due::Ask(address) => self.ask_for(address),
                 Due::GiveUp(Inquiry { flows, frames, .. }) => {
                     for id in flows {
-                        self.stats.count_drop(DropReason::NeighborUnknown);
-                        self.close_tcp(now, id, true);
+                        if self.tcp(id).is_some() {
+                            self.stats.count_drop(DropReason::NeighborUnknown);
+                            self.close_tcp(now, id, true);
+                        }
                     }
                     for _ in frames {
                         self.stats.count_drop(DropReason::NeighborUnknown);
