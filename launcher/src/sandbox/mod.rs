@@ -22,8 +22,8 @@ pub mod landlock;
 pub mod root;
 pub mod seccomp;
 
-use std::io;
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};

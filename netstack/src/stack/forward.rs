@@ -31,7 +31,7 @@ use std::ops::Range;
 use super::udp::{Datagram, REFRESH, ToChild};
 use super::{FlowKind, FlowState, Received, Stack};
 use crate::action::{Action, DatagramError};
-use crate::config::Ipv6Mode;
+use crate::config::{Ipv4Mode, Ipv6Mode};
 use crate::error::{DropReason, ForwardError};
 use crate::flow::{FlowId, FlowKey, Protocol};
 use crate::forward::{ForwardId, SessionEnds, UdpForward, may_be_child, may_be_source, visible_source};
@@ -398,6 +398,9 @@ impl Stack {
     fn check_child(&self, child: SocketAddr) -> Result<(), ForwardError> {
         if !may_be_child(&self.config, child.ip()) || child.port() == 0 {
             return Err(ForwardError::Child(child));
+        }
+        if child.is_ipv4() && self.config.ipv4_mode == Ipv4Mode::Off {
+            return Err(ForwardError::Ipv4Off);
         }
         if child.is_ipv6() && self.config.ipv6_mode == Ipv6Mode::Off {
             return Err(ForwardError::Ipv6Off);
