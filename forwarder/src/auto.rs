@@ -14,7 +14,7 @@
 //! |---|---|---|
 //! | asked | a listener appears; a refusal is old enough | added: active; refused: refused |
 //! | active | as above | the listener goes: withdrawn; somebody removes it: refused for good |
-//! | refused | port in use, conflict, no permission | tried again after 5 s, or never; the listener goes |
+//! | refused | port in use, conflict, no permission | tried again after 2 s, or never; the listener goes |
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -454,10 +454,13 @@ pub struct AutoWatch {
 impl AutoWatch {
     /// Watches by a socket that was opened in the child's network namespace. The first look is due at once.
     pub fn new(socket: DiagSocket, publisher: AutoPublisher, pace: Pace, now: Instant) -> Self {
+        if let Err(error) = socket.subscribe() {
+            log::debug!("the end of listeners is noticed by looking only: {error}");
+        }
         AutoWatch { socket, publisher, pace, wait: pace.shortest, last: None, next: now, failing: false }
     }
 
-    /// Looks if it is time to, and returns what should change.
+    /// Takes in what the kernel told, looks if it is time to, and returns what should change.
     pub fn poll(&mut self, now: Instant) -> Vec<Change> {
         if self.socket.drain_notices() {
             // Not for each of many: a server that ends with all its sockets is one change.
@@ -523,7 +526,7 @@ pub const DEFAULT_LOCAL_PORT_RANGE: RangeInclusive<u16> = 32768..=60999;
 const DEAREST: Duration = Duration::from_secs(10);
 
 /// How long a refused forward waits for its next attempt.
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(2);
 
 /// UDP ports at which clients of DHCP and DHCPv6 hear, RFC 2131 and RFC 8415: bound, but no services.
 const DHCP_CLIENTS: [u16; 2] = [68, 546];

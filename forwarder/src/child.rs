@@ -17,12 +17,15 @@
 
 use std::fs;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::socket::MsgFlags;
 use thiserror::Error;
 
+use crate::auto::local_port_range;
 use crate::protocol::{Abilities, MAX_MESSAGE, ProtocolError, Reach, Reply, Request, SocketKind};
+use crate::sock_diag::DiagSocket;
 use crate::spec::{Family, Transport};
 use crate::sys::{rtnetlink, scm, socket};
 
@@ -109,13 +112,16 @@ fn hello() -> (Reply, Vec<OwnedFd>) {
     };
     let mut fds = Vec::new();
     let addresses = rtnetlink::address_socket();
+    let diag = DiagSocket::open().and_then(|one| Ok([one, DiagSocket::open()?]));
     let abilities = Abilities {
         transparent_v4: possible(Family::V4),
         transparent_v6: possible(Family::V6),
         addresses: addresses.is_ok(),
-        diag: false,
+        diag: diag.is_ok(),
+        ephemeral: local_port_range().map_or((0, 0), RangeInclusive::into_inner),
     };
     fds.extend(addresses);
+    fds.extend(diag.into_iter().flatten().map(OwnedFd::from));
     (Reply::Hello { abilities }, fds)
 }
 

@@ -67,7 +67,7 @@ pub enum Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// The namespace is prepared. With it comes a netlink socket that hears of the child's addresses, if `addresses`,
-    /// and one for sock_diag(7), if `diag`, in this order.
+    /// and two for sock_diag(7), if `diag`, in this order.
     Hello {
         /// What is possible.
         abilities: Abilities,
@@ -99,8 +99,10 @@ pub struct Abilities {
     pub transparent_v6: bool,
     /// A socket came that hears of the child's addresses.
     pub addresses: bool,
-    /// A socket came that tells who listens.
+    /// Sockets came that tell who listens.
     pub diag: bool,
+    /// The ports that the child's kernel hands out by itself, first and last; both 0 if that is not known.
+    pub ephemeral: (u16, u16),
 }
 
 impl Abilities {
@@ -180,10 +182,14 @@ impl Reply {
     /// The bytes of the message.
     pub fn encode(&self) -> Vec<u8> {
         match *self {
-            Reply::Hello { abilities: Abilities { transparent_v4, transparent_v6, addresses, diag } } => {
+            Reply::Hello { abilities } => {
+                let Abilities { transparent_v4, transparent_v6, addresses, diag, ephemeral } = abilities;
                 let flags = [transparent_v4, transparent_v6, addresses, diag];
-                let [a, b, c, d] = flags.map(u8::from);
-                vec![VERSION, 1, a, b, c, d]
+                let mut bytes = vec![VERSION, 1];
+                bytes.extend(flags.map(u8::from));
+                bytes.extend(ephemeral.0.to_be_bytes());
+                bytes.extend(ephemeral.1.to_be_bytes());
+                bytes
             }
             Reply::Sockets { kind, count, errno } => {
                 let [transport, family, reach] = kind.encode();
@@ -206,9 +212,10 @@ impl Reply {
     /// It is none.
     pub fn decode(bytes: &[u8]) -> Result<Self, ProtocolError> {
         match *body(bytes)? {
-            [1, a @ 0..=1, b @ 0..=1, c @ 0..=1, d @ 0..=1] => {
+            [1, a @ 0..=1, b @ 0..=1, c @ 0..=1, d @ 0..=1, e, f, g, h] => {
                 let [transparent_v4, transparent_v6, addresses, diag] = [a, b, c, d].map(|flag| flag == 1);
-                let abilities = Abilities { transparent_v4, transparent_v6, addresses, diag };
+                let ephemeral = (u16::from_be_bytes([e, f]), u16::from_be_bytes([g, h]));
+                let abilities = Abilities { transparent_v4, transparent_v6, addresses, diag, ephemeral };
                 Ok(Reply::Hello { abilities })
             }
             [2, transport, family, reach, count @ 0..=MAX_SOCKETS, ref errno @ ..] => {
@@ -283,7 +290,8 @@ mod tests {
             assert!(bytes.len() <= MAX_MESSAGE);
             assert_eq!(Request::decode(&bytes), Ok(request));
         }
-        let abilities = Abilities { transparent_v4: true, diag: true, ..Abilities::default() };
+        let abilities =
+            Abilities { transparent_v4: true, diag: true, ephemeral: (32768, 60999), ..Abilities::default() };
         for reply in [
             Reply::Hello { abilities },
             Reply::Sockets { kind: KIND, count: 0, errno: libc::EMFILE },

@@ -88,6 +88,15 @@ pub fn encode_lookup(sequence: u32, transport: Transport, address: SocketAddr) -
     encode(sequence, 0, query, Some(address))
 }
 
+/// A request for the TCP socket at `local` that is connected to `remote`, both of one family; failing it the kernel names
+/// the one that listens there.
+pub fn encode_connected(sequence: u32, local: SocketAddr, remote: SocketAddr) -> [u8; REQUEST] {
+    let mut bytes = encode_lookup(sequence, Transport::Tcp, local);
+    bytes[REQ_DPORT].copy_from_slice(&remote.port().to_be_bytes());
+    write_ip(&mut bytes[REQ_DST], remote.ip());
+    bytes
+}
+
 /// What the kernel said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -189,13 +198,17 @@ fn encode(sequence: u32, flags: libc::c_int, query: Query, one: Option<SocketAdd
             Transport::Udp => (REQ_DPORT, REQ_DST),
         };
         bytes[port].copy_from_slice(&address.port().to_be_bytes());
-        match address.ip() {
-            IpAddr::V4(v4) => bytes[ip][..4].copy_from_slice(&v4.octets()),
-            IpAddr::V6(v6) => bytes[ip].copy_from_slice(&v6.octets()),
-        }
+        write_ip(&mut bytes[ip], address.ip());
     }
     bytes[REQ_COOKIE].fill(0xff);
     bytes
+}
+
+fn write_ip(field: &mut [u8], ip: IpAddr) {
+    match ip {
+        IpAddr::V4(v4) => field[..4].copy_from_slice(&v4.octets()),
+        IpAddr::V6(v6) => field.copy_from_slice(&v6.octets()),
+    }
 }
 
 fn read_u32(bytes: &[u8], range: Range<usize>) -> Option<u32> {

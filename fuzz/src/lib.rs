@@ -3,14 +3,17 @@
 //! `cargo test -p fuzz` replays `corpus/` on stable; `fuzz_targets/` wraps the same functions for `cargo fuzz`. Every
 //! function panics where a promise is broken: of not panicking, of bounded memory, of parsing what was emitted.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 
 use forwarder::auto::{AutoPublisher, AutoRules, Change, DEFAULT_LOCAL_PORT_RANGE};
+use forwarder::error::PortError;
 use forwarder::manager::{Action, PortManager};
 use forwarder::sock_diag::{self, Message};
-use forwarder::spec::{Origin, PortFile, PortSpec, Transport};
+use forwarder::spec::{Origin, PortFile, PortSpec, PortStatus, Transport};
 use launcher::api::routes::{Command, Route};
+use launcher::personality::slirp4netns;
 use netstack::dhcp::DhcpServer;
 use netstack::dhcp::v6::Dhcpv6Responder;
 use netstack::dns::{DnsAction, DnsForwarder, Ipv6Offer, QueryOrigin};
@@ -26,7 +29,7 @@ const NOW: Instant = Instant::from_micros_const(1_000_000_000);
 pub type Harnessed = fn(&[u8]);
 
 /// Every harness with the name of its corpus.
-pub const ALL: [(&str, Harnessed); 10] = [
+pub const ALL: [(&str, Harnessed); 11] = [
     ("api_request", api_request),
     ("dhcp", dhcp),
     ("dhcpv6", dhcpv6),
@@ -34,6 +37,7 @@ pub const ALL: [(&str, Harnessed); 10] = [
     ("frame", frame),
     ("port_spec", port_spec),
     ("reassembly", reassembly),
+    ("slirp_api", slirp_api),
     ("sock_diag", sock_diag),
     ("stack_ops", stack_ops),
     ("vnet_hdr", vnet_hdr),
@@ -62,6 +66,42 @@ pub fn api_request(data: &[u8]) {
         }
         Ok(Command::SetPolicy(policy)) => assert_eq!(policy.to_string().parse(), Ok(policy)),
         Ok(_) => {}
+    }
+}
+
+/// Requests to the API socket of slirp4netns, split at line feeds, to one server.
+pub fn slirp_api(data: &[u8]) {
+    let forwards = Paper::default();
+    for request in data.split(|&byte| byte == b'\n') {
+        let reply = slirp4netns::api::answer(request, [10, 0, 2, 100].into(), &forwards);
+        assert!(!reply.contains('\n'), "one line at most");
+        let reply: serde_json::Value = serde_json::from_str(&reply).expect("a reply is JSON");
+        let reply = reply.as_object().expect("a reply is an object");
+        assert_ne!(reply.contains_key("return"), reply.contains_key("error"), "one of the two");
+    }
+    assert!(forwards.0.borrow().len() <= data.len());
+}
+
+/// Forwards that forward nothing.
+#[derive(Default)]
+struct Paper(RefCell<Vec<PortStatus>>);
+
+impl slirp4netns::api::Forwards for Paper {
+    fn add(&self, spec: PortSpec) -> Result<PortStatus, PortError> {
+        let mut all = self.0.borrow_mut();
+        let status = PortStatus { id: all.len() as u64 + 1, spec, origin: Origin::Asked };
+        all.push(status.clone());
+        Ok(status)
+    }
+
+    fn remove(&self, id: u64) -> Result<(), PortError> {
+        let mut all = self.0.borrow_mut();
+        let index = all.iter().position(|status| status.id == id);
+        index.map(|index| drop(all.remove(index))).ok_or(PortError::NotFound { id })
+    }
+
+    fn list(&self) -> Result<Vec<PortStatus>, PortError> {
+        Ok(self.0.borrow().clone())
     }
 }
 

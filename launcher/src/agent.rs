@@ -1,1 +1,80 @@
 //! The forwarder's agent: a process that joins the child's namespaces and makes sockets there.
+//!
+//! It is started when the engine first asks for it, which only published ports make it do. It belongs to the launcher and
+//! not to the child: it has the launcher's file system and memory, joined namespaces only for what the sockets need, and
+//! other processes of the child's user namespace cannot trace it. It ends with the engine.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use log::error;
+use nix::sched::CloneFlags;
+use nix::sys::signal::SigSet;
+use nix::unistd::Pid;
+
+use crate::engine::detach;
+use crate::error::with_causes;
+use crate::join::Target;
+use crate::sweep::UserNamespace;
+use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
+
+/// The child's namespaces and the agent's end of its line, held until the agent is wanted.
+#[derive(Debug)]
+pub struct Agent {
+    line: OwnedFd,
+    target: Target,
+}
+
+impl Agent {
+    /// An agent for the child of this process id, whose user namespace is `user`.
+    ///
+    /// # Errors
+    /// The child is gone.
+    pub fn prepare(line: OwnedFd, user: &UserNamespace, child: Pid) -> io::Result<Self> {
+        let net = File::open(format!("/proc/{child}/ns/net"))?;
+        let user = user.as_fd().try_clone_to_owned()?;
+        Ok(Agent { line, target: Target::of_files(File::from(user), net) })
+    }
+
+    /// Starts it. Its end is not reported by SIGCHLD.
+    ///
+    /// # Errors
+    /// clone3(2).
+    pub fn start(self) -> io::Result<Pid> {
+        match clone::fork(CloneFlags::empty(), ExitSignal::None)? {
+            Fork::Parent(agent) => Ok(agent),
+            Fork::Child => exit_now(self.run()),
+        }
+    }
+
+    /// The process; returns its exit status.
+    fn run(self) -> i32 {
+        let kept = [self.line.as_fd(), self.target.net()];
+        let kept: Vec<_> = kept.into_iter().chain(self.target.user()).collect();
+        if let Err(error) = detach(c"rl-agent", &kept, &SigSet::empty()) {
+            error!("published ports: the agent cannot start: {error}");
+            return 1;
+        }
+        if let Err(failure) = self.target.join() {
+            error!("published ports: {}", with_causes(&failure));
+            return 1;
+        }
+        let Agent { line, target } = self;
+        drop(target);
+        match forwarder::child::run(line) {
+            Ok(()) => 0,
+            Err(error) => {
+                error!("published ports: {}", with_causes(&error));
+                1
+            }
+        }
+    }
+}
+
+/// Readable when the agent is wanted, or when it never will be.
+impl AsFd for Agent {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.line.as_fd()
+    }
+}

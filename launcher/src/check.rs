@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
+use std::io::{self, Read as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -12,7 +12,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use crate::apply;
 use crate::apply::idmap::Mapping;
 use crate::cli::{CheckArgs, Cli};
-use crate::error::{Failure, Step};
+use crate::error::{Ending, Failure, Step};
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
 use crate::hint::{self, Hint, Machine};
@@ -20,6 +20,7 @@ use crate::plan::facts::HostFacts;
 use crate::plan::idmap::{IdMapPlan, MapPlan, SingleReason};
 use crate::plan::mounts::{FileMount, MountPlan};
 use crate::plan::net::NetPlan;
+use crate::sandbox::{Mode, Sandbox};
 use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
 use crate::sys::wait;
 
@@ -105,6 +106,7 @@ fn findings(facts: &HostFacts, machine: &Machine) -> Vec<Finding> {
         });
         findings.push(subordinate_ids(facts));
     }
+    findings.push(sandbox(machine));
     findings.push(resolv_conf(facts));
     findings.push(ping());
     findings.extend(overlap(facts));
@@ -228,6 +230,43 @@ fn map_for_real(plan: &IdMapPlan) -> Result<bool, Failure> {
     drop((ours, theirs));
     wait::wait_end(child).map_err(talk)?;
     Ok(mapped)
+}
+
+/// The sandbox of the engine: really entered.
+fn sandbox(machine: &Machine) -> Finding {
+    const NAME: &str = "sandbox";
+    let less = |finding: String| {
+        let fix = machine.forbids_namespaces().map(|hint| hint.fix).unwrap_or_default();
+        Finding::warn(NAME, finding, fix)
+    };
+    match enter_sandbox() {
+        Ok((0, layers)) => Finding::pass(NAME, format!("the engine keeps sockets only: {layers}")),
+        Ok((_, layers)) => less(format!("the engine keeps more than sockets: {layers}")),
+        Err(error) => less(format!("it cannot be tried: {error}")),
+    }
+}
+
+/// How many layers are missing, and which there are or are not.
+fn enter_sandbox() -> io::Result<(i32, String)> {
+    let (mut reader, mut writer) = io::pipe()?;
+    let child = match clone::fork(CloneFlags::empty(), ExitSignal::Child)? {
+        Fork::Parent(child) => child,
+        Fork::Child => {
+            let (missing, layers) = match Sandbox::new(Mode::Auto).enter() {
+                Ok(confinement) => (confinement.missing.len(), confinement.to_string()),
+                Err(error) => (1, error.to_string()),
+            };
+            let written = writer.write_all(layers.as_bytes());
+            exit_now(if written.is_ok() { missing as i32 } else { -1 })
+        }
+    };
+    drop(writer);
+    let mut layers = String::new();
+    let read = reader.read_to_string(&mut layers);
+    match (wait::wait_end(child)?, read?) {
+        (Ending::Exited(missing), 1..) => Ok((missing, layers)),
+        (ending, _) => Err(io::Error::other(format!("the process {ending}"))),
+    }
 }
 
 fn no_new_privileges() -> bool {

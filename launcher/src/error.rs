@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use crate::state_dir::StateDirError;
 use forwarder::error::PortError;
 use netstack::error::ConfigError;
 use nix::sys::signal::Signal;
@@ -16,6 +17,15 @@ pub enum UsageError {
     /// The engine's settings contradict each other or are out of range.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// `--metrics`: nobody can listen there.
+    #[error("--metrics {address}")]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// socket(2), bind(2), listen(2).
+        #[source]
+        source: io::Error,
+    },
     /// A role in the child's network got two addresses of one family.
     #[error("{option} {second}: the {family} one is {first} already")]
     AddressTwice {
@@ -112,6 +122,9 @@ pub enum LaunchError {
     /// A step of the launch failed.
     #[error(transparent)]
     Failed(#[from] Failure),
+    /// The state directory.
+    #[error("state directory")]
+    State(#[from] StateDirError),
     /// The engine process ended before CMD; CMD was killed.
     #[error("the engine process {0}; the command was killed")]
     EngineDied(Ending),
@@ -178,22 +191,19 @@ impl Failure {
         let error = error.into();
         match error.raw_os_error() {
             Some(errno) => Failure { step, value: value.into(), errno },
-            None => Failure { step, value: with_causes(value.into(), &error), errno: 0 },
+            None => {
+                let (value, why) = (value.into(), with_causes(&error));
+                let value = if value.is_empty() { why } else { format!("{value}: {why}") };
+                Failure { step, value, errno: 0 }
+            }
         }
     }
 }
 
-/// `text`, then the error and what led to it, parted by colons.
-fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&error.to_string());
-        next = error.source();
-    }
-    text
+/// An error and what led to it, parted by colons.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 impl fmt::Display for Failure {
@@ -269,6 +279,8 @@ steps! {
     Confine = 14: "confine the engine:",
     /// setns(2).
     Join = 15: "join",
+    /// A published port could not be opened.
+    Publish = 16: "publish",
 }
 
 #[cfg(test)]

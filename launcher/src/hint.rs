@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::error::{Failure, LaunchError, Step};
+use crate::error::{Ending, Failure, LaunchError, Step};
 
 /// Settings of the machine that forbid namespaces; `None` where the kernel does not have them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,6 +98,13 @@ impl Hint {
 pub fn for_error(error: &LaunchError, machine: &Machine) -> Option<Hint> {
     match error {
         LaunchError::Failed(failure) => for_failure(failure, machine),
+        LaunchError::EngineDied(Ending::Killed(libc::SIGSYS)) => Some(Hint {
+            cause:
+                "it made a system call that its sandbox forbids, which is a fault of ours worth a report; \
+                    --sandbox=off helps meanwhile"
+                    .to_owned(),
+            fix: String::new(),
+        }),
         _ => None,
     }
 }
@@ -131,6 +138,7 @@ pub fn for_failure(failure: &Failure, machine: &Machine) -> Option<Hint> {
         {
             Some(machine.apparmor())
         }
+        (Step::Confine, _) => hint("--sandbox=auto does with what this kernel gives", ""),
         (Step::Mount, libc::EPERM | libc::EACCES) => {
             hint("mounts are forbidden here: a container's seccomp filter or a security module", "")
         }
@@ -183,6 +191,14 @@ mod tests {
         assert!(
             sentence(Step::CloneNamespaces, libc::ENOSPC, &Machine::default()).contains("nested too deep")
         );
+    }
+
+    #[test]
+    fn a_forbidden_system_call_names_the_way_around() {
+        let died = |signal| LaunchError::EngineDied(Ending::Killed(signal));
+        let hint = |error| for_error(&error, &Machine::default()).map(|hint| hint.sentence());
+        assert!(hint(died(libc::SIGSYS)).is_some_and(|text| text.contains("--sandbox=off")));
+        assert_eq!(hint(died(libc::SIGKILL)), None);
     }
 
     #[test]

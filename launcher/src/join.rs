@@ -4,14 +4,16 @@
 //! one; hence the child. The caller stays where it is.
 
 use std::convert::Infallible;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use log::debug;
 use netstack::{Tap, TapError};
+use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
@@ -27,7 +29,7 @@ use crate::netlink::message::{Batch, Existing, Interface, LOOPBACK, Route};
 use crate::netlink::socket::{Refused, Socket};
 use crate::plan::net::TAP_QUEUE;
 use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
-use crate::sys::wait;
+use crate::sys::{pidfd, wait};
 
 /// What can go wrong.
 #[derive(Debug, Error)]
@@ -67,8 +69,9 @@ impl Target {
     /// There is no such process, or it is out of the caller's reach.
     pub fn of_process(pid: Pid, userns: Option<&Path>) -> Result<Self, JoinError> {
         let path = |kind: &str| PathBuf::from(format!("/proc/{pid}/ns/{kind}"));
+        let named = userns.map(open).transpose()?;
         let net = open(&path("net"))?;
-        let user = open(userns.unwrap_or(&path("user")))?;
+        let user = named.map_or_else(|| open(&path("user")), Ok)?;
         Ok(Target { user: Some(user), net })
     }
 
@@ -81,6 +84,11 @@ impl Target {
         Ok(Target { net: open(netns)?, user: userns.map(open).transpose()? })
     }
 
+    /// Namespaces that are open already.
+    pub fn of_files(user: File, net: File) -> Self {
+        Target { user: Some(user), net }
+    }
+
     /// The user namespace that is entered first.
     pub fn user(&self) -> Option<BorrowedFd<'_>> {
         self.user.as_ref().map(AsFd::as_fd)
@@ -89,6 +97,33 @@ impl Target {
     /// The network namespace.
     pub fn net(&self) -> BorrowedFd<'_> {
         self.net.as_fd()
+    }
+
+    /// A process in the network namespace, as a descriptor that is readable when it ends; `None` if nobody is left
+    /// who could be seen.
+    ///
+    /// # Errors
+    /// `EBUSY` if a mount keeps the namespace, which then needs no process. /proc cannot be read.
+    pub fn somebody(&self) -> io::Result<Option<OwnedFd>> {
+        let wanted = self.net.metadata()?;
+        let mount = format!(" net:[{}] ", wanted.ino());
+        if fs::read_to_string("/proc/self/mountinfo")?.contains(&mount) {
+            return Err(Errno::EBUSY.into());
+        }
+        let is_inside = |pid: i32| {
+            let net = fs::metadata(format!("/proc/{pid}/ns/net"));
+            net.is_ok_and(|net| (net.dev(), net.ino()) == (wanted.dev(), wanted.ino()))
+        };
+        let pids =
+            fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        for pid in pids.filter(|&pid| is_inside(pid)) {
+            match pidfd::open(Pid::from_raw(pid)) {
+                // Else its number may be another's by now.
+                Ok(process) if is_inside(pid) => return Ok(Some(process)),
+                _ => {}
+            }
+        }
+        Ok(None)
     }
 
     /// Joins both with the calling process, which has one thread.

@@ -28,6 +28,7 @@ pub mod parent;
 pub mod personality;
 pub mod plan;
 pub mod sandbox;
+pub mod services;
 pub mod signals;
 pub mod state_dir;
 pub mod stats;

@@ -28,11 +28,12 @@ impl UserNamespace {
         File::open(format!("/proc/{pid}/ns/user")).map(UserNamespace)
     }
 
-    /// Kills with SIGKILL until nobody is left, and waits until they are dead. Returns how many there were.
+    /// Kills with SIGKILL until nobody is left but `spared`, and waits until they are dead. Returns how many there
+    /// were.
     ///
     /// # Errors
     /// /proc cannot be read. `EINVAL` if the caller itself is inside.
-    pub fn kill_all(&self) -> io::Result<usize> {
+    pub fn kill_all(&self, spared: Option<Pid>) -> io::Result<usize> {
         let namespace = identity(&self.0)?;
         if is_inside(getpid(), namespace) {
             return Err(Errno::EINVAL.into());
@@ -40,7 +41,7 @@ impl UserNamespace {
         let mut count = 0;
         loop {
             // Whoever is killed cannot fork any more, so that a round finds only what was forked meanwhile.
-            let killed = kill_once(namespace)?;
+            let killed = kill_once(namespace, spared)?;
             if killed.is_empty() {
                 return Ok(count);
             }
@@ -71,13 +72,16 @@ struct NamespaceId {
     inode: u64,
 }
 
-fn kill_once(namespace: NamespaceId) -> io::Result<Vec<OwnedFd>> {
+fn kill_once(namespace: NamespaceId, spared: Option<Pid>) -> io::Result<Vec<OwnedFd>> {
     let mut killed = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()).map(Pid::from_raw)
         else {
             continue;
         };
+        if Some(pid) == spared {
+            continue;
+        }
         // Opened first: what is looked at next is this process or nobody.
         let Ok(process) = pidfd::open(pid) else { continue };
         if is_inside(pid, namespace)

@@ -288,8 +288,8 @@ pub enum Outbound {
     Any,
     /// An address of the host. Connections to the host's loopback come from it as well.
     Address(IpAddr),
-    /// An interface of the host, by name (`SO_BINDTODEVICE`; without privilege since Linux 5.7). What goes to the
-    /// host's loopback is not bound.
+    /// An interface of the host, by name (`SO_BINDTODEVICE`; without privilege since Linux 5.7). Connections to the
+    /// host's loopback are not bound; a UDP port of the child that has sent anywhere else does not reach it any more.
     Interface(String),
 }
 

@@ -459,7 +459,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::config::DnsConfig;
+    use crate::config::{DnsConfig, DnsService};
 
     const ENGINE: [u8; 6] = [2, 0, 0, 0, 0, 2];
     const CHILD: [u8; 6] = [2, 0, 0, 0, 0, 0x64];
@@ -557,6 +557,51 @@ mod tests {
         let message = solicitation(target, Some(CHILD));
         let outcome = offered().handle(at(0), CHILD_IP, solicited_node(target), 255, &message).unwrap();
         assert_eq!(outcome, NdpOutcome { sender: Some((CHILD_IP, CHILD)), reply: None });
+    }
+
+    #[test]
+    fn a_copied_network_is_answered_for_but_for_the_child_and_the_link() {
+        let config = Config::builder().addressing(Addressing::Copied).build().unwrap();
+        let mut ndp = NdpResponder::new(ENGINE, &config);
+        let mut answers = |src, target| {
+            let message = solicitation(target, Some(CHILD).filter(|_| !Ipv6Addr::is_unspecified(&src)));
+            ndp.handle(at(0), src, solicited_node(target), 255, &message).unwrap().reply.is_some()
+        };
+        let (other, none) = ("2001:db8::7".parse().unwrap(), Ipv6Addr::UNSPECIFIED);
+        assert!(answers(CHILD_IP, other) && answers(CHILD_IP, GATEWAY));
+        assert!(!answers(none, other), "a probe");
+        assert!(!answers(CHILD_IP, config.ipv6().child));
+        assert!(!answers(CHILD_IP, "fe80::99".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_is_advertised_follows_from_the_settings() {
+        let advertised = |config: crate::config::ConfigBuilder| {
+            let mut ndp = NdpResponder::new(ENGINE, &config.build().unwrap());
+            ndp.set_offered(at(0), Offered::Yes);
+            ndp.poll(at(0)).unwrap().icmpv6
+        };
+        // The option, its length in units of 8 bytes.
+        let rdnss = |message: &[u8]| {
+            let mut options = &message[16..];
+            let mut found = None;
+            while let [kind, units, ..] = *options {
+                found = found.or(Some(units).filter(|_| kind == RDNSS));
+                options = &options[usize::from(units) * 8..];
+            }
+            found
+        };
+        let dns = |service, addresses| DnsConfig { service, addresses, ..Default::default() };
+        let further = vec!["fe80::53".parse().unwrap(), [169, 254, 1, 1].into()];
+        let two = advertised(Config::builder().dns(dns(DnsService::On, further.clone())));
+        assert_eq!(rdnss(&two), Some(5), "both IPv6 servers");
+        assert_eq!(rdnss(&advertised(Config::builder().dns(dns(DnsService::Off, further)))), None);
+        let plan = Ipv6Plan {
+            subnet: "fd42:10:42::/48".parse().unwrap(),
+            ..*Config::builder().build().unwrap().ipv6()
+        };
+        let wide = advertised(Config::builder().addressing(Addressing::Copied).ipv6(plan));
+        assert_eq!((wide[16], wide[18], wide[19]), (PREFIX_INFORMATION, 48, ON_LINK), "no SLAAC");
     }
 
     #[test]

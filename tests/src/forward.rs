@@ -1,4 +1,4 @@
-//! The forwarder alone, as a program of the laboratory: `probe forward PID` publishes ports of the network namespace of process
+//! The forwarder alone, as a program of the laboratory: `probe forward PID alone` publishes ports of the network namespace of process
 //! PID in the one it was started in, as the lines of its stdin say.
 
 use crate::{
@@ -8,14 +8,15 @@ use crate::{
 };
 use forwarder::{
     child,
-    driver::{ChildAddress, ChildLine, ChildNetwork, Config, ForwardDriver, Handle},
-    spec::PortSpec,
+    driver::{Auto, ChildAddress, ChildLine, ChildNetwork, Config, ForwardDriver, Handle, TapPath, ToHost},
+    spec::{PortSpec, Source, Transport},
 };
 use nix::sched::{CloneFlags, setns};
 use std::{
     fs::File,
     io::{self, BufRead, Write},
-    os::fd::AsFd,
+    net::{SocketAddr, TcpStream},
+    os::fd::{AsFd, OwnedFd},
     process::{Command, Stdio},
     thread,
     time::Instant,
@@ -36,6 +37,7 @@ pub const GATEWAY6: &str = "fd00::2";
 /// |---|---|
 /// | `add SPEC` | `ID ADDRESSES` |
 /// | `remove ID`, `cut ID` | `ok`; `cut` resets the connections too |
+/// | `to-host tcp\|udp LISTEN CONNECT` | `ID ADDRESS` |
 /// | `list` | the specs |
 /// | `stats` | counters |
 /// | `connections` | client and server of each |
@@ -50,11 +52,50 @@ impl Forwarder {
     #[track_caller]
     #[must_use]
     pub fn start(world: &World, child: &Netns) -> Self {
+        Self::give_addresses(child);
+        Self::start_as(world, child, "alone")
+    }
+
+    /// The same with a TAP path that says who comes by it: `tap SOURCE CHILD`, and the end.
+    #[track_caller]
+    #[must_use]
+    pub fn start_with_tap(world: &World, child: &Netns) -> Self {
+        Self::give_addresses(child);
+        Self::start_as(world, child, "tap")
+    }
+
+    /// The same, publishing by itself what listens in the child.
+    #[track_caller]
+    #[must_use]
+    pub fn start_auto(world: &World, child: &Netns) -> Self {
+        Self::give_addresses(child);
+        Self::start_as(world, child, "auto")
+    }
+
+    /// The same with no more than so many file descriptors.
+    #[track_caller]
+    #[must_use]
+    pub fn start_with_descriptors(world: &World, child: &Netns, limit: u32) -> Self {
+        Self::give_addresses(child);
+        let argv = locate::probe_argv(&["forward", &child.pid().to_string(), "alone"]);
+        let limit = format!("--nofile={limit}");
+        let mut command = vec!["prlimit", &limit];
+        command.extend(argv.iter().map(String::as_str));
+        let mut process = Process::spawn(world.host.program(&command));
+        let _ = process.wait_for_line("ready=1");
+        Self { process }
+    }
+
+    fn give_addresses(child: &Netns) {
         child.ip(&format!(
             "link add tap0 type veth peer name tap1\naddr add {CHILD4}/24 dev tap0\naddr add {CHILD6}/64 dev tap0 nodad\n\
              link set tap1 up\nlink set tap0 up\nroute add default via {GATEWAY4}\nroute add default via {GATEWAY6}\n"
         ));
-        let argv = locate::probe_argv(&["forward", &child.pid().to_string()]);
+    }
+
+    #[track_caller]
+    fn start_as(world: &World, child: &Netns, how: &str) -> Self {
+        let argv = locate::probe_argv(&["forward", &child.pid().to_string(), how]);
         let mut process = Process::spawn(world.host.command(&argv));
         let _ = process.wait_for_line("ready=1");
         Self { process }
@@ -72,6 +113,17 @@ impl Forwarder {
     #[track_caller]
     pub fn ask(&mut self, request: &str) -> String {
         self.process.tell(request);
+        self.answer()
+    }
+
+    /// The driver's end, when the child goes.
+    #[track_caller]
+    pub fn wait_for_end(&mut self) -> String {
+        self.process.wait_for_line("ended=").trim_start_matches("ended=").to_owned()
+    }
+
+    #[track_caller]
+    fn answer(&mut self) -> String {
         self.process.wait_for_line("answer=").trim_start_matches("answer=").to_owned()
     }
 
@@ -81,10 +133,43 @@ impl Forwarder {
     /// When some stay.
     #[track_caller]
     pub fn wait_until_idle(&mut self) {
+        self.wait_until_idle_but(0);
+    }
+
+    /// Waits until no more connections are left.
+    ///
+    /// # Panics
+    /// When more stay.
+    #[track_caller]
+    pub fn wait_until_idle_but(&mut self, connections: usize) {
+        let left = format!("total: Counters {{ connections: {connections},");
         let deadline = Instant::now() + DEADLINE;
-        while !self.ask("stats").contains("connections: 0") {
+        while !self.ask("stats").contains(&left) {
             assert!(Instant::now() < deadline, "{}", self.ask("stats"));
         }
+    }
+
+    /// Waits until the list of forwards is as wanted.
+    ///
+    /// # Panics
+    /// When it is not to be.
+    #[track_caller]
+    pub fn wait_for_list(&mut self, wanted: impl Fn(&str) -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !wanted(&self.ask("list")) {
+            assert!(Instant::now() < deadline, "{}", self.ask("list"));
+        }
+    }
+
+    /// Ends the agent by force.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[track_caller]
+    pub fn kill_agent(&mut self) {
+        let pid = self.ask("agent").parse().expect("the agent's process id");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+            .expect("the agent runs");
     }
 
     /// Lets it end.
@@ -95,8 +180,8 @@ impl Forwarder {
     }
 }
 
-/// `probe forward PID`.
-pub(crate) fn serve(pid: &str) -> io::Result<()> {
+/// `probe forward PID alone|auto|tap`.
+pub(crate) fn serve(pid: &str, how: &str) -> io::Result<()> {
     let (line, agent) = ChildLine::pair()?;
     let argv = locate::probe_argv(&["forward-agent", pid]);
     let mut agent = Command::new(&argv[0]).args(&argv[1..]).stdin(Stdio::from(agent)).spawn()?;
@@ -106,19 +191,25 @@ pub(crate) fn serve(pid: &str) -> io::Result<()> {
         ipv4: Some(ChildAddress { address: parse(CHILD4)?, prefix: 24, gateway: parse(GATEWAY4)? }),
         ipv6: Some(ChildAddress { address: parse6(CHILD6)?, prefix: 64, gateway: parse6(GATEWAY6)? }),
     };
-    let config = Config { child, ..Config::default() };
-    let driver = ForwardDriver::new(config, Some(line), None).map_err(io::Error::other)?;
+    let auto = (how == "auto").then(Auto::default);
+    let config = Config { child, auto, ..Config::default() };
+    let tap: Option<Box<dyn TapPath>> = if how == "tap" { Some(Box::new(Teller)) } else { None };
+    let driver = ForwardDriver::new(config, Some(line), tap).map_err(io::Error::other)?;
     let handle = driver.handle();
     let (stop, stopper) = io::pipe()?;
-    let runs = thread::spawn(move || driver.run_until(stop));
+    let runs = thread::spawn(move || {
+        let ended = driver.run_until(stop);
+        println!("ended={ended:?}");
+    });
     println!("ready=1");
     for request in io::stdin().lock().lines() {
-        println!("answer={}", answer(&handle, &request?));
+        let request = request?;
+        let answer = if request == "agent" { agent.id().to_string() } else { answer(&handle, &request) };
+        println!("answer={answer}");
         io::stdout().flush()?;
     }
     drop(stopper);
-    let ended = runs.join().expect("the driver does not panic");
-    println!("ended={ended:?}");
+    runs.join().expect("the driver does not panic");
     agent.wait()?;
     Ok(())
 }
@@ -127,6 +218,23 @@ pub(crate) fn serve(pid: &str) -> io::Result<()> {
 pub(crate) fn agent(pid: &str) -> io::Result<()> {
     setns(File::open(format!("/proc/{pid}/ns/net"))?, CloneFlags::CLONE_NEWNET)?;
     child::run(io::stdin().as_fd().try_clone_to_owned()?).map_err(io::Error::other)
+}
+
+/// Tells clients whom the engine would have shown to whom.
+struct Teller;
+
+impl TapPath for Teller {
+    fn tcp(&self, stream: OwnedFd, source: SocketAddr, child: SocketAddr) -> io::Result<()> {
+        let mut stream = TcpStream::from(stream);
+        stream.set_nonblocking(false)?;
+        write!(stream, "tap {source} {child}")
+    }
+
+    fn add_udp(&self, _: OwnedFd, _: SocketAddr, _: Source) -> io::Result<u64> {
+        Ok(1)
+    }
+
+    fn remove_udp(&self, _: u64) {}
 }
 
 fn answer(handle: &Handle, request: &str) -> String {
@@ -144,6 +252,16 @@ fn answer(handle: &Handle, request: &str) -> String {
             .remove_with_connections(id.parse().unwrap_or(0))
             .map(|()| "ok".to_owned())
             .map_err(|e| e.to_string()),
+        ["to-host", transport, listen, connect] => {
+            let transport = if transport == "tcp" { Transport::Tcp } else { Transport::Udp };
+            match (listen.parse(), connect.parse()) {
+                (Ok(listen), Ok(connect)) => handle
+                    .add_to_host(ToHost { transport, listen, connect })
+                    .map(|status| format!("{} {}", status.id, status.to_host.listen))
+                    .map_err(|error| error.to_string()),
+                _ => Err("addresses".to_owned()),
+            }
+        }
         ["list"] => handle
             .list()
             .map(|list| list.iter().map(|status| status.spec.to_string()).collect::<Vec<_>>().join(" "))

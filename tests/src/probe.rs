@@ -60,7 +60,7 @@ probe udp-idle N HOST PORT                 N sockets, one echoed datagram each, 
 probe file PATH                            print a file
 probe talk                                 do what the lines of stdin say (see the module `talk`)
 probe wait                                 print ready and wait for the end of stdin
-probe forward PID                          publish ports of the network namespace of PID (see the module `forward`)
+probe forward PID alone|auto|tap           publish ports of the network namespace of PID (see the module `forward`)
 probe forward-agent PID                    (helper) its agent
 probe in PID -- COMMAND                    (helper) run COMMAND in the namespaces of PID
 probe agent ...                            (helper) be a namespace
@@ -94,7 +94,7 @@ pub fn main(args: Vec<String>) -> ExitCode {
         ["file", path] => fs::read_to_string(path).map(|text| print!("{text}")),
         ["talk"] => talk::serve(),
         ["wait"] => wait_for_end("ready=1"),
-        ["forward", pid] => forward::serve(pid),
+        ["forward", pid, how] => forward::serve(pid, how),
         ["forward-agent", pid] => forward::agent(pid),
         ["in", pid, "--", ..] => enter(pid, &args[3..]),
         ["agent", ..] => agent::serve(&args[1..]),

@@ -292,3 +292,170 @@ fn what_the_child_itself_does_is_not_disturbed() {
     let route = child.run(&["ip", "-6", "route", "get", FAR_CLIENT6]).success().stdout;
     assert!(route.contains(GATEWAY6) && route.contains("tap0"), "{route}");
 }
+
+#[test]
+fn addresses_behind_the_child_are_reached_by_the_tap() {
+    let (world, child) = lab();
+    let mut forwarder = Forwarder::start_with_tap(&world, &child);
+    forwarder.add("8080:172.17.0.2:80");
+    // Which would take it, were it delivered to the child itself.
+    let _server = Server::start(child.listen("0.0.0.0:80"), Serve::Echo);
+    let answer = ask(connect(&world.far, &format!("{HOST4}:8080")), b"");
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(
+        answer.starts_with(&format!("tap {FAR_CLIENT4}:")) && answer.ends_with(" 172.17.0.2:80"),
+        "{answer}"
+    );
+}
+
+#[test]
+fn where_nobody_listens_in_the_child_the_tap_may_know_better() {
+    let (world, child) = lab();
+    let mut forwarder = Forwarder::start_with_tap(&world, &child);
+    forwarder.add("8080:80");
+    let answer = ask(connect(&world.far, &format!("{HOST4}:8080")), b"");
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.ends_with(&format!(" {CHILD4}:80")), "{answer}");
+    let server = Server::start(child.listen("0.0.0.0:80"), Serve::Echo);
+    assert_eq!(ask(connect(&world.far, &format!("{HOST4}:8080")), b"x"), b"x", "the relay");
+    assert_eq!(server.served().peer.ip().to_string(), FAR_CLIENT4);
+}
+
+#[test]
+fn a_rule_of_the_childs_that_leads_elsewhere_is_followed_by_the_tap() {
+    let (world, child) = lab();
+    let rules = "table ip nat {\n chain output { type nat hook output priority -100; ip daddr 10.0.2.100 tcp dport 80 dnat to 172.17.0.2:81\n }\n}\n";
+    let file = world.dir().join("rules");
+    std::fs::write(&file, rules).unwrap();
+    let _ = child.run(&["nft", "-f", file.to_str().unwrap()]).success();
+    let mut forwarder = Forwarder::start_with_tap(&world, &child);
+    forwarder.add("8080:80");
+    // As docker-proxy, which holds the port, and a server that has the port to which the rule leads, on all addresses.
+    let _proxy = Server::start(child.listen("0.0.0.0:80"), Serve::Echo);
+    let _wrong = Server::start(child.listen("0.0.0.0:81"), Serve::Echo);
+    for _ in 0..3 {
+        let answer = String::from_utf8(ask(connect(&world.far, &format!("{HOST4}:8080")), b"")).unwrap();
+        assert!(answer.starts_with("tap ") && answer.ends_with(&format!(" {CHILD4}:80")), "{answer}");
+    }
+}
+
+#[track_caller]
+fn exchange(socket: &std::net::UdpSocket, to: &str, datagram: &[u8]) {
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    socket.send_to(datagram, to).unwrap();
+    let mut buffer = vec![0; 65536];
+    let (count, from) = socket.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..count], datagram);
+    assert_eq!(from, to.parse().unwrap(), "from the address that was used");
+}
+
+#[test]
+fn datagrams_go_there_and_back_and_replies_leave_from_the_address_that_was_used() {
+    let (world, child) = lab();
+    let mut forwarder = Forwarder::start(&world, &child);
+    forwarder.add("5300:53/udp");
+    for bound in ["0.0.0.0:53", "127.0.0.1:53", "[::]:53", "[::1]:53"] {
+        let _server = tests::servers::udp_echo(child.udp(bound));
+        let (client4, client6) = (world.far.udp("0.0.0.0:0"), world.far.udp("[::]:0"));
+        for size in [0, 1, 1400, 9000, 60_000] {
+            exchange(&client4, &format!("{SERVICE4}:5300"), &vec![7; size]);
+            exchange(&client4, &format!("{HOST4}:5300"), &vec![8; size]);
+            exchange(&client6, &format!("[{SERVICE6}]:5300"), &vec![9; size]);
+        }
+    }
+    let stats = forwarder.ask("stats");
+    assert!(stats.contains("datagrams_dropped: 0"), "{stats}");
+    assert!(stats.contains("sessions_total: 12"), "{stats}");
+}
+
+#[test]
+fn the_child_reaches_the_host_by_ports_of_its_own() {
+    let (world, child) = lab();
+    let mut forwarder = Forwarder::start(&world, &child);
+    let server = Server::start(world.host.listen("127.0.0.1:0"), Serve::Echo);
+    let added = forwarder.ask(&format!("to-host tcp 127.0.0.1:0 127.0.0.1:{}", server.port()));
+    let address = added.split_once(' ').unwrap_or_else(|| panic!("{added}")).1;
+    assert_eq!(ask(connect(&child, address), b"from the child"), b"from the child");
+    let server = tests::servers::udp_echo(world.host.udp("127.0.0.1:0"));
+    let added = forwarder.ask(&format!("to-host udp 127.0.0.1:0 127.0.0.1:{}", server.port()));
+    let address = added.split_once(' ').unwrap_or_else(|| panic!("{added}")).1;
+    exchange(&child.udp("127.0.0.1:0"), address, b"from the child");
+    let refused = forwarder.ask("to-host tcp 198.51.100.200:80 127.0.0.1:80");
+    assert!(refused.starts_with("error "), "{refused}");
+}
+
+#[test]
+fn what_listens_in_the_child_is_published_by_itself_and_withdrawn() {
+    let (world, child) = lab();
+    let mut forwarder = Forwarder::start_auto(&world, &child);
+    let server = Server::start(child.listen("0.0.0.0:8081"), Serve::Echo);
+    forwarder.wait_for_list(|list| list.contains("8081"));
+    assert_eq!(ask(connect(&world.far, &format!("{HOST4}:8081")), b"x"), b"x");
+    assert_eq!(server.served().peer.ip().to_string(), FAR_CLIENT4);
+    drop(server);
+    forwarder.wait_for_list(|list| !list.contains("8081"));
+}
+
+#[test]
+fn a_burst_of_ten_thousand_short_connections_starves_nobody() {
+    let (world, child) = lab();
+    let mut forwarder = Forwarder::start(&world, &child);
+    forwarder.add("8080:80");
+    forwarder.add("8081:81");
+    let _server = Server::start(child.listen("0.0.0.0:80"), Serve::Echo);
+    let _other = Server::start(child.listen("0.0.0.0:81"), Serve::Echo);
+    let mut old = connect(&world.far, &format!("{HOST4}:8081"));
+    old.write_all(b"x").unwrap();
+    old.read_exact(&mut [0]).unwrap();
+    let argv = tests::locate::probe_argv(&["crr", HOST4, "8080", "2"]);
+    let burst: Vec<_> = (0..4).map(|_| tests::process::Process::spawn(world.far.command(&argv))).collect();
+    for _ in 0..50 {
+        old.write_all(b"y").unwrap();
+        old.read_exact(&mut [0]).unwrap();
+        assert_eq!(ask(connect(&world.far, &format!("{HOST4}:8081")), b"z"), b"z");
+    }
+    for process in burst {
+        let _ = process.finish().success();
+    }
+    forwarder.wait_until_idle_but(1);
+    assert!(forwarder.ask("stats").contains("refused: 0"), "{}", forwarder.ask("stats"));
+}
+
+#[test]
+fn at_the_limit_of_descriptors_clients_wait_and_nothing_is_lost() {
+    let (world, child) = lab();
+    let mut forwarder = Forwarder::start_with_descriptors(&world, &child, 128);
+    forwarder.add("8080:80");
+    let _server = Server::start(child.listen("0.0.0.0:80"), Serve::Echo);
+    let mut held = Vec::new();
+    let mut reset = 0;
+    for _ in 0..100 {
+        let mut stream = connect(&world.far, &format!("{HOST4}:8080"));
+        match stream.write_all(b"x").and_then(|()| stream.read_exact(&mut [0])) {
+            Ok(()) => held.push(stream),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => reset += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(held.len() >= 30 && reset > 0, "{} held, {reset} reset", held.len());
+    for stream in held {
+        assert_eq!(ask(stream, b"still"), b"still");
+    }
+    assert_eq!(ask(connect(&world.far, &format!("{HOST4}:8080")), b"again"), b"again");
+}
+
+#[test]
+fn the_driver_ends_with_the_agent_and_closes_everything() {
+    let (world, child) = lab();
+    let mut forwarder = Forwarder::start(&world, &child);
+    forwarder.add("8080:80");
+    let _server = Server::start(child.listen("0.0.0.0:80"), Serve::Source(u64::MAX >> 1, 3));
+    let mut busy = connect(&world.far, &format!("{HOST4}:8080"));
+    busy.read_exact(&mut [0; 100_000]).unwrap();
+    forwarder.kill_agent();
+    assert!(forwarder.wait_for_end().contains("ChildGone"));
+    let (_, error) = drain(&mut busy);
+    assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::ConnectionReset));
+    is_refused(&world, &format!("{HOST4}:8080"));
+    assert!(forwarder.ask("list").contains("stopped"));
+}

@@ -162,6 +162,9 @@ fn an_address_stands_for_the_host_whatever_its_address_is_by_then() {
     ));
     assert_eq!(child.source("169.254.1.2", &server), ip("192.0.2.9"));
     assert_eq!(child.udp_source("169.254.1.2", &udp), ip("192.0.2.9"));
+    // Without a default route it is the address of an interface.
+    world.host.ip(&format!("route del default via {ROUTER4}\n"));
+    assert_eq!(child.source("169.254.1.2", &server), ip("192.0.2.9"));
     world.host.ip("addr flush dev up0\n");
     assert_eq!(child.ask(&format!("connect 169.254.1.2 {} 20000", server.port())), "ENETUNREACH");
 }
@@ -211,7 +214,7 @@ fn everything_leaves_by_the_outbound_interface_but_not_to_the_loopback() {
     let _server = dnsmasq(&world, "127.0.0.53");
     // The default route leads elsewhere; the interface has one of a larger metric.
     world.host.ip(&format!(
-        "link add dummy0 type dummy\naddr add 198.18.0.1/24 dev dummy0\nlink set dummy0 up\n\
+        "link add side0 type veth peer name side1\naddr add 198.18.0.1/24 dev side0\nlink set side0 up\nlink set side1 up\n\
          route del default via {ROUTER4}\nroute add default via 198.18.0.2 metric 1\nroute add default via {ROUTER4} metric 9\n"
     ));
     let mut child = Child::start(&world, &["out4=up0", "loopback=allow"]);
@@ -302,6 +305,7 @@ fn every_kind_of_link_carries_every_kind_of_packet() {
     let world = World::new();
     let echo = udp_echo(world.host.udp(&format!("{SERVICE4}:0")));
     let server = listen(&world.host, SERVICE4);
+    let port = echo.port();
     for (link, offloads) in [("tap", true), ("persistent", true), ("plain", false), ("packet", false)] {
         for mtu in ["mtu=1500", "mtu=65521"] {
             let settings = [&format!("link={link}"), mtu];
@@ -310,7 +314,6 @@ fn every_kind_of_link_carries_every_kind_of_packet() {
             let told = done.stderr.contains("checksum: true, tso4: true, tso6: true");
             assert_eq!(told, offloads, "{link}: {}", done.describe());
             let sizes = ["1", "1472", "9000", "65493", "65507"];
-            let port = echo.port();
             let args = [&["udp-echo", SERVICE4, &port, "3"][..], &sizes].concat();
             let done = probe(&world, &settings, &args);
             assert_eq!(done.value("intact"), sizes.len().to_string(), "{link} {mtu}: {}", done.describe());

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::sys::socket::MsgFlags;
 
 use crate::protocol::{Abilities, MAX_MESSAGE, MAX_SOCKETS, ProtocolError, Reply, Request, SocketKind};
+use crate::sock_diag::DiagSocket;
 use crate::sys::rtnetlink::LocalAddresses;
 use crate::sys::scm;
 
@@ -45,6 +46,10 @@ pub(super) struct Agent {
     abilities: Option<Abilities>,
     stocks: BTreeMap<SocketKind, Stock>,
     pub(super) local: Option<LocalAddresses>,
+    /// Tells what sockets the child has.
+    pub(super) diag: Option<DiagSocket>,
+    /// One more, for the auto mode.
+    pub(super) spare_diag: Option<DiagSocket>,
 }
 
 #[derive(Debug)]
@@ -79,7 +84,14 @@ pub(super) enum Lost {
 
 impl Agent {
     pub(super) fn new(line: ChildLine) -> Self {
-        let agent = Agent { line: line.0, abilities: None, stocks: BTreeMap::new(), local: None };
+        let agent = Agent {
+            line: line.0,
+            abilities: None,
+            stocks: BTreeMap::new(),
+            local: None,
+            diag: None,
+            spare_diag: None,
+        };
         agent.ask(Request::Hello);
         agent
     }
@@ -133,6 +145,10 @@ impl Agent {
                 if abilities.addresses {
                     self.local = fds.next().and_then(|fd| LocalAddresses::new(fd).ok());
                     abilities.addresses = self.local.is_some();
+                }
+                if abilities.diag {
+                    self.diag = fds.next().map(DiagSocket::adopt);
+                    self.spare_diag = fds.next().map(DiagSocket::adopt);
                 }
                 self.abilities = Some(abilities);
                 News::Ready

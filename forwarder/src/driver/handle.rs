@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{Connection, Engine, ForwardStats};
+use super::{Connection, Engine, ForwardStats, ToHost, ToHostStatus};
 use crate::error::PortError;
 use crate::spec::{Origin, PortSpec, PortStatus};
 
@@ -88,6 +88,32 @@ impl Handle {
     /// The driver has ended.
     pub fn connections(&self) -> Result<Vec<Connection>, PortError> {
         self.call(|engine| engine.connections())
+    }
+
+    /// Makes a port of the child's lead to the host.
+    ///
+    /// # Errors
+    /// There is no agent, or the child's kernel does not let it listen there.
+    pub fn add_to_host(&self, to_host: ToHost) -> Result<ToHostStatus, PortError> {
+        let (asker, answer) = mpsc::sync_channel(1);
+        self.call(move |engine| engine.add_to_host(to_host, asker))?;
+        answer.recv().map_err(|_| PortError::Stopped)?
+    }
+
+    /// Takes such a port away; connections live until they end.
+    ///
+    /// # Errors
+    /// There is none of this id.
+    pub fn remove_to_host(&self, id: u64) -> Result<(), PortError> {
+        self.call(move |engine| engine.remove_to_host(id))?
+    }
+
+    /// The child's ports that lead to the host, by id.
+    ///
+    /// # Errors
+    /// The driver has ended.
+    pub fn list_to_host(&self) -> Result<Vec<ToHostStatus>, PortError> {
+        self.call(|engine| engine.list_to_host())
     }
 
     pub(super) fn call<R: Send + 'static>(

@@ -20,10 +20,13 @@
 //! [`ForwardDriver::run_until`] returns.
 
 mod agent;
+mod datagrams;
 mod handle;
 mod pair;
+mod publishing;
 mod stats;
 mod target;
+mod udp;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -37,19 +40,24 @@ use thiserror::Error;
 
 pub use self::agent::ChildLine;
 pub use self::handle::Handle;
+pub use self::publishing::{Auto, ToHost, ToHostStatus};
 pub use self::stats::{Connection, Counters, ForwardStats};
 pub use self::target::{ChildAddress, ChildNetwork};
 
 use self::agent::{Agent, Lost, News};
+use self::datagrams::UdpEntry;
 use self::handle::Inbox;
 use self::pair::{Mover, Origin as PairOrigin, Pair, Turn};
-use self::target::{Means, Target, Way};
-use crate::error::PortError;
-use crate::manager::{self, Listener, ListenerId, PortManager};
+use self::publishing::Slot;
+use self::target::{Means, Way};
+use crate::auto::AutoWatch;
+use crate::manager::{self, ListenerId, PortManager};
 use crate::protocol::{ProtocolError, SocketKind};
 use crate::relay::{Action, Readiness, Side};
-use crate::spec::{Family, Origin, PortSpec, PortStatus, Source, Transport};
+use crate::spec::{Family, Source, Transport};
+use crate::sys::datagram::Batch;
 use crate::sys::socket;
+use crate::udp_session::SessionId;
 
 /// The engine on the TAP, as a way to the child for what sockets cannot do: destinations beyond the child itself.
 pub trait TapPath: Send {
@@ -78,6 +86,8 @@ pub struct Config {
     pub limits: Limits,
     /// How long things may take.
     pub timeouts: Timeouts,
+    /// What listens in the child is published by itself, if so.
+    pub auto: Option<Auto>,
 }
 
 /// How much of everything there may be.
@@ -188,7 +198,7 @@ impl ForwardDriver {
         self.handle.clone()
     }
 
-    /// Runs until `stop` is readable or hung up. Handles get [`PortError::Stopped`] afterwards.
+    /// Runs until `stop` is readable or hung up. Handles get [`PortError::Stopped`](crate::error::PortError::Stopped) afterwards.
     ///
     /// # Errors
     /// The child is gone, or the event loop is broken.
@@ -214,7 +224,10 @@ impl ForwardDriver {
                     }
                     Token::Agent => self.engine.hear_agent()?,
                     Token::Addresses => self.engine.hear_addresses(),
+                    Token::Auto => {}
                     Token::Listener(key) => self.engine.accept(key),
+                    Token::UdpListener(key) => self.engine.hear_clients(key),
+                    Token::UdpSession(key, id) => self.engine.hear_server(key, id),
                     Token::Pair(key, generation, side) => {
                         self.engine.handle_ready(key, generation, side, event.events());
                     }
@@ -244,7 +257,13 @@ pub(super) struct Engine {
     agent: Option<Agent>,
     manager: PortManager,
     listeners: Slab<Listening>,
-    by_id: BTreeMap<ListenerId, usize>,
+    udp: Slab<UdpEntry>,
+    /// Made for the first UDP forward.
+    batch: Option<Batch>,
+    by_id: BTreeMap<ListenerId, Slot>,
+    to_host: BTreeMap<u64, publishing::Reverse>,
+    last_to_host: u64,
+    auto: Option<AutoWatch>,
     forwards: BTreeMap<u64, Forward>,
     /// What forwards that are gone did.
     past: Counters,
@@ -284,6 +303,10 @@ struct Forward {
     removed: bool,
     /// The way that led to the child the last time, and when: good for a second.
     hint: (u8, u32),
+    /// When a connection of the relay was last seen to have arrived where it was going.
+    verified: Option<u32>,
+    /// Until then the child's own rules lead connections elsewhere, which the TAP can follow.
+    by_tap_until: u32,
 }
 
 /// What an event is about.
@@ -293,7 +316,10 @@ enum Token {
     Inbox,
     Agent,
     Addresses,
+    Auto,
     Listener(usize),
+    UdpListener(usize),
+    UdpSession(usize, SessionId),
     Pair(usize, u32, Side),
 }
 
@@ -309,7 +335,12 @@ impl Engine {
             agent,
             manager: PortManager::new(config.limits.forwards),
             listeners: Slab::new(),
+            udp: Slab::new(),
+            batch: None,
             by_id: BTreeMap::new(),
+            to_host: BTreeMap::new(),
+            last_to_host: publishing::FIRST_TO_HOST,
+            auto: None,
             forwards: BTreeMap::new(),
             past: Counters::default(),
             pairs: Slab::new(),
@@ -327,86 +358,6 @@ impl Engine {
         }
     }
 
-    pub(super) fn add(&mut self, spec: PortSpec, origin: Origin) -> Result<PortStatus, PortError> {
-        let id = self.manager.add(spec, origin)?.id();
-        let mut failure = None;
-        while let Some(action) = self.manager.poll_action() {
-            match action {
-                manager::Action::Listen(listener) => match self.listen(&listener) {
-                    Ok(port) => self.manager.handle_listening(listener.id, port),
-                    Err(error) => self.manager.handle_listen_failed(listener.id, error),
-                },
-                manager::Action::Unlisten(listener) => self.unlisten(listener),
-                manager::Action::Failed { id: failed, error } if failed == id => failure = Some(error),
-                _ => {}
-            }
-        }
-        if let Some(error) = failure {
-            return Err(error);
-        }
-        self.forwards.entry(id).or_default();
-        self.manager.status(id).ok_or(PortError::NotFound { id })
-    }
-
-    pub(super) fn remove(&mut self, id: u64) -> Result<(), PortError> {
-        self.manager.remove(id)?;
-        while let Some(action) = self.manager.poll_action() {
-            if let manager::Action::Unlisten(listener) = action {
-                self.unlisten(listener);
-            }
-        }
-        if let Some(forward) = self.forwards.get_mut(&id) {
-            forward.removed = true;
-        }
-        self.forget_if_over(id);
-        Ok(())
-    }
-
-    pub(super) fn reset_connections(&mut self, forward: u64) {
-        let keys: Vec<usize> =
-            self.pairs.iter().filter(|(_, pair)| pair.origin.forward() == forward).map(|(k, _)| k).collect();
-        for key in keys {
-            self.reset(key);
-        }
-    }
-
-    pub(super) fn list(&self) -> Vec<PortStatus> {
-        self.manager.list()
-    }
-
-    pub(super) fn stats(&self) -> ForwardStats {
-        let mut forwards: BTreeMap<u64, Counters> =
-            self.forwards.iter().map(|(id, forward)| (*id, forward.counters)).collect();
-        for (_, pair) in &self.pairs {
-            if let Some(counters) = forwards.get_mut(&pair.origin.forward()) {
-                counters.bytes_to_server += pair.to_opened;
-                counters.bytes_to_client += pair.to_accepted;
-            }
-        }
-        let mut total = self.past;
-        forwards.values().for_each(|counters| total.add(counters));
-        ForwardStats {
-            total,
-            forwards: forwards.into_iter().collect(),
-            out_of_descriptors: self.out_of_descriptors,
-            pipes: self.mover.pipes.lent() as u64,
-        }
-    }
-
-    pub(super) fn connections(&self) -> Vec<Connection> {
-        let joined = self.pairs.iter().filter(|(_, pair)| !pair.relay.is_connecting());
-        joined
-            .map(|(_, pair)| Connection {
-                forward: pair.origin.forward(),
-                client: pair.client,
-                server: pair.to,
-                bytes_to_server: pair.to_opened,
-                bytes_to_client: pair.to_accepted,
-                age: self.now.saturating_sub(pair.since),
-            })
-            .collect()
-    }
-
     fn register(&self, fd: impl AsFd, token: Token, flags: EpollFlags) -> io::Result<()> {
         Ok(self.epoll.add(fd, EpollEvent::new(flags, token.into()))?)
     }
@@ -416,11 +367,18 @@ impl Engine {
         if !self.busy.is_empty() {
             return EpollTimeout::ZERO;
         }
-        if self.pairs.is_empty() && self.accepting == Accepting::Yes {
-            return EpollTimeout::NONE;
+        let sessions = self.udp.iter().any(|(_, entry)| !entry.forward.is_idle());
+        let sweeps = !self.pairs.is_empty() || sessions || self.accepting != Accepting::Yes;
+        let seconds = self.next_sweep.saturating_sub(self.now).max(1);
+        let sweep = sweeps.then(|| Duration::from_secs(seconds.into()));
+        let look = self.auto.as_ref().map(|auto| {
+            // Rounded up, or it would be waited for in vain just before.
+            auto.next_timeout().saturating_duration_since(Instant::now()) + Duration::from_millis(1)
+        });
+        match sweep.into_iter().chain(look).min() {
+            None => EpollTimeout::NONE,
+            Some(timeout) => EpollTimeout::try_from(timeout).unwrap_or(EpollTimeout::MAX),
         }
-        let seconds = self.next_sweep.saturating_sub(self.now).clamp(1, 60);
-        EpollTimeout::try_from(Duration::from_secs(seconds.into())).unwrap_or(EpollTimeout::ZERO)
     }
 
     fn look_at_the_clock(&mut self) {
@@ -437,6 +395,7 @@ impl Engine {
                 self.advance(key);
             }
         }
+        self.publish_by_itself();
         if self.now >= self.next_sweep {
             self.sweep();
         }
@@ -470,6 +429,10 @@ impl Engine {
             self.count(key, |counters| counters.timed_out += 1);
             self.reset(key);
         }
+        let elapsed = self.start.elapsed();
+        for (_, entry) in &mut self.udp {
+            entry.forward.expire(elapsed);
+        }
         if self.accepting == Accepting::PausedForDescriptors {
             self.resume_accepting();
         }
@@ -491,9 +454,14 @@ impl Engine {
                         // Without events the addresses stay as they are now.
                         let _ = self.epoll.add(local, event);
                     }
+                    self.start_auto();
                     self.serve_waiting();
+                    self.flush_datagrams();
                 }
-                News::Stocked(0) => self.serve_waiting(),
+                News::Stocked(0) => {
+                    self.serve_waiting();
+                    self.flush_datagrams();
+                }
                 News::Stocked(errno) => {
                     let error = io::Error::from_raw_os_error(errno);
                     log::debug!("forwards: no sockets from the child's namespace: {error}");
@@ -508,7 +476,7 @@ impl Engine {
                         }
                     }
                 }
-                News::Listening(..) => {}
+                News::Listening(id, socket) => self.listening_in_child(id, socket),
             }
         }
     }
@@ -518,36 +486,6 @@ impl Engine {
             && let Err(error) = local.read_changes()
         {
             log::debug!("forwards: cannot follow the child's addresses: {error}");
-        }
-    }
-
-    fn listen(&mut self, listener: &Listener) -> io::Result<u16> {
-        let mut address = listener.address;
-        let interface = listener.interface.as_ref().map(|name| name.as_str());
-        if let (SocketAddr::V6(v6), Some(name)) = (&mut address, interface)
-            && v6.ip().is_unicast_link_local()
-        {
-            v6.set_scope_id(nix::net::if_::if_nametoindex(name)?);
-        }
-        let socket = socket::listener(listener.transport, address, interface)?;
-        let port = match address.port() {
-            0 => socket::local_address(socket.as_fd())?.port(),
-            port => port,
-        };
-        let target = Target { ip: listener.child_ip, port: listener.child_port, source: listener.source };
-        let entry = self.listeners.vacant_entry();
-        let key = entry.key();
-        let events = if self.accepting == Accepting::Yes { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
-        self.epoll.add(&socket, EpollEvent::new(events, Token::Listener(key).into()))?;
-        entry.insert(Listening { socket, origin: PairOrigin::Host { forward: listener.forward, target } });
-        self.by_id.insert(listener.id, key);
-        Ok(port)
-    }
-
-    fn unlisten(&mut self, id: ListenerId) {
-        if let Some(key) = self.by_id.remove(&id) {
-            // Closing takes it out of the epoll set.
-            self.listeners.remove(key);
         }
     }
 
@@ -591,6 +529,7 @@ impl Engine {
         self.generation = self.generation.wrapping_add(1) & GENERATIONS;
         let mut pair = Pair::new(stream, client, origin, self.generation, self.now);
         pair.first = first;
+        pair.only_tap = self.now < forward.by_tap_until;
         let key = self.pairs.insert(pair);
         self.open(key);
     }
@@ -660,7 +599,10 @@ impl Engine {
             local: if local.is_some() { Some(&contains) } else { None },
             tap: self.tap.is_some(),
         };
-        let ways = means.ways(target, pair.client);
+        let mut ways = means.ways(target, pair.client);
+        if pair.only_tap && ways.iter().flatten().any(|way| matches!(way, Way::Tap { .. })) {
+            ways = ways.map(|way| way.filter(|way| matches!(way, Way::Tap { .. })));
+        }
         let Some(way) = nth_way(&ways, pair.first, pair.attempt) else { return Tried::NoMore };
         match way {
             Way::Tap { source, to } => self.hand_over(key, source, to),
@@ -782,6 +724,17 @@ impl Engine {
 
     /// Starts to hear of the accepted socket; says whether the pair still exists.
     fn join(&mut self, key: usize) -> bool {
+        if !self.arrived(key) {
+            if let Some(pair) = self.pairs.get_mut(key) {
+                pair.only_tap = true;
+                pair.first = 0;
+                pair.attempt = 0;
+                pair.opened = None;
+                pair.relay = crate::relay::Relay::new();
+                self.open(key);
+            }
+            return false;
+        }
         let Some(pair) = self.pairs.get(key) else { return false };
         let token = Token::Pair(key, pair.generation, Side::Accepted);
         if self.epoll.add(&pair.accepted, EpollEvent::new(STREAM_EVENTS, token.into())).is_err() {
@@ -795,6 +748,34 @@ impl Engine {
             forward.hint = (way_index(pair.first, pair.attempt), self.now);
         }
         true
+    }
+
+    /// Whether a connection of the relay has come to where it was going. The child may have rules of its own (DNAT to a
+    /// container behind it) that lead it elsewhere, where it must not end: the TAP follows such rules as they were meant. Asked once a
+    /// second for each forward; without a TAP there would be no choice.
+    fn arrived(&mut self, key: usize) -> bool {
+        let (Some(pair), Some(_)) = (self.pairs.get(key), &self.tap) else { return true };
+        let Some(forward) = self.forwards.get_mut(&pair.origin.forward()) else { return true };
+        if pair.to.ip().is_loopback() || forward.verified == Some(self.now) {
+            return true;
+        }
+        let (Some(opened), Some(diag)) =
+            (&pair.opened, self.agent.as_mut().and_then(|agent| agent.diag.as_mut()))
+        else {
+            return true;
+        };
+        let Ok(from) = socket::local_address(opened.as_fd()) else { return true };
+        match diag.is_connected(pair.to, from) {
+            // A server that has ended the connection already was there.
+            Ok(false) if !socket::has_ended(opened.as_fd()) => {
+                forward.by_tap_until = self.now + BY_TAP;
+                false
+            }
+            _ => {
+                forward.verified = Some(self.now);
+                true
+            }
+        }
     }
 
     fn reset(&mut self, key: usize) {
@@ -885,6 +866,8 @@ enum Tried {
     NoMore,
 }
 
+/// Seconds without the relay after a connection went astray.
+const BY_TAP: u32 = 5;
 /// Seconds that a hint is good for.
 const HINT: u32 = 1;
 /// Seconds between two looks at what is silent.
@@ -943,6 +926,9 @@ impl From<Token> for u64 {
             Token::Listener(key) => (4, 0, key),
             Token::Pair(key, generation, Side::Accepted) => (5, generation, key),
             Token::Pair(key, generation, Side::Opened) => (6, generation, key),
+            Token::UdpListener(key) => (7, 0, key),
+            Token::UdpSession(key, id) => (8, key as u32 & GENERATIONS, id.0),
+            Token::Auto => (9, 0, 0),
         };
         kind << 60 | u64::from(generation) << 32 | key as u64 & u64::from(u32::MAX)
     }
@@ -959,6 +945,9 @@ impl From<u64> for Token {
             3 => Token::Addresses,
             4 => Token::Listener(key),
             5 => Token::Pair(key, generation, Side::Accepted),
+            7 => Token::UdpListener(key),
+            8 => Token::UdpSession(generation as usize, SessionId(key)),
+            9 => Token::Auto,
             _ => Token::Pair(key, generation, Side::Opened),
         }
     }
@@ -978,6 +967,9 @@ mod tests {
             Token::Listener(7),
             Token::Pair(123_456, GENERATIONS, Side::Accepted),
             Token::Pair(0, 1, Side::Opened),
+            Token::UdpListener(3),
+            Token::UdpSession(5, SessionId(4095)),
+            Token::Auto,
         ] {
             assert_eq!(Token::from(u64::from(token)), token);
         }

@@ -26,6 +26,8 @@ pub(super) struct Pair {
     pub(super) attempt: u8,
     /// The client's port cannot be had in the child.
     pub(super) port_taken: bool,
+    /// The relay has led astray.
+    pub(super) only_tap: bool,
     /// Waits in the queue of pairs that have more to do.
     pub(super) queued: bool,
     /// Tells this pair from others that had its slot.
@@ -120,6 +122,7 @@ impl Pair {
             first: 0,
             attempt: 0,
             port_taken: false,
+            only_tap: false,
             queued: false,
             generation,
             since: now,

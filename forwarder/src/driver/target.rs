@@ -33,6 +33,19 @@ impl ChildNetwork {
         }
     }
 
+    /// The child's address, of `family` if it has one of it.
+    pub(super) fn best_address(&self, family: Family) -> Option<IpAddr> {
+        self.address(family).or_else(|| self.address(other(family)))
+    }
+
+    /// Where servers in the child may listen, the best for clients of `family` first.
+    pub(super) fn candidates(&self, family: Family) -> [Option<IpAddr>; 4] {
+        let families = [family, other(family)];
+        let [a, b] = families.map(|family| self.address(family));
+        let [c, d] = families.map(|family| Some(loopback(family)));
+        [a, b, c, d]
+    }
+
     fn gateway(&self, family: Family) -> Option<IpAddr> {
         match family {
             Family::V4 => self.ipv4.map(|side| side.gateway.into()),
@@ -115,13 +128,12 @@ impl Means<'_> {
         let loopback = |family| self.loopback(family, target.port);
         match target.ip {
             None => {
-                let first = families.into_iter().find_map(|family| self.network.address(family));
                 let [a, b] = families.map(|family| {
                     let to = self.network.address(family)?;
                     self.relay(to, target, client)
                 });
                 let [c, d] = families.map(loopback);
-                let tap = first.and_then(|to| self.tap(to, target, client));
+                let tap = self.network.best_address(own).and_then(|to| self.tap(to, target, client));
                 [a, b, c, d, tap]
             }
             Some(ip) if ip.is_loopback() => {
@@ -163,11 +175,7 @@ impl Means<'_> {
     }
 
     fn loopback(&self, family: Family, port: u16) -> Option<Way> {
-        let ip: IpAddr = match family {
-            Family::V4 => Ipv4Addr::LOCALHOST.into(),
-            Family::V6 => Ipv6Addr::LOCALHOST.into(),
-        };
-        self.direct(SocketAddr::new(ip, port))
+        self.direct(SocketAddr::new(loopback(family), port))
     }
 
     /// To the child's loopback: servers that listen there expect their own machine.
@@ -180,6 +188,13 @@ impl Means<'_> {
     fn tap(&self, to: IpAddr, target: Target, client: SocketAddr) -> Option<Way> {
         let source = self.network.appears_as(client, Family::of(to), target.source)?;
         self.tap.then_some(Way::Tap { source, to: SocketAddr::new(to, target.port) })
+    }
+}
+
+fn loopback(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::LOCALHOST.into(),
+        Family::V6 => Ipv6Addr::LOCALHOST.into(),
     }
 }
 
@@ -228,7 +243,12 @@ mod tests {
     }
 
     fn able() -> Option<Abilities> {
-        Some(Abilities { transparent_v4: true, transparent_v6: true, addresses: true, diag: false })
+        Some(Abilities {
+            transparent_v4: true,
+            transparent_v6: true,
+            addresses: true,
+            ..Abilities::default()
+        })
     }
 
     fn ways(means: &Means<'_>, ip: Option<&str>, client: &str) -> Vec<Way> {

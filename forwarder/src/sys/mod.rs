@@ -1,5 +1,6 @@
 //! System calls. The only place of the crate with `unsafe`.
 
+pub(crate) mod datagram;
 pub(crate) mod rtnetlink;
 pub(crate) mod scm;
 pub(crate) mod sock_diag;

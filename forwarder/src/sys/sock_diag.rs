@@ -10,7 +10,8 @@ use nix::sys::socket::{
 };
 
 use crate::sock_diag::{
-    DPORT_OFFSET, EVERYTHING, Message, NLMSG_SEQ, Query, Socket, UNASKED, decode, encode_dump, encode_lookup,
+    DPORT_OFFSET, EVERYTHING, Message, NLMSG_SEQ, Query, Socket, UNASKED, decode, encode_connected,
+    encode_dump, encode_lookup,
 };
 use crate::spec::Transport;
 
@@ -26,19 +27,28 @@ impl DiagSocket {
     /// Opens one for the calling thread's network namespace.
     ///
     /// # Errors
-    /// socket(2), bind(2), setsockopt(2).
+    /// socket(2), bind(2).
     pub fn open() -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Netlink, SockType::Datagram, flags, SockProtocol::NetlinkSockDiag)?;
-        // The filter first: without it every connection's end would be told.
-        attach_filter(fd.as_fd(), &NOTICES_OF_UNCONNECTED)?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, DESTROY_GROUPS))?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         Ok(DiagSocket::adopt(fd))
     }
 
     /// Takes over a socket that [`open`](Self::open) made, perhaps in another process.
     pub fn adopt(fd: OwnedFd) -> Self {
         DiagSocket { fd, sequence: UNASKED, buffer: vec![0; RECEIVE_BUFFER] }
+    }
+
+    /// From now on the socket is readable when a TCP socket went that may have listened. The kernel's price is a message
+    /// for each TCP socket of the namespace that goes, most of which are thrown away before they reach us.
+    ///
+    /// # Errors
+    /// setsockopt(2).
+    pub fn subscribe(&self) -> io::Result<()> {
+        // The filter first: without it every connection's end would be told.
+        attach_filter(self.fd.as_fd(), &NOTICES_OF_UNCONNECTED)?;
+        DESTROY_GROUPS.into_iter().try_for_each(|group| join_group(self.fd.as_fd(), group))
     }
 
     /// All TCP that listens and all UDP that is bound and not connected, sorted, each address and port once.
@@ -85,7 +95,22 @@ impl DiagSocket {
     /// As [`listening`](Self::listening).
     pub fn listener(&mut self, transport: Transport, address: SocketAddr) -> io::Result<Option<Socket>> {
         let sequence = self.next_sequence();
-        send(self.fd.as_raw_fd(), &encode_lookup(sequence, transport, address), MsgFlags::empty())?;
+        self.look_up(sequence, transport, &encode_lookup(sequence, transport, address))
+    }
+
+    /// Whether there is a TCP socket at `local` that is connected to `remote`, both of one family.
+    ///
+    /// # Errors
+    /// As [`listening`](Self::listening).
+    pub fn is_connected(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        let sequence = self.next_sequence();
+        let found = self.look_up(sequence, Transport::Tcp, &encode_connected(sequence, local, remote))?;
+        // Failing the connection the kernel names the listener. The answer is the only message of its datagram.
+        Ok(found.is_some() && self.buffer.get(ANSWER_STATE) != Some(&TCP_LISTEN))
+    }
+
+    fn look_up(&mut self, sequence: u32, transport: Transport, request: &[u8]) -> io::Result<Option<Socket>> {
+        send(self.fd.as_raw_fd(), request, MsgFlags::empty())?;
         loop {
             let length = self.receive()?;
             for message in decode(self.buffer.get(..length).unwrap_or_default(), transport) {
@@ -128,7 +153,7 @@ impl DiagSocket {
 }
 
 impl AsFd for DiagSocket {
-    /// Readable when a socket went that may have listened.
+    /// See [`subscribe`](DiagSocket::subscribe).
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -140,12 +165,16 @@ impl From<DiagSocket> for OwnedFd {
     }
 }
 
+/// `idiag_state` of the `struct inet_diag_msg` behind the netlink header.
+const ANSWER_STATE: usize = 17;
+/// TCP_LISTEN (`net/tcp_states.h`).
+const TCP_LISTEN: u8 = 10;
 /// The kernel makes dumps of up to 32 KiB if the reader has room for them (`netlink_recvmsg`).
 const RECEIVE_BUFFER: usize = 32 * 1024;
 
-/// As bits: SKNLGRP_INET_TCP_DESTROY (1) and SKNLGRP_INET6_TCP_DESTROY (3) of `linux/sock_diag.h`. Not UDP: every
-/// look-up of a name would wake us.
-const DESTROY_GROUPS: u32 = 0b101;
+/// SKNLGRP_INET_TCP_DESTROY and SKNLGRP_INET6_TCP_DESTROY of `linux/sock_diag.h`. Not UDP: every look-up of a name would
+/// wake us.
+const DESTROY_GROUPS: [libc::c_int; 2] = [1, 3];
 
 /// Keeps answers, and of the notices those about sockets without a peer. (The port it had is 0 by the time it goes.)
 const NOTICES_OF_UNCONNECTED: [libc::sock_filter; 6] = [
@@ -171,6 +200,21 @@ fn attach_filter(fd: BorrowedFd<'_>, filter: &[libc::sock_filter]) -> io::Result
             libc::SO_ATTACH_FILTER,
             (&raw const program).cast(),
             size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    Errno::result(result)?;
+    Ok(())
+}
+
+fn join_group(fd: BorrowedFd<'_>, group: libc::c_int) -> io::Result<()> {
+    // SAFETY: `group` outlives the call, which reads an int of it.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_NETLINK,
+            libc::NETLINK_ADD_MEMBERSHIP,
+            (&raw const group).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
     Errno::result(result)?;

@@ -96,14 +96,6 @@ pub(crate) fn local_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     address.to_std(len).ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))
 }
 
-/// The pending error of a socket (`SO_ERROR`).
-pub(crate) fn take_error(fd: BorrowedFd<'_>) -> io::Result<()> {
-    match get_int(fd, libc::SOL_SOCKET, libc::SO_ERROR)? {
-        0 => Ok(()),
-        error => Err(io::Error::from_raw_os_error(error)),
-    }
-}
-
 /// Reads from a stream.
 pub(crate) fn recv(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the buffer is valid for writes of its length.
@@ -117,6 +109,13 @@ pub(crate) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the bytes are valid for reads of their length.
     length(unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) })
+}
+
+/// Whether the peer has ended or reset the connection.
+pub(crate) fn has_ended(fd: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one entry, valid for the call.
+    unsafe { libc::poll(&raw mut poll, 1, 0) > 0 }
 }
 
 /// Sends FIN.
@@ -266,14 +265,6 @@ fn set<T>(fd: BorrowedFd<'_>, level: i32, option: i32, value: &T) -> io::Result<
     // SAFETY: the value is valid for reads of its size.
     check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const *value).cast(), len) })?;
     Ok(())
-}
-
-fn get_int(fd: BorrowedFd<'_>, level: i32, option: i32) -> io::Result<i32> {
-    let mut value = 0i32;
-    let mut len = size_of::<i32>() as libc::socklen_t;
-    // SAFETY: the value is valid for writes of the length given.
-    check(unsafe { libc::getsockopt(fd.as_raw_fd(), level, option, (&raw mut value).cast(), &raw mut len) })?;
-    Ok(value)
 }
 
 /// Raises the soft limit of open files to the hard one; says what it is now.

@@ -32,6 +32,14 @@ impl Channel {
         Ok((Channel(a), Channel(b)))
     }
 
+    /// Another descriptor for this end.
+    ///
+    /// # Errors
+    /// fcntl(2).
+    pub fn try_clone(&self) -> io::Result<Channel> {
+        self.0.try_clone().map(Channel)
+    }
+
     /// Sends one message, with a descriptor if there is one. Does not raise SIGPIPE.
     ///
     /// # Errors

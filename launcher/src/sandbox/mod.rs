@@ -22,6 +22,7 @@ pub mod landlock;
 pub mod root;
 pub mod seccomp;
 
+use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::mpsc;
@@ -33,6 +34,7 @@ use thiserror::Error;
 
 use self::root::RootPlan;
 pub use self::seccomp::ThreadRole;
+use crate::error::with_causes;
 
 /// How much of the sandbox there has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,7 +184,7 @@ impl Hidden {
             Ok(value) => Ok(Some(value)),
             Err(error) if self.sandbox.mode == Mode::On => Err(error),
             Err(error) => {
-                info!("sandbox: {}", text(&error));
+                info!("sandbox: {}", with_causes(&error));
                 self.confinement.missing.push(error);
                 Ok(None)
             }
@@ -242,8 +244,22 @@ impl Confinement {
     }
 }
 
-/// An error and what led to it, parted by colons.
-pub fn text(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+/// What is given up and what is not, in words.
+impl fmt::Display for Confinement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_missing = |kind: fn(&SandboxError) -> bool| self.missing.iter().any(kind);
+        let mut layers = Vec::new();
+        if !is_missing(|error| matches!(error, SandboxError::Root(_))) {
+            layers.push("an empty root".to_owned());
+        }
+        if !is_missing(|error| matches!(error, SandboxError::Rights(_))) {
+            layers.push("no rights".to_owned());
+        }
+        layers.extend(self.landlock.map(|version| format!("Landlock {version}")));
+        if self.seccomp {
+            layers.push("a filter of system calls".to_owned());
+        }
+        layers.extend(self.missing.iter().map(|error| with_causes(error)));
+        f.write_str(&layers.join(", "))
+    }
 }

@@ -12,10 +12,7 @@
 use std::collections::BTreeMap;
 
 use nix::unistd::getpid;
-use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch, apply_filter,
-};
+use seccompiler::{apply_filter, sock_filter};
 use thiserror::Error;
 
 /// Why there is no filter.
@@ -24,7 +21,7 @@ use thiserror::Error;
 pub enum FilterError {
     /// The filters are not written for this processor.
     #[error("no filter can be made for this processor")]
-    Compile(#[from] BackendError),
+    Processor,
     /// The kernel does not take it.
     #[error("seccomp failed")]
     Apply(#[from] seccompiler::Error),
@@ -43,8 +40,7 @@ pub enum ThreadRole {
 
 /// Puts the filter of the process on; the process has one thread.
 pub(super) fn confine_process() -> Result<(), FilterError> {
-    apply_filter(&absent()?)?;
-    Ok(apply_filter(&allowed(&[SETUP, COMMON, DRIVER, FORWARDS, API])?)?)
+    Ok(apply_filter(&program(&[SETUP, COMMON, DRIVER, FORWARDS, API])?)?)
 }
 
 /// Narrows the filter of the calling thread.
@@ -54,7 +50,7 @@ pub(super) fn confine(role: ThreadRole) -> Result<(), FilterError> {
         ThreadRole::Forwards => FORWARDS,
         ThreadRole::Api => API,
     };
-    Ok(apply_filter(&allowed(&[COMMON, own])?)?)
+    Ok(apply_filter(&program(&[COMMON, own])?)?)
 }
 
 /// A call that is allowed: always, or where all conditions of one of the lists hold.
@@ -274,48 +270,209 @@ const ABSENT: &[Rule] = &[
     when(libc::SYS_socket, &[&[is(0, libc::AF_UNIX)]]),
 ];
 
-/// Answers [`ABSENT`].
-fn absent() -> Result<BpfProgram, BackendError> {
-    compile(&[ABSENT], SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS.cast_unsigned()))
-}
-
-/// Allows these tables and kills for the rest.
-fn allowed(tables: &[&[Rule]]) -> Result<BpfProgram, BackendError> {
-    let tables: Vec<&[Rule]> = tables.iter().copied().chain([ABSENT]).collect();
-    compile(&tables, SeccompAction::KillProcess, SeccompAction::Allow)
-}
-
-fn compile(
-    tables: &[&[Rule]],
-    otherwise: SeccompAction,
-    matched: SeccompAction,
-) -> Result<BpfProgram, BackendError> {
-    // `None`: always.
-    let mut calls: BTreeMap<libc::c_long, Option<Vec<SeccompRule>>> = BTreeMap::new();
-    for rule in tables.iter().copied().flatten() {
-        let rules = rule.when.iter().map(|list| conditions(list)).collect::<Result<Vec<_>, _>>()?;
-        let known = calls.entry(rule.call).or_insert_with(|| Some(Vec::new()));
-        match known {
-            Some(known) if !rules.is_empty() => known.extend(rules),
-            _ => *known = None,
+/// The program for what is allowed by `tables`; what is in none of them kills the process.
+///
+/// A search by halves for the number of the call: the kernel runs the program for every call there is when it takes
+/// it, and for those with conditions ever after, so that a plain list would cost half a millisecond.
+fn program(tables: &[&'static [Rule]]) -> Result<Vec<sock_filter>, FilterError> {
+    let mut calls: BTreeMap<u32, Vec<(Alternative, u32)>> = BTreeMap::new();
+    let allowed = tables.iter().flat_map(|table| table.iter()).map(|rule| (rule, RETURN_ALLOW));
+    for (rule, action) in allowed.chain(ABSENT.iter().map(|rule| (rule, RETURN_ENOSYS))) {
+        let alternatives = calls.entry(rule.call as u32).or_default();
+        match rule.when {
+            [] => alternatives.push((&[], action)),
+            when => alternatives.extend(when.iter().map(|list| (*list, action))),
         }
     }
-    let calls = calls.into_iter().map(|(call, rules)| (call, rules.unwrap_or_default()));
-    let processor = TargetArch::try_from(std::env::consts::ARCH)?;
-    SeccompFilter::new(calls.collect(), otherwise, matched, processor)?.try_into()
+    let blocks: Vec<(u32, Vec<sock_filter>)> =
+        calls.into_iter().map(|(call, alternatives)| (call, block(&alternatives))).collect();
+    let mut program = vec![
+        statement(LOAD, ARCH),
+        jump(JUMP_EQUAL, PROCESSOR.ok_or(FilterError::Processor)?, 1, 0),
+        statement(RETURN, RETURN_KILL),
+        statement(LOAD, NUMBER),
+    ];
+    program.extend(search(&blocks));
+    Ok(program)
 }
 
-fn conditions(list: &[Condition]) -> Result<SeccompRule, BackendError> {
-    let conditions = list.iter().map(|condition| {
-        let operator = match condition.mask {
-            u32::MAX => SeccompCmpOp::Eq,
-            mask => SeccompCmpOp::MaskedEq(mask.into()),
-        };
-        let value = match condition.value {
+/// Conditions that have to hold together; none always hold.
+type Alternative = &'static [Condition];
+
+/// Finds the block of the call whose number is loaded.
+fn search(blocks: &[(u32, Vec<sock_filter>)]) -> Vec<sock_filter> {
+    match blocks {
+        [] => vec![statement(RETURN, RETURN_KILL)],
+        [(call, block)] => {
+            let mut program = vec![jump(JUMP_EQUAL, *call, 1, 0), statement(RETURN, RETURN_KILL)];
+            program.extend_from_slice(block);
+            program
+        }
+        _ => {
+            let (lower, upper) = blocks.split_at(blocks.len() / 2);
+            let first = upper.first().map_or(0, |(call, _)| *call);
+            let lower = search(lower);
+            // The distance may be too long for a conditional jump.
+            let mut program = vec![jump(JUMP_AT_LEAST, first, 0, 1), statement(JUMP, lower.len() as u32)];
+            program.extend(lower);
+            program.extend(search(upper));
+            program
+        }
+    }
+}
+
+/// Tries the alternatives of one call in their order.
+fn block(alternatives: &[(Alternative, u32)]) -> Vec<sock_filter> {
+    let mut program = Vec::new();
+    for (conditions, action) in alternatives {
+        let steps: Vec<[sock_filter; 3]> = conditions.iter().map(Condition::steps).collect();
+        let mut left = 3 * steps.len();
+        for [load, mask, mut compare] in steps {
+            left -= 3;
+            // On a mismatch over the rest of this alternative and its action.
+            compare.jf = left as u8 + 1;
+            program.extend([load, mask, compare]);
+        }
+        program.push(statement(RETURN, *action));
+    }
+    program.push(statement(RETURN, RETURN_KILL));
+    program
+}
+
+impl Condition {
+    fn steps(&self) -> [sock_filter; 3] {
+        let value = match self.value {
             Value::Is(value) => value,
             Value::OwnPid => getpid().as_raw().cast_unsigned(),
         };
-        SeccompCondition::new(condition.argument, SeccompCmpArgLen::Dword, operator, value.into())
-    });
-    SeccompRule::new(conditions.collect::<Result<_, _>>()?)
+        // All arguments that are looked at are of 32 bits for the kernel.
+        let low_half = ARGUMENTS + 8 * u32::from(self.argument);
+        [statement(LOAD, low_half), statement(AND, self.mask), jump(JUMP_EQUAL, value, 0, 0)]
+    }
+}
+
+const fn statement(code: u32, k: u32) -> sock_filter {
+    jump(code, k, 0, 0)
+}
+
+const fn jump(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
+    sock_filter { code: code as u16, jt, jf, k }
+}
+
+const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
+const JUMP: u32 = libc::BPF_JMP | libc::BPF_JA;
+const JUMP_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+const JUMP_AT_LEAST: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
+const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+
+const RETURN_ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+const RETURN_KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
+const RETURN_ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned();
+
+/// Offsets in `struct seccomp_data`; of an argument the low half comes first.
+const NUMBER: u32 = 0;
+const ARCH: u32 = 4;
+const ARGUMENTS: u32 = 16;
+
+/// `AUDIT_ARCH_…` of linux/audit.h: the ELF machine, 64 bits, little endian.
+const PROCESSOR: Option<u32> = if cfg!(target_arch = "x86_64") {
+    Some(62 | 0xc000_0000)
+} else if cfg!(target_arch = "aarch64") {
+    Some(183 | 0xc000_0000)
+} else {
+    None
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel does with a program (Documentation/networking/filter.rst).
+    fn run(program: &[sock_filter], call: libc::c_long, arguments: &[(usize, u32)]) -> (u32, usize) {
+        let mut data = [0u32; 16];
+        data[NUMBER as usize / 4] = call as u32;
+        data[ARCH as usize / 4] = PROCESSOR.unwrap();
+        for (argument, value) in arguments {
+            data[(ARGUMENTS as usize + 8 * argument) / 4] = *value;
+        }
+        let (mut at, mut accumulator) = (0, 0);
+        for steps in 1.. {
+            let sock_filter { code, jt, jf, k } = program[at];
+            let branch = |taken| usize::from(if taken { jt } else { jf });
+            at += 1;
+            match u32::from(code) {
+                LOAD => accumulator = data[k as usize / 4],
+                AND => accumulator &= k,
+                JUMP => at += k as usize,
+                JUMP_EQUAL => at += branch(accumulator == k),
+                JUMP_AT_LEAST => at += branch(accumulator >= k),
+                RETURN => return (k, steps),
+                other => panic!("instruction {other:#x}"),
+            }
+        }
+        unreachable!()
+    }
+
+    fn roles() -> Vec<(Vec<sock_filter>, Vec<&'static [Rule]>)> {
+        let process: Vec<&[Rule]> = vec![SETUP, COMMON, DRIVER, FORWARDS, API];
+        let roles = [DRIVER, FORWARDS, API].map(|own| vec![COMMON, own]);
+        let all = roles.into_iter().chain([process]);
+        all.map(|tables| (program(&tables).unwrap(), tables)).collect()
+    }
+
+    #[test]
+    fn what_is_on_the_lists_is_allowed_and_nothing_else() {
+        for (program, tables) in roles() {
+            let rules = || tables.iter().flat_map(|table| table.iter());
+            for call in -10..1000 {
+                let has_rule = rules().chain(ABSENT).any(|rule| rule.call == call);
+                let always = rules().any(|rule| rule.call == call && rule.when.is_empty());
+                let (action, steps) = run(&program, call, &[]);
+                assert!(steps < 60, "{call}: {steps} steps");
+                assert!(!always || action == RETURN_ALLOW, "{call}");
+                assert!(has_rule || action == RETURN_KILL, "{call}");
+                // The numbers of x32 are not ours.
+                assert_eq!(run(&program, call | 0x4000_0000, &[]).0, RETURN_KILL);
+            }
+        }
+    }
+
+    #[test]
+    fn every_alternative_is_tried_with_all_its_conditions() {
+        for (program, tables) in roles() {
+            for rule in tables.iter().flat_map(|table| table.iter()) {
+                for list in rule.when {
+                    let value = |condition: &Condition| match condition.value {
+                        Value::Is(value) => value,
+                        Value::OwnPid => getpid().as_raw().cast_unsigned(),
+                    };
+                    let arguments: Vec<(usize, u32)> =
+                        list.iter().map(|one| (one.argument.into(), value(one))).collect();
+                    assert_eq!(run(&program, rule.call, &arguments).0, RETURN_ALLOW, "{}", rule.call);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn conditions_forbid() {
+        for (program, _) in roles() {
+            let action = |call, arguments: &[(usize, i32)]| {
+                let arguments: Vec<(usize, u32)> =
+                    arguments.iter().map(|(index, value)| (*index, value.cast_unsigned())).collect();
+                run(&program, call, &arguments).0
+            };
+            let (raw, flags) = (libc::SOCK_RAW, libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
+            assert_eq!(action(libc::SYS_socket, &[(0, libc::AF_INET), (1, raw | flags)]), RETURN_KILL);
+            assert_eq!(action(libc::SYS_socket, &[(0, libc::AF_UNIX), (1, 1)]), RETURN_ENOSYS);
+            assert_eq!(action(libc::SYS_clone3, &[]), RETURN_ENOSYS);
+            assert_eq!(action(libc::SYS_mmap, &[(2, libc::PROT_READ | libc::PROT_EXEC)]), RETURN_KILL);
+            assert_eq!(action(libc::SYS_mmap, &[(2, libc::PROT_READ | libc::PROT_WRITE)]), RETURN_ALLOW);
+            assert_eq!(action(libc::SYS_openat, &[(2, libc::O_CLOEXEC)]), RETURN_ALLOW);
+            assert_eq!(action(libc::SYS_openat, &[(2, libc::O_CREAT)]), RETURN_KILL);
+            assert_eq!(action(libc::SYS_tgkill, &[(0, 1), (2, libc::SIGABRT)]), RETURN_KILL);
+            assert_eq!(action(libc::SYS_ioctl, &[(1, libc::TIOCSTI as i32)]), RETURN_KILL);
+        }
+    }
 }

@@ -32,7 +32,8 @@ impl Running {
             ..Facts::default()
         };
         let engine = Arc::new(Engine::new(facts, None, Some(driver.handle())));
-        let server = server::spawn(directory.listen().unwrap(), engine.clone(), None).unwrap();
+        let server =
+            server::prepare(directory.listen().unwrap(), engine.clone(), None).unwrap().spawn().unwrap();
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap());
         let stopped = stop.clone();
         let forwards = std::thread::spawn(move || driver.run_until(stopped).unwrap());

@@ -18,7 +18,7 @@ use launcher::state_dir::{Place, StateDir};
 use netstack::flow::policy::{EgressPolicy, Rule};
 
 /// Publishes nothing, but remembers.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Fake {
     ports: Mutex<(u64, Vec<PortStatus>)>,
     policy: Mutex<Vec<Rule>>,
@@ -198,7 +198,8 @@ impl Bench {
     fn made(directory: PathBuf, limits: Limits, metrics: Option<TcpListener>) -> Self {
         let directory = StateDir::open(&Place::Given(directory)).unwrap();
         let fake = Arc::new(Fake::default());
-        let server = server::spawn_with(directory.listen().unwrap(), fake.clone(), metrics, limits).unwrap();
+        let server = server::prepare(directory.listen().unwrap(), fake.clone(), metrics).unwrap();
+        let server = server.limits(limits).spawn().unwrap();
         Bench { fake, server: Some(server), directory }
     }
 

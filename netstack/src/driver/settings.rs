@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 
 use thiserror::Error;
 
-use super::{Driver, DriverError};
+use super::Driver;
+use super::resolver::read_resolv_conf;
 use crate::capture::{CaptureLimit, CaptureStatus, FrameObserver, PcapWriter};
 
 /// Whom DNS questions are forwarded to.
@@ -27,22 +28,17 @@ impl Driver {
     /// [`DnsUpstream::ResolvConf`].
     ///
     /// # Errors
-    /// When resolv.conf cannot be watched.
-    pub fn set_dns_upstream(&mut self, upstream: DnsUpstream) -> Result<(), DriverError> {
-        let servers = match upstream {
-            DnsUpstream::ResolvConf => Vec::new(),
-            DnsUpstream::Servers(servers) => servers,
-        };
-        let follow = servers.is_empty();
-        self.stack.replace_dns_servers(servers);
-        match (follow, &self.resolver) {
-            (false, _) => Ok(()),
-            (true, Some(_)) => {
-                self.read_resolvers();
-                Ok(())
+    /// resolv.conf cannot be read: the servers stay what they were.
+    pub fn set_dns_upstream(&mut self, upstream: DnsUpstream) -> io::Result<()> {
+        match upstream {
+            DnsUpstream::Servers(servers) if !servers.is_empty() => self.stack.replace_dns_servers(servers),
+            DnsUpstream::ResolvConf | DnsUpstream::Servers(_) => {
+                let conf = read_resolv_conf(&self.resolv_conf)?;
+                self.stack.replace_dns_servers(Vec::new());
+                self.stack.set_dns_servers(&conf.servers);
             }
-            (true, None) => self.follow_resolv_conf(),
         }
+        Ok(())
     }
 
     /// Whom DNS questions are forwarded to.
@@ -91,5 +87,89 @@ impl Driver {
     /// How far the capture is, or was when it ended by itself.
     pub fn capture(&self) -> Option<CaptureStatus> {
         self.observers.status()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::sync::{Arc, Mutex};
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use nix::unistd::{read, write};
+
+    use super::*;
+    use crate::capture::CaptureState;
+    use crate::config::{Config, Ipv6Mode};
+    use crate::driver::DriverError;
+    use crate::sys::link::PacketSocket;
+    use crate::testing::frames::{CHILD, GATEWAY, arp_request};
+
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn driver() -> (Driver, OwnedFd) {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        let config = Config::builder().ipv6_mode(Ipv6Mode::Off).build().unwrap();
+        (Driver::new(PacketSocket::new(ours).unwrap(), config).unwrap(), theirs)
+    }
+
+    /// The child asks who the gateway is, and is told.
+    fn exchange(driver: &mut Driver, child: &OwnedFd) {
+        write(child, &arp_request(CHILD, GATEWAY)).unwrap();
+        driver.finish().unwrap();
+        assert_eq!(read(child, &mut [0; 2048]).unwrap(), 42);
+    }
+
+    #[test]
+    fn captures_start_and_stop_while_frames_pass() {
+        let (mut driver, child) = driver();
+        exchange(&mut driver, &child);
+        assert_eq!((driver.capture(), driver.stop_capture()), (None, None));
+        let file = Shared::default();
+        let limit = CaptureLimit { frames: Some(3), bytes: None };
+        driver.start_capture(Box::new(file.clone()), limit).unwrap();
+        exchange(&mut driver, &child);
+        assert_eq!(driver.start_capture(Box::new(io::sink()), limit), Err(CaptureRunning));
+        assert_eq!(driver.capture().map(|status| status.frames), Some(2));
+        exchange(&mut driver, &child);
+        let ended = CaptureStatus { frames: 3, bytes: 24 + 3 * (16 + 42), state: CaptureState::LimitReached };
+        assert_eq!(driver.capture(), Some(ended));
+        assert_eq!(file.0.lock().unwrap().len() as u64, ended.bytes);
+        driver.start_capture(Box::new(io::sink()), CaptureLimit::default()).unwrap();
+        assert_eq!(driver.stop_capture().map(|status| status.frames), Some(0));
+        assert_eq!(driver.capture(), None);
+    }
+
+    #[test]
+    fn dns_servers_come_from_resolv_conf_or_the_user() {
+        let (mut driver, _child) = driver();
+        assert_eq!(driver.dns_upstream(), DnsUpstream::ResolvConf);
+        let of_the_host: Vec<SocketAddr> = driver.stack().dns_servers().collect();
+        let ours = DnsUpstream::Servers(vec!["192.0.2.1:5353".parse().unwrap()]);
+        driver.set_dns_upstream(ours.clone()).unwrap();
+        assert_eq!(driver.dns_upstream(), ours);
+        assert_eq!(driver.stack().dns_servers().count(), 1);
+        driver.set_dns_upstream(DnsUpstream::ResolvConf).unwrap();
+        assert_eq!(driver.stack().dns_servers().collect::<Vec<_>>(), of_the_host);
+    }
+
+    #[test]
+    fn a_peer_that_closes_ends_the_link() {
+        let (mut driver, child) = driver();
+        let (stop, _never) = io::pipe().unwrap();
+        drop(child);
+        assert!(matches!(driver.run_until(&stop), Err(DriverError::TapGone(_))));
     }
 }

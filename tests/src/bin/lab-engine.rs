@@ -150,6 +150,8 @@ fn start(settings: &Settings, config: &Config, command: Vec<String>) -> Result<S
         let enter = || -> Result<Link, AnyError> {
             unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
             let link = open(&kind)?;
+            // As Podman does it: an address that is still tested for duplicates is of no use to the command.
+            fs::write("/proc/sys/net/ipv6/conf/tap0/accept_dad", "0")?;
             ip(&lines)?;
             Ok(link)
         };

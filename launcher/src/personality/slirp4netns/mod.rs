@@ -3,7 +3,8 @@
 //! # Theory of operation
 //! One process, the one that was called, serves the whole time and stays in the caller's namespaces: it opens the TAP
 //! through a short-lived child ([`join`](crate::join)), listens on the API socket, goes into the sandbox if one is
-//! wanted, tells the ready descriptor, and runs the engine until the exit descriptor is hung up. SIGTERM and SIGKILL
+//! wanted, tells the ready descriptor, and runs the engine until the exit descriptor is hung up, or nobody is left in
+//! the namespace of a target that is a process (which a sandbox would keep from being seen). SIGTERM and SIGKILL
 //! end it as they end every program. It has one thread until everything about namespaces is done.
 
 pub mod api;
@@ -31,7 +32,7 @@ use netstack::driver::DriverHandle;
 use netstack::error::ConfigError;
 use netstack::{Driver, DriverError, Link, PacketSocket, Tap};
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
@@ -42,11 +43,13 @@ use self::api::{Forwards, Server, Socket};
 use self::cli::{Call, CliError, Request, Switch, Target, USAGE};
 use self::plan::Banner;
 use crate::carrier::TapCarrier;
+use crate::error::with_causes;
 use crate::join::{self, JoinError};
 use crate::logger;
 use crate::sandbox::root::RootPlan;
-use crate::sandbox::{self, BindService, Confinement, Inspection, Mode, Sandbox, SandboxError, ThreadRole};
+use crate::sandbox::{BindService, Confinement, Inspection, Mode, Sandbox, SandboxError, ThreadRole};
 use crate::sys::fd::{accept, take_inherited};
+use crate::sys::pidfd;
 use crate::sys::signal::{Disposition, set_disposition};
 
 /// The version of slirp4netns whose behaviour this is; others compare it with what they need.
@@ -74,7 +77,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(format_args!("{}\n", sandbox::text(&error)));
+            complain(format_args!("{}\n", with_causes(&error)));
             if let RunError::Join(_) = error {
                 complain("child failed(1)\n");
             }
@@ -150,13 +153,13 @@ fn serve(request: &Request) -> Result<(), RunError> {
     let config = plan::config(request)?;
     let network = plan::child_network(request, &config);
     let child = config.ipv4().child;
-    let link = open_link(request, &config, given.link)?;
+    let (link, target) = open_link(request, &config, given.link)?;
     say(Banner { request, config: &config });
 
     let mut driver = Driver::new(link, config)?;
-    let end = End::watch(given.exit).map_err(RunError::Watch)?;
+    let mut end = End::watch(given.exit, target).map_err(RunError::Watch)?;
     let api = match &request.api_socket {
-        Some(path) => Some(Api::prepare(path, network, driver.handle()?)?),
+        Some(path) => Some(Api::prepare(path, request, network, driver.handle()?)?),
         None => None,
     };
     let confinement = confine(request)?;
@@ -165,7 +168,12 @@ fn serve(request: &Request) -> Result<(), RunError> {
     if let Some(ready) = given.ready {
         tell_ready(ready);
     }
-    driver.run_until(&end)?;
+    loop {
+        driver.run_until(&end)?;
+        if end.has_come().map_err(RunError::Watch)? {
+            break;
+        }
+    }
     // Ports are free and nobody asks for more, while what the child has sent is still delivered.
     drop(api);
     Ok(driver.finish()?)
@@ -207,9 +215,17 @@ struct RunningApi {
 
 impl Api {
     /// Opens everything.
-    fn prepare(path: &Path, child: ChildNetwork, driver: DriverHandle) -> Result<Self, RunError> {
-        let (socket, listener) =
-            Socket::listen(path).map_err(|source| RunError::ApiSocket { path: path.to_owned(), source })?;
+    fn prepare(
+        path: &Path,
+        request: &Request,
+        child: ChildNetwork,
+        driver: DriverHandle,
+    ) -> Result<Self, RunError> {
+        let failed = |source| RunError::ApiSocket { path: path.to_owned(), source };
+        let (mut socket, listener) = Socket::listen(path).map_err(failed)?;
+        if [request.sandbox, request.seccomp].contains(&Switch::On) {
+            socket.leave_removal().map_err(failed)?;
+        }
         let config = forwarder::driver::Config { child, ..Default::default() };
         let forwards = ForwardDriver::new(config, None, Some(Box::new(TapCarrier::new(driver))))?;
         let stop =
@@ -225,7 +241,7 @@ impl Api {
         let until = Arc::clone(&stop);
         let forwards = confinement.spawn("forwards", ThreadRole::Forwards, move || {
             if let Err(error) = forwards.run_until(&*until) {
-                warn!("no more forwards: {}", sandbox::text(&error));
+                warn!("no more forwards: {}", with_causes(&error));
             }
         })?;
         confinement.spawn("api", ThreadRole::Api, || server.run())?;
@@ -280,8 +296,12 @@ impl Given {
     }
 }
 
-/// The link to the target.
-fn open_link(request: &Request, config: &Config, given: Option<OwnedFd>) -> Result<Link, RunError> {
+/// The link to the target; with a target whose end can be watched, and its process.
+fn open_link(
+    request: &Request,
+    config: &Config,
+    given: Option<OwnedFd>,
+) -> Result<(Link, Option<(join::Target, OwnedFd)>), RunError> {
     let (target, name) = match &request.target {
         Target::Process { pid, userns, tap } => {
             let target = join::Target::of_process(*pid, userns.as_deref());
@@ -293,11 +313,11 @@ fn open_link(request: &Request, config: &Config, given: Option<OwnedFd>) -> Resu
         }
         Target::TapFd(fd) => {
             let given = given.ok_or(RunError::NoTap(*fd))?;
-            return Ok(Link::Tap(Tap::from_fd(given).map_err(DriverError::from)?));
+            return Ok((Link::Tap(Tap::from_fd(given).map_err(DriverError::from)?), None));
         }
         Target::Bess(path) => {
             let peer = accept_one(path).map_err(|source| RunError::Bess { path: path.clone(), source })?;
-            return Ok(Link::Packet(PacketSocket::new(peer).map_err(DriverError::from)?));
+            return Ok((Link::Packet(PacketSocket::new(peer).map_err(DriverError::from)?), None));
         }
     };
     let setup = plan::tap(request, name, config);
@@ -308,7 +328,14 @@ fn open_link(request: &Request, config: &Config, given: Option<OwnedFd>) -> Resu
     });
     let tap = tap.map_err(RunError::Join)?;
     complain(format_args!("received tapfd={}\n", tap.as_raw_fd()));
-    Ok(Link::Tap(Tap::from_fd(tap).map_err(DriverError::from)?))
+    let link = Link::Tap(Tap::from_fd(tap).map_err(DriverError::from)?);
+    // A process in a sandbox sees no others.
+    let is_free = [request.sandbox, request.seccomp] == [Switch::Off; 2];
+    let process = match request.target {
+        Target::Process { pid, .. } if is_free => pidfd::open(pid).ok(),
+        _ => None,
+    };
+    Ok((link, process.map(|process| (target, process))))
 }
 
 /// The first who connects to a packet socket at `path`, which takes the place of what is there.
@@ -334,26 +361,55 @@ fn tell_ready(fd: OwnedFd) {
     }
 }
 
-/// Readable when the run is to end.
+/// Readable when the run is to end, or when that is to be looked into.
 #[derive(Debug)]
 struct End {
     events: Epoll,
     _exit: Option<OwnedFd>,
+    target: Option<(join::Target, OwnedFd)>,
 }
 
+const HANGUP: u64 = 0;
+const TARGET: u64 = 1;
+
 impl End {
-    /// Watches the exit descriptor for a hang-up. Data does not matter.
-    fn watch(exit: Option<OwnedFd>) -> io::Result<Self> {
+    /// Watches the exit descriptor for a hang-up (data does not matter), and a target that is a process.
+    fn watch(exit: Option<OwnedFd>, target: Option<(join::Target, OwnedFd)>) -> io::Result<Self> {
         let events = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         if let Some(exit) = &exit {
             // No event is asked for: hang-ups and errors are always told.
-            match events.add(exit, EpollEvent::new(EpollFlags::empty(), 0)) {
+            match events.add(exit, EpollEvent::new(EpollFlags::empty(), HANGUP)) {
                 // A file never hangs up.
                 Err(Errno::EPERM) => {}
                 other => other?,
             }
         }
-        Ok(End { events, _exit: exit })
+        if let Some((_, process)) = &target {
+            events.add(process, EpollEvent::new(EpollFlags::EPOLLIN, TARGET))?;
+        }
+        Ok(End { events, _exit: exit, target })
+    }
+
+    /// Whether it is over. When the process that is the target has ended, the namespace may live on with others: one
+    /// of them is watched then.
+    fn has_come(&mut self) -> io::Result<bool> {
+        let mut events = [EpollEvent::empty(); 2];
+        let count = self.events.wait(&mut events, EpollTimeout::ZERO)?;
+        if events.iter().take(count).any(|event| event.data() == HANGUP) {
+            return Ok(true);
+        }
+        let Some((target, process)) = self.target.take_if(|_| count > 0) else { return Ok(false) };
+        self.events.delete(process)?;
+        match target.somebody() {
+            Ok(Some(process)) => {
+                self.events.add(&process, EpollEvent::new(EpollFlags::EPOLLIN, TARGET))?;
+                self.target = Some((target, process));
+                Ok(false)
+            }
+            Ok(None) => Ok(true),
+            // It cannot be known: whoever started us has other means.
+            Err(_) => Ok(false),
+        }
     }
 }
 

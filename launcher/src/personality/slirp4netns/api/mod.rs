@@ -27,10 +27,14 @@ use log::{debug, warn};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::CloneFlags;
+use nix::sys::signal::SigSet;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use self::request::{ApiError, Done, MAX_REQUEST, Request};
+use crate::engine::detach;
+use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
 
 /// Clients that are served at a time.
 pub const MAX_CLIENTS: usize = 64;
@@ -90,11 +94,13 @@ fn perform(request: Request, forwards: &impl Forwards) -> Result<Done, ApiError>
     }
 }
 
-/// The name of the listening socket. It goes when this is dropped, also by a process that cannot see its path any more.
+/// The name of the listening socket. Dropping this removes it.
 #[derive(Debug)]
 pub struct Socket {
     directory: OwnedFd,
     name: OsString,
+    /// Who removes it for a process that may not.
+    remover: Option<UnixStream>,
 }
 
 impl Socket {
@@ -107,7 +113,8 @@ impl Socket {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = open(parent.unwrap_or(Path::new(".")), flags, Mode::empty())?;
-        match unlinkat(&directory, Path::new(&name), UnlinkatFlags::NoRemoveDir) {
+        let socket = Socket { directory, name, remover: None };
+        match socket.unlink() {
             Err(Errno::ENOENT) => {}
             other => other?,
         }
@@ -116,13 +123,50 @@ impl Socket {
         umask(inherited);
         let listener = listener?;
         listener.set_nonblocking(true)?;
-        Ok((Socket { directory, name }, listener))
+        Ok((socket, listener))
+    }
+
+    /// Leaves the removal to another process, for one that goes into a sandbox and will not be allowed to. That
+    /// process does nothing if this one dies without dropping this: another may listen there by then.
+    ///
+    /// The calling process has one thread.
+    ///
+    /// # Errors
+    /// socketpair(2), clone3(2).
+    pub fn leave_removal(&mut self) -> io::Result<()> {
+        let (ours, theirs) = UnixStream::pair()?;
+        match clone::fork(CloneFlags::empty(), ExitSignal::None)? {
+            Fork::Parent(_) => self.remover = Some(ours),
+            Fork::Child => {
+                drop(ours);
+                self.wait_and_remove(&theirs)
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_and_remove(&self, mut line: &UnixStream) -> ! {
+        let keep = [line.as_fd(), self.directory.as_fd()];
+        if detach(c"rl-remover", &keep, &SigSet::empty()).is_ok() && line.read_exact(&mut [0]).is_ok() {
+            // Nobody is left to be told.
+            let _ = self.unlink();
+        }
+        exit_now(0)
+    }
+
+    fn unlink(&self) -> nix::Result<()> {
+        unlinkat(&self.directory, Path::new(&self.name), UnlinkatFlags::NoRemoveDir)
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if let Err(error) = unlinkat(&self.directory, Path::new(&self.name), UnlinkatFlags::NoRemoveDir) {
+        let removed = match &mut self.remover {
+            None => self.unlink().map_err(io::Error::from),
+            // It is done when the other end is closed.
+            Some(line) => line.write_all(b"x").and_then(|()| line.read(&mut [0]).map(drop)),
+        };
+        if let Err(error) = removed {
             debug!("the API socket stays: {error}");
         }
     }

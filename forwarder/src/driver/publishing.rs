@@ -1,0 +1,368 @@
+//! What listens where: forwards come and go, asked for, by themselves, and from the child to the host.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::SyncSender;
+use std::time::Instant;
+
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+
+use super::datagrams::{UdpEntry, Via};
+use super::pair::Origin as PairOrigin;
+use super::stats::Counters;
+use super::target::Target;
+use super::udp::UdpForward;
+use super::{Accepting, Connection, Engine, ForwardStats, Listening, Token};
+use crate::auto::{AutoPublisher, AutoRules, AutoWatch, Change, DEFAULT_LOCAL_PORT_RANGE, Pace};
+use crate::error::PortError;
+use crate::manager::{self, Added, Listener, ListenerId};
+use crate::protocol::Request;
+use crate::spec::{Family, Origin, PortSpec, PortStatus, Transport};
+use crate::sys::socket;
+
+/// What is published by itself, and how often to look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Auto {
+    /// What.
+    pub rules: AutoRules,
+    /// How often.
+    pub pace: Pace,
+}
+
+/// A port of the child's that leads to the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ToHost {
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// Where to listen in the child; an IPv6 address hears IPv6 only. Port 0: the child's kernel picks.
+    pub listen: SocketAddr,
+    /// Where to connect on the host.
+    pub connect: SocketAddr,
+}
+
+/// A port of the child's that leads to the host, and exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ToHostStatus {
+    /// Its number; it is no number of a forward to the child.
+    pub id: u64,
+    /// What it is; the port that the child's kernel picked stands in place of 0.
+    pub to_host: ToHost,
+}
+
+/// Numbers of [`ToHost`] begin behind those of any forward.
+pub(super) const FIRST_TO_HOST: u64 = 1 << 32;
+
+/// One of them, on its way or there.
+#[derive(Debug)]
+pub(super) struct Reverse {
+    to_host: ToHost,
+    /// Who waits for it; `None` when it is there.
+    asker: Option<SyncSender<Result<ToHostStatus, PortError>>>,
+    slot: Option<Slot>,
+}
+
+/// Where a listener is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Slot {
+    Tcp(usize),
+    Udp(usize),
+    /// With the engine on the TAP.
+    Tap(u64),
+}
+
+impl Engine {
+    pub(super) fn add(&mut self, spec: PortSpec, origin: Origin) -> Result<PortStatus, PortError> {
+        let id = self.add_as(spec, origin)?.id();
+        self.manager.status(id).ok_or(PortError::NotFound { id })
+    }
+
+    fn add_as(&mut self, spec: PortSpec, origin: Origin) -> Result<Added, PortError> {
+        let added = self.manager.add(spec, origin)?;
+        let id = added.id();
+        if let Some(error) = self.perform(id) {
+            return Err(error);
+        }
+        self.forwards.entry(id).or_default();
+        Ok(added)
+    }
+
+    /// Does what the manager wants; returns why forward `id` failed, if it did.
+    fn perform(&mut self, id: u64) -> Option<PortError> {
+        let mut failure = None;
+        while let Some(action) = self.manager.poll_action() {
+            match action {
+                manager::Action::Listen(listener) => match self.listen(&listener) {
+                    Ok(port) => self.manager.handle_listening(listener.id, port),
+                    Err(error) => self.manager.handle_listen_failed(listener.id, error),
+                },
+                manager::Action::Unlisten(listener) => self.unlisten(listener),
+                manager::Action::Failed { id: failed, error } if failed == id => failure = Some(error),
+                _ => {}
+            }
+        }
+        failure
+    }
+
+    pub(super) fn remove(&mut self, id: u64) -> Result<(), PortError> {
+        self.manager.remove(id)?;
+        self.withdrawn(id);
+        if let Some(auto) = &mut self.auto {
+            auto.publisher().handle_removed(id);
+        }
+        Ok(())
+    }
+
+    fn withdrawn(&mut self, id: u64) {
+        self.perform(id);
+        if let Some(forward) = self.forwards.get_mut(&id) {
+            forward.removed = true;
+        }
+        self.forget_if_over(id);
+    }
+
+    pub(super) fn reset_connections(&mut self, forward: u64) {
+        let of_it = self.pairs.iter().filter(|(_, pair)| pair.origin.forward() == forward);
+        for key in of_it.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.reset(key);
+        }
+    }
+
+    pub(super) fn list(&self) -> Vec<PortStatus> {
+        self.manager.list()
+    }
+
+    pub(super) fn stats(&self) -> ForwardStats {
+        let mut forwards: BTreeMap<u64, Counters> =
+            self.forwards.iter().map(|(id, forward)| (*id, forward.counters)).collect();
+        for (_, pair) in &self.pairs {
+            if let Some(counters) = forwards.get_mut(&pair.origin.forward()) {
+                counters.bytes_to_server += pair.to_opened;
+                counters.bytes_to_client += pair.to_accepted;
+            }
+        }
+        for (_, entry) in &self.udp {
+            forwards.entry(entry.forward.forward).or_default().add(&entry.forward.counted());
+        }
+        let mut total = self.past;
+        forwards.values().for_each(|counters| total.add(counters));
+        ForwardStats {
+            total,
+            forwards: forwards.into_iter().collect(),
+            out_of_descriptors: self.out_of_descriptors,
+            pipes: self.mover.pipes.lent() as u64,
+        }
+    }
+
+    pub(super) fn connections(&self) -> Vec<Connection> {
+        let joined = self.pairs.iter().filter(|(_, pair)| !pair.relay.is_connecting());
+        joined
+            .map(|(_, pair)| Connection {
+                forward: pair.origin.forward(),
+                client: pair.client,
+                server: pair.to,
+                bytes_to_server: pair.to_opened,
+                bytes_to_client: pair.to_accepted,
+                age: self.now.saturating_sub(pair.since),
+            })
+            .collect()
+    }
+
+    fn listen(&mut self, listener: &Listener) -> io::Result<u16> {
+        let mut address = listener.address;
+        let interface = listener.interface.as_ref().map(|name| name.as_str());
+        if let (SocketAddr::V6(v6), Some(name)) = (&mut address, interface)
+            && v6.ip().is_unicast_link_local()
+        {
+            v6.set_scope_id(nix::net::if_::if_nametoindex(name)?);
+        }
+        let socket = socket::listener(listener.transport, address, interface)?;
+        let port = match address.port() {
+            0 => socket::local_address(socket.as_fd())?.port(),
+            port => port,
+        };
+        let target = Target { ip: listener.child_ip, port: listener.child_port, source: listener.source };
+        let slot = match listener.transport {
+            Transport::Tcp => {
+                self.serve_tcp(socket, PairOrigin::Host { forward: listener.forward, target })?
+            }
+            Transport::Udp => match self.udp_by_tap(&socket, address.ip(), target)? {
+                Some(id) => Slot::Tap(id),
+                None => self.serve_udp(listener.forward, socket, address.ip(), Via::Child(target))?,
+            },
+        };
+        self.by_id.insert(listener.id, slot);
+        Ok(port)
+    }
+
+    /// Hands a socket to the engine on the TAP, if that is the way to `target`.
+    fn udp_by_tap(&self, socket: &OwnedFd, host: IpAddr, target: Target) -> io::Result<Option<u64>> {
+        let Some(tap) = &self.tap else { return Ok(None) };
+        let child = target.ip.or_else(|| self.config.child.best_address(Family::of(host)));
+        match child {
+            Some(ip) if !ip.is_loopback() => {
+                let child = SocketAddr::new(ip, target.port);
+                tap.add_udp(socket.try_clone()?, child, target.source).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn serve_tcp(&mut self, socket: OwnedFd, origin: PairOrigin) -> io::Result<Slot> {
+        let entry = self.listeners.vacant_entry();
+        let key = entry.key();
+        let events = if self.accepting == Accepting::Yes { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
+        self.epoll.add(&socket, EpollEvent::new(events, Token::Listener(key).into()))?;
+        entry.insert(Listening { socket, origin });
+        Ok(Slot::Tcp(key))
+    }
+
+    fn serve_udp(&mut self, forward: u64, socket: OwnedFd, bound: IpAddr, via: Via) -> io::Result<Slot> {
+        let entry = self.udp.vacant_entry();
+        let key = entry.key();
+        self.epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, Token::UdpListener(key).into()))?;
+        let (limit, idle) = (self.config.limits.udp_sessions, self.config.timeouts.udp);
+        entry.insert(UdpEntry { forward: UdpForward::new(forward, socket, bound, limit, idle), via });
+        Ok(Slot::Udp(key))
+    }
+
+    fn unlisten(&mut self, id: ListenerId) {
+        if let Some(slot) = self.by_id.remove(&id) {
+            self.end(slot);
+        }
+    }
+
+    /// Closing takes sockets out of the epoll set.
+    fn end(&mut self, slot: Slot) {
+        match slot {
+            Slot::Tcp(key) => drop(self.listeners.try_remove(key)),
+            Slot::Udp(key) => {
+                if let Some(entry) = self.udp.try_remove(key) {
+                    let counters = Counters { sessions: 0, ..entry.forward.counted() };
+                    match self.forwards.get_mut(&entry.forward.forward) {
+                        Some(forward) => forward.counters.add(&counters),
+                        None => self.past.add(&counters),
+                    }
+                }
+            }
+            Slot::Tap(id) => {
+                if let Some(tap) = &self.tap {
+                    tap.remove_udp(id);
+                }
+            }
+        }
+    }
+
+    /// Begins to publish by itself, if that is wanted and the agent could help.
+    pub(super) fn start_auto(&mut self) {
+        let Some(Auto { rules, pace }) = self.config.auto.clone() else { return };
+        let Some(agent) = &mut self.agent else { return };
+        let Some(socket) = agent.spare_diag.take() else {
+            log::warn!("forwards: cannot see what listens in the child; nothing is published by itself");
+            return;
+        };
+        let ephemeral = match agent.abilities().map(|abilities| abilities.ephemeral) {
+            Some((first, last)) if last > 0 => RangeInclusive::new(first, last),
+            _ => DEFAULT_LOCAL_PORT_RANGE,
+        };
+        let watch = AutoWatch::new(socket, AutoPublisher::new(rules, ephemeral), pace, Instant::now());
+        // Without events the timer alone has to do.
+        let _ = self.register(&watch, Token::Auto, EpollFlags::EPOLLIN);
+        self.auto = Some(watch);
+    }
+
+    pub(super) fn publish_by_itself(&mut self) {
+        let Some(auto) = &mut self.auto else { return };
+        let now = Instant::now();
+        for change in auto.poll(now) {
+            match change {
+                Change::Add(spec) => {
+                    let result = self.add_as(spec.clone(), Origin::Auto);
+                    let Some(auto) = &mut self.auto else { return };
+                    match result {
+                        Ok(added) => auto.publisher().handle_added(now, &spec, added),
+                        Err(error) => {
+                            if auto.publisher().handle_refused(now, &spec, &error) == crate::auto::Tell::Yes {
+                                log::warn!("forwards: {spec} is not published: {error}");
+                            }
+                        }
+                    }
+                }
+                Change::Withdraw(id) => {
+                    self.manager.withdraw(id);
+                    if self.manager.status(id).is_none() {
+                        self.withdrawn(id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks the agent for a listener; the answer goes to `asker`.
+    pub(super) fn add_to_host(
+        &mut self,
+        to_host: ToHost,
+        asker: SyncSender<Result<ToHostStatus, PortError>>,
+    ) {
+        let Some(agent) = &self.agent else {
+            let source = io::Error::from_raw_os_error(libc::EOPNOTSUPP);
+            let _ = asker.send(Err(listen_error(&to_host, source)));
+            return;
+        };
+        self.last_to_host += 1;
+        let id = self.last_to_host;
+        agent.listen(Request::Listen { id, transport: to_host.transport, address: to_host.listen });
+        self.to_host.insert(id, Reverse { to_host, asker: Some(asker), slot: None });
+    }
+
+    pub(super) fn listening_in_child(&mut self, id: u64, socket: io::Result<OwnedFd>) {
+        let Some(reverse) = self.to_host.get_mut(&id) else { return };
+        let mut to_host = reverse.to_host;
+        let Some(asker) = reverse.asker.take() else { return };
+        let served = socket.and_then(|socket| {
+            to_host.listen = socket::local_address(socket.as_fd())?;
+            match to_host.transport {
+                Transport::Tcp => {
+                    self.serve_tcp(socket, PairOrigin::Child { forward: id, to: to_host.connect })
+                }
+                Transport::Udp => self.serve_udp(id, socket, to_host.listen.ip(), Via::Host(to_host.connect)),
+            }
+        });
+        let answer = match served {
+            Ok(slot) => {
+                self.to_host.insert(id, Reverse { to_host, asker: None, slot: Some(slot) });
+                self.forwards.entry(id).or_default();
+                Ok(ToHostStatus { id, to_host })
+            }
+            Err(source) => {
+                self.to_host.remove(&id);
+                Err(listen_error(&to_host, source))
+            }
+        };
+        // Whoever asked may have gone.
+        let _ = asker.send(answer);
+    }
+
+    pub(super) fn remove_to_host(&mut self, id: u64) -> Result<(), PortError> {
+        let reverse = self.to_host.remove(&id).ok_or(PortError::NotFound { id })?;
+        if let Some(slot) = reverse.slot {
+            self.end(slot);
+        }
+        if let Some(forward) = self.forwards.get_mut(&id) {
+            forward.removed = true;
+        }
+        self.forget_if_over(id);
+        Ok(())
+    }
+
+    pub(super) fn list_to_host(&self) -> Vec<ToHostStatus> {
+        let there = self.to_host.iter().filter(|(_, reverse)| reverse.asker.is_none());
+        there.map(|(&id, reverse)| ToHostStatus { id, to_host: reverse.to_host }).collect()
+    }
+}
+
+fn listen_error(to_host: &ToHost, source: io::Error) -> PortError {
+    PortError::Listen { address: to_host.listen, transport: to_host.transport, source }
+}

@@ -1,0 +1,198 @@
+//! What the engine process does besides driving the TAP: published ports and the control API, each on a thread of its
+//! own.
+//!
+//! # Theory of operation
+//! Everything that needs the host's files or rights is made by [`Services::prepare`], before the process goes into its
+//! sandbox; [`Prepared::start`] starts the threads, each with the filter of its role. Forwards are opened while the
+//! driver runs already, because some of them are the driver's to open.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use forwarder::driver::{Auto, ChildAddress, ChildLine, ChildNetwork, ForwardDriver, Handle};
+use log::warn;
+use netstack::config::{Config, Ipv4Mode, Ipv6Mode};
+use netstack::driver::DriverHandle;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::Pid;
+
+use crate::api::control::{Engine, Facts, HostDns};
+use crate::api::model::{NetworkDriver, PortDriver};
+use crate::api::server::{self, Server};
+use crate::carrier::TapCarrier;
+use crate::engine::EngineFiles;
+use crate::error::{Failure, Step, with_causes};
+use crate::handshake::channel::Channel;
+use crate::handshake::message::Message;
+use crate::plan::forwards::ForwardPlan;
+use crate::sandbox::{Confinement, SandboxError, ThreadRole};
+
+/// What the services work with.
+#[derive(Debug)]
+pub struct ServiceTask<'a> {
+    /// The child's network.
+    pub config: &'a Config,
+    /// The engine that serves it.
+    pub driver: DriverHandle,
+    /// Leads to the agent in the child's namespaces.
+    pub line: OwnedFd,
+    /// What is published from the start.
+    pub forwards: &'a ForwardPlan,
+    /// The sockets of the API.
+    pub files: EngineFiles<'a>,
+    /// The state directory, for those who ask.
+    pub state_dir: Option<&'a Path>,
+}
+
+/// Threads of the engine process. Dropping it closes the API, then the published ports.
+#[derive(Debug)]
+pub struct Services {
+    control: Arc<Engine>,
+    server: Option<Server>,
+    forwards: Handle,
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The same before the threads are there.
+#[derive(Debug)]
+pub struct Prepared {
+    control: Arc<Engine>,
+    api: Option<server::Prepared>,
+    forwards: ForwardDriver,
+    stop: EventFd,
+}
+
+impl Services {
+    /// Makes everything that needs more than the sandbox gives.
+    ///
+    /// # Errors
+    /// epoll_create1(2), eventfd(2), fcntl(2).
+    pub fn prepare(task: ServiceTask<'_>) -> io::Result<Prepared> {
+        let auto = task.forwards.auto.clone().map(|rules| Auto { rules, pace: Default::default() });
+        let settings =
+            forwarder::driver::Config { child: child_network(task.config), auto, ..Default::default() };
+        let tap = Box::new(TapCarrier::new(task.driver.clone()));
+        let forwards = ForwardDriver::new(settings, Some(ChildLine::from(task.line)), Some(tap));
+        let forwards = forwards.map_err(io::Error::other)?;
+        let control =
+            Engine::new(facts(task.config, task.state_dir), Some(task.driver), Some(forwards.handle()));
+        let control = Arc::new(control);
+        let metrics = task.files.metrics.map(TcpListener::try_clone).transpose()?;
+        let api = match task.files.api {
+            Some(listener) => Some(server::prepare(listener.try_clone()?, control.clone(), metrics)?),
+            None => None,
+        };
+        Ok(Prepared { control, api, forwards, stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC)? })
+    }
+
+    /// Publishes what is planned, on a thread that ends when it is done, and says so on `channel`: ready, or what
+    /// failed.
+    ///
+    /// # Errors
+    /// clone(2), seccomp(2).
+    pub fn publish(
+        &self,
+        plan: &ForwardPlan,
+        confinement: &Confinement,
+        channel: Channel,
+    ) -> Result<(), SandboxError> {
+        let (forwards, ports) = (self.forwards.clone(), plan.ports.clone());
+        let work = move || {
+            let failure = ports.into_iter().find_map(|spec| {
+                let text = spec.to_string();
+                forwards
+                    .add(spec)
+                    .err()
+                    .map(|error| Failure::new(Step::Publish, text, io::Error::other(error)))
+            });
+            // A launcher that is gone is noticed by the engine.
+            let _ = channel.send(&failure.map_or(Message::EngineReady, Message::Failed), None);
+        };
+        confinement.spawn("publish", ThreadRole::Forwards, work).map(drop)
+    }
+
+    /// CMD is about to run.
+    pub fn set_ready(&self, child: Pid) {
+        self.control.set_ready(child.as_raw());
+    }
+}
+
+impl Prepared {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// clone(2), seccomp(2), epoll_create1(2).
+    pub fn start(self, confinement: &Confinement) -> Result<Services, SandboxError> {
+        let Prepared { control, api, forwards, stop } = self;
+        let (handle, stop) = (forwards.handle(), Arc::new(stop));
+        let until = Arc::clone(&stop);
+        let thread = confinement.spawn("forwards", ThreadRole::Forwards, move || {
+            if let Err(error) = forwards.run_until(&*until) {
+                warn!("no more published ports: {}", with_causes(&error));
+            }
+        })?;
+        let mut services = Services { control, server: None, forwards: handle, stop, thread: Some(thread) };
+        if let Some(api) = api {
+            services.server = Some(api.start(|work| confinement.spawn("api", ThreadRole::Api, work))?);
+        }
+        Ok(services)
+    }
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        self.server = None;
+        // Fails only if the counter is full, and then it is readable.
+        let _ = self.stop.write(1);
+        // A panic was told already.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// The child as the forwarder has to know it.
+fn child_network(config: &Config) -> ChildNetwork {
+    let (ipv4, ipv6) = (config.ipv4(), config.ipv6());
+    ChildNetwork {
+        ipv4: (config.ipv4_mode() == Ipv4Mode::On).then(|| ChildAddress {
+            address: ipv4.child,
+            prefix: ipv4.subnet.prefix(),
+            gateway: ipv4.gateway,
+        }),
+        ipv6: (config.ipv6_mode() != Ipv6Mode::Off).then(|| ChildAddress {
+            address: ipv6.child,
+            prefix: ipv6.subnet.prefix(),
+            gateway: ipv6.gateway,
+        }),
+    }
+}
+
+/// What the API says about the instance.
+fn facts(config: &Config, state_dir: Option<&Path>) -> Facts {
+    let ipv6 = (config.ipv6_mode() != Ipv6Mode::Off).then(|| config.ipv6().child.into());
+    Facts {
+        state_dir: state_dir.map(|path| path.display().to_string()).unwrap_or_default(),
+        network: Some(NetworkDriver {
+            driver: "rootless-launch".to_owned(),
+            dns: config.dns_addresses().collect(),
+            child_ip: Some(config.ipv4().child.into()),
+            dynamic_child_ip: false,
+            child_ipv6: ipv6,
+            gateways: [Some(config.ipv4().gateway.into()), ipv6.and(Some(config.ipv6().gateway.into()))]
+                .into_iter()
+                .flatten()
+                .collect(),
+            mtu: Some(config.mtu()),
+        }),
+        ports: Some(PortDriver {
+            driver: "rootless-launch".to_owned(),
+            protos: ["tcp", "tcp4", "tcp6", "udp", "udp4", "udp6"].map(str::to_owned).to_vec(),
+            disallow_loopback_child_ip: false,
+        }),
+        host_dns: if config.dns().servers.is_empty() { HostDns::InReach } else { HostDns::OutOfReach },
+    }
+}
