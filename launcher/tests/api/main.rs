@@ -5,6 +5,8 @@ mod commands;
 #[cfg(test)]
 mod engine;
 #[cfg(test)]
+mod launch;
+#[cfg(test)]
 mod openapi;
 #[cfg(test)]
 mod rootlessctl;

@@ -256,6 +256,13 @@ impl Bench {
     }
 }
 
+/// Says that the running test cannot run here, and why: past the capture of the test harness, so that CI counts it.
+pub(crate) fn skipped(reason: &str) {
+    let thread = std::thread::current();
+    let line = format!("SKIPPED {}: {reason}\n", thread.name().unwrap_or("unnamed"));
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+}
+
 /// Waits until `condition` holds.
 pub(crate) fn wait_for(condition: impl Fn() -> bool) {
     while !condition() {
