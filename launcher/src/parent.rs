@@ -203,8 +203,12 @@ impl Processes {
             let line = OwnedFd::from(line);
             if let Some(namespace) = &processes.namespace {
                 let agent = Agent::prepare(agents_end, namespace, child);
-                processes.agent =
-                    AgentState::Prepared(agent.map_err(prepare("the child's network namespace"))?);
+                // A child that is dead already has said why.
+                let agent = agent.map_err(|error| {
+                    let failure = prepare("the child's network namespace")(error);
+                    processes.childs_own_failure().unwrap_or(failure)
+                });
+                processes.agent = AgentState::Prepared(agent?);
             }
             // The engine does not report by SIGCHLD: the end of its channel does, and waiting for CMD's orphans
             // never finds it.
