@@ -46,6 +46,8 @@ pub struct ServiceTask<'a> {
     pub files: EngineFiles<'a>,
     /// The state directory, for those who ask.
     pub state_dir: Option<&'a Path>,
+    /// The process that becomes CMD.
+    pub child: Pid,
 }
 
 /// Threads of the engine process. Dropping it closes the API, then the published ports.
@@ -79,8 +81,11 @@ impl Services {
         let tap = Box::new(TapCarrier::new(task.driver.clone()));
         let forwards = ForwardDriver::new(settings, Some(ChildLine::from(task.line)), Some(tap));
         let forwards = forwards.map_err(io::Error::other)?;
-        let control =
-            Engine::new(facts(task.config, task.state_dir), Some(task.driver), Some(forwards.handle()));
+        let control = Engine::new(
+            facts(task.config, task.state_dir, task.child),
+            Some(task.driver),
+            Some(forwards.handle()),
+        );
         let control = Arc::new(control);
         let metrics = task.files.metrics.map(TcpListener::try_clone).transpose()?;
         let api = match task.files.api {
@@ -117,8 +122,8 @@ impl Services {
     }
 
     /// CMD is about to run.
-    pub fn set_ready(&self, child: Pid) {
-        self.control.set_ready(child.as_raw());
+    pub fn set_ready(&self) {
+        self.control.set_ready();
     }
 }
 
@@ -172,9 +177,10 @@ fn child_network(config: &Config) -> ChildNetwork {
 }
 
 /// What the API says about the instance.
-fn facts(config: &Config, state_dir: Option<&Path>) -> Facts {
+fn facts(config: &Config, state_dir: Option<&Path>, child: Pid) -> Facts {
     let ipv6 = (config.ipv6_mode() != Ipv6Mode::Off).then(|| config.ipv6().child.into());
     Facts {
+        child_pid: child.as_raw(),
         state_dir: state_dir.map(|path| path.display().to_string()).unwrap_or_default(),
         network: Some(NetworkDriver {
             driver: "rootless-launch".to_owned(),

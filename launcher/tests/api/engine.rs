@@ -26,6 +26,7 @@ impl Running {
         let directory = StateDir::open(&Place::Given(path)).unwrap();
         let driver = ForwardDriver::new(Config::default(), None, None).unwrap();
         let facts = Facts {
+            child_pid: 42,
             state_dir: directory.path().display().to_string(),
             network: Some(NetworkDriver { driver: "rootless-launch".into(), ..NetworkDriver::default() }),
             ports: Some(PortDriver { driver: "rootless-launch".into(), ..PortDriver::default() }),
@@ -108,7 +109,7 @@ fn a_forwarder_that_has_ended_is_told() {
 fn an_instance_says_when_it_is_ready_and_what_it_has_not() {
     let running = Running::start("ready");
     assert_eq!(running.ask("GET", "/v1/health", ""), (503, r#"{"status":"starting"}"#.into()));
-    running.engine.set_ready(42);
+    running.engine.set_ready();
     assert_eq!(running.ask("GET", "/v1/health", ""), (200, r#"{"status":"ready"}"#.into()));
     let info: Info = serde_json::from_str(&running.ask("GET", "/v1/info", "").1).unwrap();
     assert_eq!((info.child_pid, info.network_driver.unwrap().driver.as_str()), (42, "rootless-launch"));
