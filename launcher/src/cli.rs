@@ -128,23 +128,11 @@ pub struct RunArgs {
     pub allow_link_local: bool,
 
     /// Publish a port of the child on the host, or a range, or whatever listens; repeat for more
-    ///
-    /// [ADDRESS[%INTERFACE]:]PORTS:[CHILDADDRESS:]CHILDPORTS[/PROTO][,source=client|gateway], where PROTO is tcp (unless
-    /// given), tcp4, tcp6, udp, udp4 or udp6: "8080:80", "127.0.0.1:8000-8100:9000/udp", "[::1]:8080:80",
-    /// "%eth0:8080:80". Without ADDRESS every address of the host is listened on; port 0 is one that the system picks.
-    /// Servers see the client's address, or the gateway's with source=gateway.
-    ///
-    /// auto[,tcp|udp][,include=LIST][,exclude=LIST][,address=IP][,source=...] follows what listens in the child: the same
-    /// port on every address of the host (or IP), and on the host's loopback what listens on the child's. LIST has ports,
-    /// ranges, the child's addresses and "loopback": "auto,tcp,exclude=22,8000-8100".
-    #[arg(short = 'p', long, value_name = "SPEC|auto")]
+    #[arg(short = 'p', long, value_name = "SPEC|auto", long_help = PUBLISH)]
     pub publish: Vec<Publish>,
 
     /// Publish the ports that a TOML or JSON file lists; repeat for more
-    ///
-    /// For each a table [[port]] with proto, parentIP, parentPort, parentPortEnd, parentInterface, childIP, childPort and
-    /// source, as in RootlessKit's API; as JSON, {"port": [...]}.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", long_help = PUBLISH_FILE)]
     pub publish_file: Vec<PathBuf>,
 
     /// Egress rule, or @FILE with one rule per line; repeat for more, the first match wins
@@ -206,6 +194,24 @@ pub struct RunArgs {
     #[arg(last = true, required = true, value_name = "CMD")]
     pub cmd: Vec<OsString>,
 }
+
+// Brackets mean something else in documentation comments.
+const PUBLISH: &str = "\
+Publish a port of the child on the host, or a range, or whatever listens; repeat for more
+
+[ADDRESS[%INTERFACE]:]PORTS:[CHILDADDRESS:]CHILDPORTS[/PROTO][,source=client|gateway], where PROTO is tcp (unless \
+given), tcp4, tcp6, udp, udp4 or udp6: \"8080:80\", \"127.0.0.1:8000-8100:9000/udp\", \"[::1]:8080:80\", \
+\"%eth0:8080:80\". Without ADDRESS every address of the host is listened on; port 0 is one that the system picks. \
+Servers see the client's address, or the gateway's with source=gateway.
+
+auto[,tcp|udp][,include=LIST][,exclude=LIST][,address=IP][,source=...] follows what listens in the child: the same \
+port on every address of the host (or IP), and on the host's loopback what listens on the child's. LIST has ports, \
+ranges, the child's addresses and \"loopback\": \"auto,tcp,exclude=22,8000-8100\".";
+const PUBLISH_FILE: &str = "\
+Publish the ports that a TOML or JSON file lists; repeat for more
+
+For each a table [[port]] with proto, parentIP, parentPort, parentPortEnd, parentInterface, childIP, childPort and \
+source, as in RootlessKit's API; as JSON, {\"port\": [...]}.";
 
 /// `--publish`.
 #[derive(Clone, Debug, PartialEq, Eq)]
