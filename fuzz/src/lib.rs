@@ -12,6 +12,7 @@ use forwarder::error::PortError;
 use forwarder::manager::{Action, PortManager};
 use forwarder::sock_diag::{self, Message};
 use forwarder::spec::{Origin, PortFile, PortSpec, PortStatus, Transport};
+use launcher::api::routes::{Command, Route};
 use launcher::personality::slirp4netns;
 use netstack::dhcp::DhcpServer;
 use netstack::dhcp::v6::Dhcpv6Responder;
@@ -28,7 +29,8 @@ const NOW: Instant = Instant::from_micros_const(1_000_000_000);
 pub type Harnessed = fn(&[u8]);
 
 /// Every harness with the name of its corpus.
-pub const ALL: [(&str, Harnessed); 10] = [
+pub const ALL: [(&str, Harnessed); 11] = [
+    ("api_request", api_request),
     ("dhcp", dhcp),
     ("dhcpv6", dhcpv6),
     ("dns", dns),
@@ -40,6 +42,32 @@ pub const ALL: [(&str, Harnessed); 10] = [
     ("stack_ops", stack_ops),
     ("vnet_hdr", vnet_hdr),
 ];
+
+/// A request to the control API: verb, blank and target in the first line, then the body.
+pub fn api_request(data: &[u8]) {
+    let (head, body) = match data.iter().position(|&byte| byte == b'\n') {
+        Some(end) => (&data[..end], &data[end + 1..]),
+        None => (data, &[][..]),
+    };
+    let head = String::from_utf8_lossy(head);
+    let (method, target) = head.split_once(' ').unwrap_or((&head, ""));
+    let (path, query) = match target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (target, None),
+    };
+    match Route::find(method, path).and_then(|(route, part)| route.command(part, query, body)) {
+        Err(refusal) => {
+            assert!(refusal.status.is_client_error(), "{}", refusal.status);
+            assert!(!refusal.message.is_empty());
+        }
+        Ok(Command::AddPort(spec)) => {
+            let json = serde_json::to_vec(&spec).expect("fields and nothing else");
+            assert_eq!(serde_json::from_slice::<PortSpec>(&json).ok(), Some(spec));
+        }
+        Ok(Command::SetPolicy(policy)) => assert_eq!(policy.to_string().parse(), Ok(policy)),
+        Ok(_) => {}
+    }
+}
 
 /// Requests to the API socket of slirp4netns, split at line feeds, to one server.
 pub fn slirp_api(data: &[u8]) {

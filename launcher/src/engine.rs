@@ -135,6 +135,7 @@ fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
         forwards: task.forwards,
         files: task.files,
         state_dir: task.state_dir,
+        child: task.child,
     };
     let services = Services::prepare(service_task).map_err(failed)?;
     let confinement = hidden.seal().map_err(confined)?;
@@ -171,7 +172,7 @@ fn serve_until_told(
         if requests.take() {
             stats::print(driver);
         } else if let Ok(Some(Received { message: Message::Running, .. })) = task.channel.receive() {
-            services.set_ready(task.child);
+            services.set_ready();
         } else {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::env;
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
@@ -87,7 +87,7 @@ fn run(instance: &Instance, cmd: &[OsString]) -> Result<Infallible, EnterError> 
     let pid = instance.child.ok_or_else(|| EnterError::NotReady(instance.name.clone()))?;
     let shell = || env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
     let cmd = if cmd.is_empty() { vec![shell()] } else { cmd.to_vec() };
-    let words: Vec<CString> = cmd.iter().map(c_string).collect::<Result<_, _>>()?;
+    let words: Vec<CString> = cmd.iter().map(|word| c_string(word)).collect::<Result<_, _>>()?;
     // Said by our ids outside, which change their names on the way.
     let environment = environment(instance)?;
     let directory = env::current_dir().ok();
@@ -125,11 +125,15 @@ fn execute(cmd: &[OsString], words: &[CString], environment: &[CString]) -> Resu
     };
     let mut last = Errno::ENOENT;
     for candidate in candidates {
-        let Err(error) = execve(&c_string(&candidate.into())?, words, environment);
+        let Err(error) = execve(&c_string(candidate.as_os_str())?, words, environment);
         match error {
             Errno::ENOENT | Errno::ENOTDIR => {}
-            // There may be another one that is ours to execute.
-            Errno::EACCES => last = Errno::EACCES,
+            // There may be another one that is ours to execute. In a directory that is closed to us there is none.
+            Errno::EACCES => {
+                if candidate.symlink_metadata().is_ok() {
+                    last = Errno::EACCES;
+                }
+            }
             error => {
                 last = error;
                 break;
@@ -153,7 +157,7 @@ fn environment(instance: &Instance) -> Result<Vec<CString>, EnterError> {
         .collect()
 }
 
-fn c_string(text: &OsString) -> Result<CString, EnterError> {
+fn c_string(text: &OsStr) -> Result<CString, EnterError> {
     CString::new(text.as_bytes()).map_err(|_| EnterError::Nul)
 }
 

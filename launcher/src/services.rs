@@ -9,7 +9,6 @@
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -47,6 +46,8 @@ pub struct ServiceTask<'a> {
     pub files: EngineFiles<'a>,
     /// The state directory, for those who ask.
     pub state_dir: Option<&'a Path>,
+    /// The process that becomes CMD.
+    pub child: Pid,
 }
 
 /// Threads of the engine process. Dropping it closes the API, then the published ports.
@@ -63,8 +64,7 @@ pub struct Services {
 #[derive(Debug)]
 pub struct Prepared {
     control: Arc<Engine>,
-    api: Option<UnixListener>,
-    metrics: Option<TcpListener>,
+    api: Option<server::Prepared>,
     forwards: ForwardDriver,
     stop: EventFd,
 }
@@ -81,15 +81,18 @@ impl Services {
         let tap = Box::new(TapCarrier::new(task.driver.clone()));
         let forwards = ForwardDriver::new(settings, Some(ChildLine::from(task.line)), Some(tap));
         let forwards = forwards.map_err(io::Error::other)?;
-        let control =
-            Engine::new(facts(task.config, task.state_dir), Some(task.driver), Some(forwards.handle()));
-        Ok(Prepared {
-            control: Arc::new(control),
-            api: task.files.api.map(UnixListener::try_clone).transpose()?,
-            metrics: task.files.metrics.map(TcpListener::try_clone).transpose()?,
-            forwards,
-            stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?,
-        })
+        let control = Engine::new(
+            facts(task.config, task.state_dir, task.child),
+            Some(task.driver),
+            Some(forwards.handle()),
+        );
+        let control = Arc::new(control);
+        let metrics = task.files.metrics.map(TcpListener::try_clone).transpose()?;
+        let api = match task.files.api {
+            Some(listener) => Some(server::prepare(listener.try_clone()?, control.clone(), metrics)?),
+            None => None,
+        };
+        Ok(Prepared { control, api, forwards, stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC)? })
     }
 
     /// Publishes what is planned, on a thread that ends when it is done, and says so on `channel`: ready, or what
@@ -119,8 +122,8 @@ impl Services {
     }
 
     /// CMD is about to run.
-    pub fn set_ready(&self, child: Pid) {
-        self.control.set_ready(child.as_raw());
+    pub fn set_ready(&self) {
+        self.control.set_ready();
     }
 }
 
@@ -130,7 +133,7 @@ impl Prepared {
     /// # Errors
     /// clone(2), seccomp(2), epoll_create1(2).
     pub fn start(self, confinement: &Confinement) -> Result<Services, SandboxError> {
-        let Prepared { control, api, metrics, forwards, stop } = self;
+        let Prepared { control, api, forwards, stop } = self;
         let (handle, stop) = (forwards.handle(), Arc::new(stop));
         let until = Arc::clone(&stop);
         let thread = confinement.spawn("forwards", ThreadRole::Forwards, move || {
@@ -139,10 +142,8 @@ impl Prepared {
             }
         })?;
         let mut services = Services { control, server: None, forwards: handle, stop, thread: Some(thread) };
-        if let Some(listener) = api {
-            let control = Arc::clone(&services.control);
-            let server = server::spawn(listener, control, metrics).map_err(SandboxError::Thread)?;
-            services.server = Some(server);
+        if let Some(api) = api {
+            services.server = Some(api.start(|work| confinement.spawn("api", ThreadRole::Api, work))?);
         }
         Ok(services)
     }
@@ -176,9 +177,10 @@ fn child_network(config: &Config) -> ChildNetwork {
 }
 
 /// What the API says about the instance.
-fn facts(config: &Config, state_dir: Option<&Path>) -> Facts {
+fn facts(config: &Config, state_dir: Option<&Path>, child: Pid) -> Facts {
     let ipv6 = (config.ipv6_mode() != Ipv6Mode::Off).then(|| config.ipv6().child.into());
     Facts {
+        child_pid: child.as_raw(),
         state_dir: state_dir.map(|path| path.display().to_string()).unwrap_or_default(),
         network: Some(NetworkDriver {
             driver: "rootless-launch".to_owned(),
@@ -186,7 +188,11 @@ fn facts(config: &Config, state_dir: Option<&Path>) -> Facts {
             child_ip: Some(config.ipv4().child.into()),
             dynamic_child_ip: false,
             child_ipv6: ipv6,
-            ..NetworkDriver::default()
+            gateways: [Some(config.ipv4().gateway.into()), ipv6.and(Some(config.ipv6().gateway.into()))]
+                .into_iter()
+                .flatten()
+                .collect(),
+            mtu: Some(config.mtu()),
         }),
         ports: Some(PortDriver {
             driver: "rootless-launch".to_owned(),

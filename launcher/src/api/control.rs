@@ -8,7 +8,7 @@ use std::error::Error;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use forwarder::driver::{ForwardStats, Handle};
 use forwarder::error::PortError;
@@ -33,6 +33,8 @@ use super::{Control, Refusal, Reply, VERSION};
 pub struct Facts {
     /// Its state directory.
     pub state_dir: String,
+    /// The process that is CMD or will be, in the host's numbers.
+    pub child_pid: i32,
     /// The child's network; none with the host's own.
     pub network: Option<NetworkDriver>,
     /// Who publishes ports; none if nobody does.
@@ -55,8 +57,7 @@ pub enum HostDns {
 #[derive(Debug)]
 pub struct Engine {
     facts: Facts,
-    /// CMD's process id; 0 while CMD does not run.
-    child: AtomicI32,
+    is_ready: AtomicBool,
     driver: Option<DriverHandle>,
     forwards: Option<Handle>,
 }
@@ -65,12 +66,12 @@ impl Engine {
     /// An instance that is not ready. Without `driver` there is no network engine, without `forwards` nobody
     /// publishes ports.
     pub fn new(facts: Facts, driver: Option<DriverHandle>, forwards: Option<Handle>) -> Self {
-        Engine { facts, child: AtomicI32::new(0), driver, forwards }
+        Engine { facts, is_ready: AtomicBool::new(false), driver, forwards }
     }
 
-    /// CMD runs, as the process of this id in the host's numbers.
-    pub fn set_ready(&self, child: i32) {
-        self.child.store(child, Ordering::Release);
+    /// CMD is about to run.
+    pub fn set_ready(&self) {
+        self.is_ready.store(true, Ordering::Release);
     }
 
     /// Has the driver's thread do `job`.
@@ -95,16 +96,16 @@ impl Control for Engine {
             api_version: VERSION.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state_dir: self.facts.state_dir.clone(),
-            child_pid: self.child.load(Ordering::Acquire),
+            child_pid: self.facts.child_pid,
             network_driver: self.facts.network.clone(),
             port_driver: self.facts.ports.clone(),
         }));
     }
 
     fn health(&self, reply: Reply<Health>) {
-        let status = match self.child.load(Ordering::Acquire) {
-            0 => HealthStatus::Starting,
-            _ => HealthStatus::Ready,
+        let status = match self.is_ready.load(Ordering::Acquire) {
+            false => HealthStatus::Starting,
+            true => HealthStatus::Ready,
         };
         reply.send(Ok(Health { status }));
     }

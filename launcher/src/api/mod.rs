@@ -36,7 +36,7 @@ pub const VERSION: &str = "1.1.1";
 ///
 /// No method may wait: each answers through its reply, at once or later. A reply that is dropped tells the client
 /// that the engine has ended.
-pub trait Control: Send + Sync {
+pub trait Control: fmt::Debug + Send + Sync {
     /// What this instance is.
     fn info(&self, reply: Reply<Info>);
     /// Whether it is ready.

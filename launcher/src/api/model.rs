@@ -24,7 +24,7 @@ pub struct Info {
     pub version: String,
     /// Directory of this socket.
     pub state_dir: String,
-    /// CMD's process id, in the host's numbers.
+    /// The process that is CMD or will be, in the host's numbers.
     #[serde(rename = "childPID")]
     pub child_pid: i32,
     /// The child's network; absent with the host's own.

@@ -26,6 +26,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::stat::{SFlag, fstat};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, timeout};
 
@@ -84,30 +85,25 @@ pub struct Server {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Serves `listener` until the server is dropped; on `metrics`, if given, only the counters.
-///
-/// The thread is called "api".
-///
-/// # Errors
-/// epoll_create1(2), eventfd(2), clone3(2), epoll_ctl(2).
-pub fn spawn(
-    listener: UnixListener,
+/// A server that does not run yet. It has all descriptors that it needs.
+#[derive(Debug)]
+pub struct Prepared {
+    runtime: Runtime,
+    listener: tokio::net::UnixListener,
+    metrics: Option<tokio::net::TcpListener>,
     control: Arc<dyn Control>,
-    metrics: Option<TcpListener>,
-) -> io::Result<Server> {
-    spawn_with(listener, control, metrics, Limits::default())
+    limits: Limits,
 }
 
-/// As [`spawn`], with limits of one's own.
+/// Prepares to serve `listener`, and on `metrics`, if given, only the counters.
 ///
 /// # Errors
-/// As [`spawn`].
-pub fn spawn_with(
+/// epoll_create1(2), eventfd(2), epoll_ctl(2).
+pub fn prepare(
     listener: UnixListener,
     control: Arc<dyn Control>,
     metrics: Option<TcpListener>,
-    limits: Limits,
-) -> io::Result<Server> {
+) -> io::Result<Prepared> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let (listener, metrics) = {
         let _inside = runtime.enter();
@@ -118,15 +114,40 @@ pub fn spawn_with(
         });
         (tokio::net::UnixListener::from_std(listener)?, metrics.transpose()?)
     };
-    let (stop, stopped) = oneshot::channel();
-    let limits = Arc::new(limits);
-    let main = move || runtime.block_on(serve(listener, metrics, control, limits, stopped));
-    let thread = std::thread::Builder::new().name("api".to_owned()).stack_size(STACK).spawn(main)?;
-    Ok(Server { stop: Some(stop), thread: Some(thread) })
+    Ok(Prepared { runtime, listener, metrics, control, limits: Limits::default() })
 }
 
-/// Only what is touched costs memory.
-const STACK: usize = 512 << 10;
+impl Prepared {
+    /// With limits of one's own.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Starts to serve, on the thread that `spawn` makes.
+    ///
+    /// # Errors
+    /// Those of `spawn`.
+    pub fn start<E>(
+        self,
+        spawn: impl FnOnce(Box<dyn FnOnce() + Send>) -> Result<JoinHandle<()>, E>,
+    ) -> Result<Server, E> {
+        let Prepared { runtime, listener, metrics, control, limits } = self;
+        let (stop, stopped) = oneshot::channel();
+        let limits = Arc::new(limits);
+        let work = move || runtime.block_on(serve(listener, metrics, control, limits, stopped));
+        Ok(Server { stop: Some(stop), thread: Some(spawn(Box::new(work))?) })
+    }
+
+    /// Starts to serve, on a thread called "api".
+    ///
+    /// # Errors
+    /// clone3(2).
+    pub fn spawn(self) -> io::Result<Server> {
+        self.start(|work| std::thread::Builder::new().name("api".to_owned()).spawn(work))
+    }
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -295,7 +316,7 @@ impl Session {
                 format!("there is only {} here", Route::METRICS),
             ));
         }
-        let (route, part) = Route::find(&head.method, path)?;
+        let (route, part) = Route::find(head.method.as_str(), path)?;
         let body = if route.takes_body() { self.read(body).await? } else { Bytes::new() };
         let command = route.command(part, head.uri.query(), &body)?;
         self.perform(route, command).await

@@ -52,6 +52,7 @@ pub enum ClientCommand {
     },
 }
 
+const SPEC: &str = "[ADDRESS[%INTERFACE]:]PORTS:[CHILDADDRESS:]CHILDPORTS[/PROTO][,source=client|gateway]";
 const EXIT_STATUS: &str = "Exit status: 0 if it was done; 1 if the instance refused, or does not answer; 2 for a wrong \
     command line, or if there is no such instance.";
 
@@ -86,8 +87,8 @@ pub struct Plain {
 pub enum PortCommand {
     /// Publish ports, as -p does; prints each with its id
     Add {
-        /// [ADDRESS[%INTERFACE]:]PORTS:[CHILDADDRESS:]CHILDPORTS[/PROTO][,source=client|gateway]
-        #[arg(required = true, value_name = "SPEC")]
+        /// What to publish.
+        #[arg(required = true, value_name = "SPEC", help = SPEC)]
         specs: Vec<PortSpec>,
         /// Which instance, and how to print.
         #[command(flatten)]

@@ -23,10 +23,6 @@ impl Show for Info {
             ("version", format!("{} (API {})", self.version, self.api_version)),
             ("command", format!("process {}", self.child_pid)),
         ];
-        if self.child_pid == 0 {
-            rows.pop();
-            rows.push(("command", "not running yet".to_owned()));
-        }
         if let Some(network) = &self.network_driver {
             let mtu = network.mtu.map_or_else(String::new, |mtu| format!(", MTU {mtu}"));
             rows.push(("network", format!("{}{mtu}", network.driver)));

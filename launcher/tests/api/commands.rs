@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::support::{Bench, full_flow, wait_for};
+use crate::support::{Bench, full_flow, skipped, wait_for};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rootless-launch");
 
@@ -184,9 +184,7 @@ fn namespaced() -> Option<std::process::Child> {
     if line == "ready\n" {
         return Some(child);
     }
-    let thread = std::thread::current();
-    let line = format!("SKIPPED {}: no user namespaces here\n", thread.name().unwrap_or("unnamed"));
-    std::io::stderr().write_all(line.as_bytes()).unwrap();
+    skipped("no user namespaces here");
     None
 }
 

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use crate::support::Bench;
+use crate::support::{Bench, skipped};
 
 /// Runs it; nothing if it is not installed.
 fn rootlessctl(bench: &Bench, args: &[&str]) -> Option<Output> {
@@ -11,10 +11,7 @@ fn rootlessctl(bench: &Bench, args: &[&str]) -> Option<Output> {
     match command.output() {
         Ok(output) => Some(output),
         Err(error) => {
-            use std::io::Write;
-            let thread = std::thread::current();
-            let line = format!("SKIPPED {}: no rootlessctl: {error}\n", thread.name().unwrap_or("unnamed"));
-            std::io::stderr().write_all(line.as_bytes()).unwrap();
+            skipped(&format!("no rootlessctl: {error}"));
             None
         }
     }

@@ -104,6 +104,17 @@ fn slow_clients_delay_nobody_and_are_given_up() {
 }
 
 #[test]
+fn idle_connections_are_closed() {
+    let bench = Bench::with(Limits { header_read: SHORT, ..Limits::default() }, None);
+    let (mut silent, mut used) = (bench.connect(), bench.connect());
+    used.write_all(b"GET /v1/ports HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    used.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("\r\n\r\n[]"), "{answer}");
+    assert_eq!(silent.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
 fn a_client_that_does_not_read_is_given_up() {
     let bench = Bench::with(Limits { write: SHORT, connections: 1, ..Limits::default() }, None);
     let mut deaf = bench.connect();

@@ -18,7 +18,7 @@ use launcher::state_dir::{Place, StateDir};
 use netstack::flow::policy::{EgressPolicy, Rule};
 
 /// Publishes nothing, but remembers.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Fake {
     ports: Mutex<(u64, Vec<PortStatus>)>,
     policy: Mutex<Vec<Rule>>,
@@ -198,7 +198,8 @@ impl Bench {
     fn made(directory: PathBuf, limits: Limits, metrics: Option<TcpListener>) -> Self {
         let directory = StateDir::open(&Place::Given(directory)).unwrap();
         let fake = Arc::new(Fake::default());
-        let server = server::spawn_with(directory.listen().unwrap(), fake.clone(), metrics, limits).unwrap();
+        let server = server::prepare(directory.listen().unwrap(), fake.clone(), metrics).unwrap();
+        let server = server.limits(limits).spawn().unwrap();
         Bench { fake, server: Some(server), directory }
     }
 
@@ -253,6 +254,13 @@ impl Bench {
     pub(crate) fn stop(&mut self) {
         self.server = None;
     }
+}
+
+/// Says that the running test cannot run here, and why: past the capture of the test harness, so that CI counts it.
+pub(crate) fn skipped(reason: &str) {
+    let thread = std::thread::current();
+    let line = format!("SKIPPED {}: {reason}\n", thread.name().unwrap_or("unnamed"));
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
 /// Waits until `condition` holds.
