@@ -227,15 +227,27 @@ impl TapSetup {
     /// # Errors
     /// The step that failed.
     pub fn open(&self) -> Result<Tap, Failure> {
+        // A device that is there already, and up, begins to look for duplicates when it is attached to.
+        skip_duplicate_detection(&self.name);
         let tap = Tap::open_in_current_netns(&self.name).map_err(|error| match error {
             TapError::OpenTun(source) => Failure::new(Step::OpenTun, TUN_DEVICE, source),
             TapError::SetInterface { name, source } => Failure::new(Step::CreateTap, name, source),
             error => Failure::new(Step::CreateTap, &self.name, io::Error::other(error)),
         })?;
+        skip_duplicate_detection(tap.name());
         if let Some(link) = &self.link {
             link.apply(tap.name())?;
         }
         Ok(tap)
+    }
+}
+
+/// Has the kernel use IPv6 addresses of `interface` at once. As long as it looks for duplicates, which cannot be on this link, it has
+/// a route by our advertisement but no address for its packets: a connection would hang that could have been made by IPv4.
+fn skip_duplicate_detection(interface: &str) {
+    if !interface.contains('/') {
+        // Without IPv6 in the kernel, or without the device yet, there is no such file.
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/accept_dad"), "0");
     }
 }
 
