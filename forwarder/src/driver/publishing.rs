@@ -130,6 +130,12 @@ impl Engine {
         }
     }
 
+    pub(super) fn reset_all(&mut self) {
+        for key in self.pairs.iter().map(|(key, _)| key).collect::<Vec<_>>() {
+            self.reset(key);
+        }
+    }
+
     pub(super) fn list(&self) -> Vec<PortStatus> {
         self.manager.list()
     }

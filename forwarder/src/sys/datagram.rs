@@ -270,13 +270,13 @@ const _: () = {
 };
 
 /// Walks the control messages of a header that the kernel filled: level, type, data.
-struct ControlMessages<'a> {
+pub(super) struct ControlMessages<'a> {
     header: &'a libc::msghdr,
     next: *const libc::cmsghdr,
 }
 
 impl<'a> ControlMessages<'a> {
-    fn new(header: &'a libc::msghdr) -> Self {
+    pub(super) fn new(header: &'a libc::msghdr) -> Self {
         // SAFETY: the header's control pointer and length describe memory the kernel has written.
         let next = unsafe { libc::CMSG_FIRSTHDR(header) };
         ControlMessages { header, next }
