@@ -40,7 +40,7 @@ use thiserror::Error;
 
 pub use self::agent::ChildLine;
 pub use self::handle::Handle;
-pub use self::publishing::{Auto, ToHost, ToHostStatus};
+pub use self::publishing::{Auto, PortEvent, ToHost, ToHostStatus};
 pub use self::stats::{Connection, Counters, ForwardStats};
 pub use self::target::{ChildAddress, ChildNetwork};
 
@@ -270,6 +270,7 @@ pub(super) struct Engine {
     by_id: BTreeMap<ListenerId, Slot>,
     to_host: BTreeMap<u64, publishing::Reverse>,
     last_to_host: u64,
+    watchers: Vec<std::sync::mpsc::Sender<PortEvent>>,
     auto: Option<AutoWatch>,
     forwards: BTreeMap<u64, Forward>,
     /// What forwards that are gone did.
@@ -349,6 +350,7 @@ impl Engine {
             by_id: BTreeMap::new(),
             to_host: BTreeMap::new(),
             last_to_host: publishing::FIRST_TO_HOST,
+            watchers: Vec::new(),
             auto: None,
             forwards: BTreeMap::new(),
             past: Counters::default(),
