@@ -24,18 +24,18 @@ fn lab() -> (World, Netns) {
 #[track_caller]
 fn connect(from: &Netns, address: &str) -> TcpStream {
     let stream = from.connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).expect("the socket works");
+    stream.set_write_timeout(Some(DEADLINE)).expect("the socket works");
     stream
 }
 
 /// Sends, ends, reads the answer; returns it.
 #[track_caller]
 fn ask(mut stream: TcpStream, question: &[u8]) -> Vec<u8> {
-    stream.write_all(question).unwrap();
-    stream.shutdown(Shutdown::Write).unwrap();
+    stream.write_all(question).expect("the socket works");
+    stream.shutdown(Shutdown::Write).expect("the socket works");
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap();
+    stream.read_to_end(&mut answer).expect("the socket works");
     answer
 }
 
@@ -127,7 +127,7 @@ fn is_refused(world: &World, address: &str) {
     let error = match world.far.connect(address) {
         Err(error) => error,
         Ok(mut stream) => {
-            stream.set_read_timeout(Some(DEADLINE)).unwrap();
+            stream.set_read_timeout(Some(DEADLINE)).expect("the socket works");
             stream.read(&mut [0]).expect_err("no end, a reset")
         }
     };
@@ -341,12 +341,12 @@ fn a_rule_of_the_childs_that_leads_elsewhere_is_followed_by_the_tap() {
 
 #[track_caller]
 fn exchange(socket: &std::net::UdpSocket, to: &str, datagram: &[u8]) {
-    socket.set_read_timeout(Some(DEADLINE)).unwrap();
-    socket.send_to(datagram, to).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).expect("the socket works");
+    socket.send_to(datagram, to).expect("the socket works");
     let mut buffer = vec![0; 65536];
-    let (count, from) = socket.recv_from(&mut buffer).unwrap();
+    let (count, from) = socket.recv_from(&mut buffer).expect("the socket works");
     assert_eq!(&buffer[..count], datagram);
-    assert_eq!(from, to.parse().unwrap(), "from the address that was used");
+    assert_eq!(from, to.parse().expect("the socket works"), "from the address that was used");
 }
 
 #[test]

@@ -295,7 +295,7 @@ impl<'a> Iterator for ControlMessages<'a> {
         unsafe {
             let message = self.next.read_unaligned();
             let start = libc::CMSG_DATA(self.next);
-            let len = (message.cmsg_len as usize).saturating_sub(cmsg_len(0));
+            let len = message.cmsg_len.saturating_sub(cmsg_len(0));
             self.next = libc::CMSG_NXTHDR(self.header, self.next);
             Some((message.cmsg_level, message.cmsg_type, std::slice::from_raw_parts(start, len)))
         }
