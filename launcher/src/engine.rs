@@ -105,7 +105,7 @@ fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
     let requests = ReportRequests::or(task.channel).map_err(failed)?;
     let line = task.agent.try_clone_to_owned().map_err(failed)?;
     let handle = driver.handle().map_err(|error| failed(io::Error::other(error)))?;
-    let services = Services::prepare(&plan.config, handle, line).map_err(failed)?;
+    let services = Services::prepare(&plan.config, handle, Some(line)).map_err(failed)?;
     let confinement = hidden.seal().map_err(confined)?;
     let services = services.start(&confinement).map_err(confined)?;
     if task.forwards.is_empty() {

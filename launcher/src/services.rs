@@ -40,17 +40,22 @@ pub struct Prepared {
 
 impl Services {
     /// Makes everything for the child that `config` describes, which the engine behind `driver` serves. `line` leads
-    /// to the agent in the child's namespaces.
+    /// to the agent in the child's namespaces; without one, everything goes through the TAP.
     ///
     /// # Errors
     /// epoll_create1(2), eventfd(2).
-    pub fn prepare(config: &Config, driver: DriverHandle, line: OwnedFd) -> io::Result<Prepared> {
+    pub fn prepare(config: &Config, driver: DriverHandle, line: Option<OwnedFd>) -> io::Result<Prepared> {
         let settings = forwarder::driver::Config { child: child_network(config), ..Default::default() };
         let tap = Box::new(TapCarrier::new(driver));
         let forwards =
-            ForwardDriver::new(settings, Some(ChildLine::from(line)), Some(tap)).map_err(io::Error::other)?;
+            ForwardDriver::new(settings, line.map(ChildLine::from), Some(tap)).map_err(io::Error::other)?;
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
         Ok(Prepared { forwards, stop })
+    }
+
+    /// A way to the published ports.
+    pub fn forwards(&self) -> Handle {
+        self.forwards.clone()
     }
 
     /// Publishes what is planned, on a thread that ends when it is done, and says so on `channel`: ready, or what

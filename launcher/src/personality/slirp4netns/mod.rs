@@ -20,10 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::thread::JoinHandle;
 
-use forwarder::driver::{ChildNetwork, ForwardDriver};
 use forwarder::error::PortError;
 use forwarder::spec::{PortSpec, PortStatus};
 use log::warn;
@@ -33,7 +30,6 @@ use netstack::error::ConfigError;
 use netstack::{Driver, DriverError, Link, PacketSocket, Tap};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::unistd::unlink;
@@ -42,12 +38,12 @@ use thiserror::Error;
 use self::api::{Forwards, Server, Socket};
 use self::cli::{Call, CliError, Request, Switch, Target, USAGE};
 use self::plan::Banner;
-use crate::carrier::TapCarrier;
 use crate::error::with_causes;
 use crate::join::{self, JoinError};
 use crate::logger;
 use crate::sandbox::root::RootPlan;
 use crate::sandbox::{BindService, Confinement, Inspection, Mode, Sandbox, SandboxError, ThreadRole};
+use crate::services::{Prepared, Services};
 use crate::sys::fd::{accept, take_inherited};
 use crate::sys::pidfd;
 use crate::sys::signal::{Disposition, set_disposition};
@@ -128,7 +124,7 @@ enum RunError {
     #[error("cannot set up the sandbox")]
     Sandbox(#[from] SandboxError),
     #[error("cannot forward ports")]
-    Forwards(#[from] forwarder::driver::DriverError),
+    Forwards(#[source] io::Error),
     #[error(transparent)]
     Engine(#[from] DriverError),
 }
@@ -151,19 +147,17 @@ impl RunError {
 fn serve(request: &Request) -> Result<(), RunError> {
     let given = Given::take(request)?;
     let config = plan::config(request)?;
-    let network = plan::child_network(request, &config);
-    let child = config.ipv4().child;
     let (link, target) = open_link(request, &config, given.link)?;
     say(Banner { request, config: &config });
 
-    let mut driver = Driver::new(link, config)?;
+    let mut driver = Driver::new(link, config.clone())?;
     let mut end = End::watch(given.exit, target).map_err(RunError::Watch)?;
     let api = match &request.api_socket {
-        Some(path) => Some(Api::prepare(path, request, network, driver.handle()?)?),
+        Some(path) => Some(Api::prepare(path, request, &config, driver.handle()?)?),
         None => None,
     };
     let confinement = confine(request)?;
-    let api = api.map(|api| api.start(&confinement, child)).transpose()?;
+    let api = api.map(|api| api.start(&confinement, config.ipv4().child)).transpose()?;
     confinement.confine(ThreadRole::Driver)?;
     if let Some(ready) = given.ready {
         tell_ready(ready);
@@ -202,15 +196,7 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 struct Api {
     socket: Socket,
     listener: UnixListener,
-    forwards: ForwardDriver,
-    stop: EventFd,
-}
-
-/// The same, served by two threads. Dropping it closes the forwards and removes the socket.
-struct RunningApi {
-    _socket: Socket,
-    stop: Arc<EventFd>,
-    forwards: Option<JoinHandle<()>>,
+    services: Prepared,
 }
 
 impl Api {
@@ -218,7 +204,7 @@ impl Api {
     fn prepare(
         path: &Path,
         request: &Request,
-        child: ChildNetwork,
+        config: &Config,
         driver: DriverHandle,
     ) -> Result<Self, RunError> {
         let failed = |source| RunError::ApiSocket { path: path.to_owned(), source };
@@ -226,37 +212,16 @@ impl Api {
         if [request.sandbox, request.seccomp].contains(&Switch::On) {
             socket.leave_removal().map_err(failed)?;
         }
-        let config = forwarder::driver::Config { child, ..Default::default() };
-        let forwards = ForwardDriver::new(config, None, Some(Box::new(TapCarrier::new(driver))))?;
-        let stop =
-            EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|error| RunError::Watch(error.into()))?;
-        Ok(Api { socket, listener, forwards, stop })
+        let services = Services::prepare(config, driver, None).map_err(RunError::Forwards)?;
+        Ok(Api { socket, listener, services })
     }
 
-    /// Serves. Forwards go to `child` if they name nobody.
-    fn start(self, confinement: &Confinement, child: Ipv4Addr) -> Result<RunningApi, RunError> {
-        let Api { socket, listener, forwards, stop } = self;
-        let stop = Arc::new(stop);
-        let server = Server::new(listener, child, forwards.handle());
-        let until = Arc::clone(&stop);
-        let forwards = confinement.spawn("forwards", ThreadRole::Forwards, move || {
-            if let Err(error) = forwards.run_until(&*until) {
-                warn!("no more forwards: {}", with_causes(&error));
-            }
-        })?;
+    /// Serves, forwards to `child` if they name nobody. Dropping the result closes them and removes the socket.
+    fn start(self, confinement: &Confinement, child: Ipv4Addr) -> Result<(Socket, Services), RunError> {
+        let services = self.services.start(confinement)?;
+        let server = Server::new(self.listener, child, services.forwards());
         confinement.spawn("api", ThreadRole::Api, || server.run())?;
-        Ok(RunningApi { _socket: socket, stop, forwards: Some(forwards) })
-    }
-}
-
-impl Drop for RunningApi {
-    fn drop(&mut self) {
-        // Fails only if the counter is full, and then it is readable.
-        let _ = self.stop.write(1);
-        if let Some(forwards) = self.forwards.take() {
-            // A panic was told already.
-            let _ = forwards.join();
-        }
+        Ok((self.socket, services))
     }
 }
 

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use forwarder::driver::{ChildAddress, ChildNetwork};
 use netstack::config::{
     Access, Config, DhcpOrder, DnsConfig, DnsService, Ipv4Plan, Ipv6Mode, Ipv6Net, MAX_MTU, MIN_MTU,
     MIN_MTU_IPV6, Outbound, Refusal, UdpFiltering,
@@ -60,19 +59,6 @@ pub fn tap(request: &Request, name: &str, config: &Config) -> TapSetup {
         }),
     };
     TapSetup { name: name.to_owned(), link }
-}
-
-/// Where forwards lead.
-pub fn child_network(request: &Request, config: &Config) -> ChildNetwork {
-    let (ipv4, ipv6) = (config.ipv4(), config.ipv6());
-    ChildNetwork {
-        ipv4: Some(ChildAddress { address: ipv4.child, prefix: ipv4.subnet.prefix(), gateway: ipv4.gateway }),
-        ipv6: (request.ipv6 == Switch::On).then(|| ChildAddress {
-            address: ipv6.child,
-            prefix: ipv6.subnet.prefix(),
-            gateway: ipv6.gateway,
-        }),
-    }
 }
 
 /// What people read at the start.
