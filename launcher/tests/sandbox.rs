@@ -195,7 +195,7 @@ fn inside(case: &str) {
             std::process::abort();
         }
         "rootless auto" => {
-            let confinement = sandbox(Mode::Auto).enter().expect("what is missing is no error");
+            let confinement = Sandbox::new(Mode::Auto).enter().expect("what is missing is no error");
             assert!(matches!(confinement.missing[..], [SandboxError::Root(_), ..]), "{confinement:?}");
             assert!(confinement.seccomp);
             if confinement.landlock.is_some() {
@@ -204,19 +204,15 @@ fn inside(case: &str) {
             }
         }
         "rootless on" => {
-            assert!(matches!(sandbox(Mode::On).enter(), Err(SandboxError::Root(_))));
+            assert!(matches!(Sandbox::new(Mode::On).enter(), Err(SandboxError::Root(_))));
         }
         other => panic!("no case {other}"),
     }
 }
 
-fn sandbox(mode: Mode) -> Sandbox {
-    Sandbox::new(mode)
-}
-
 /// Without Landlock where the kernel has none: no other test needs it.
 fn everything() -> Sandbox {
-    sandbox(Mode::Auto)
+    Sandbox::new(Mode::Auto)
 }
 
 fn confine(role: ThreadRole) {

@@ -193,6 +193,9 @@ pub enum ForwardError {
     /// or port 0.
     #[error("{0} is no address of the child")]
     Child(SocketAddr),
+    /// The child has no IPv4.
+    #[error("IPv4 is off")]
+    Ipv4Off,
     /// The child has no IPv6.
     #[error("IPv6 is off")]
     Ipv6Off,

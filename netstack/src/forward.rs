@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use hashbrown::HashTable;
 
-use crate::config::Config;
+use crate::config::{Addressing, Config, Ipv6Plan};
 use crate::flow::FlowId;
 
 /// Who clients appear as.
@@ -57,7 +57,8 @@ impl ForwardId {
 
 /// Who `client` appears as to `child`: itself, or the gateway of the child's family with the client's port. The gateway
 /// stands for the host's loopback, for clients of the other family, and for addresses that the child would not
-/// answer to by way of us: those of its own subnet, link-local ones of IPv6, the unspecified, groups.
+/// answer to by way of us: those of its own subnet (with [`Addressing::Copied`], where the engine answers for the
+/// neighbours, only the child's own), link-local ones of IPv6, the unspecified, groups, the engine's own.
 pub fn visible_source(
     config: &Config,
     client: SocketAddr,
@@ -78,26 +79,28 @@ pub(crate) fn gateway_for(config: &Config, child: IpAddr) -> IpAddr {
 
 /// Whether the child answers to `address` by way of the gateway.
 pub(crate) fn may_be_source(config: &Config, address: IpAddr) -> bool {
-    let beyond = match address {
-        IpAddr::V4(v4) => !config.ipv4.subnet.contains(v4),
-        IpAddr::V6(v6) => !(config.ipv6.subnet.contains(v6) || v6.is_unicast_link_local()),
+    let (in_subnet, is_child, link_local) = match address {
+        IpAddr::V4(v4) => (config.ipv4.subnet.contains(v4), v4 == config.ipv4.child, false),
+        IpAddr::V6(v6) => {
+            (config.ipv6.subnet.contains(v6), v6 == config.ipv6.child, v6.is_unicast_link_local())
+        }
     };
+    let neighbors = config.addressing == Addressing::Copied;
+    let beyond = !is_child && !link_local && (neighbors || !in_subnet) && !is_engine(config, address);
     address == gateway_for(config, address) || is_unicast(address) && beyond
 }
 
 /// Whether packets may be sent to `address` as one of the child's, or behind it.
 pub(crate) fn may_be_child(config: &Config, address: IpAddr) -> bool {
-    let own = match address {
-        IpAddr::V4(v4) => {
-            let plan = &config.ipv4;
-            [plan.gateway, plan.dns, plan.subnet.network(), plan.subnet.broadcast()].contains(&v4)
-        }
-        IpAddr::V6(v6) => {
-            let plan = &config.ipv6;
-            [plan.gateway, plan.dns, crate::config::Ipv6Plan::GATEWAY_LINK_LOCAL].contains(&v6)
-        }
+    let reserved = match address {
+        IpAddr::V4(v4) => config.ipv4.subnet.is_reserved(v4),
+        IpAddr::V6(v6) => v6 == Ipv6Plan::GATEWAY_LINK_LOCAL,
     };
-    is_unicast(address) && !own
+    is_unicast(address) && !reserved && !is_engine(config, address)
+}
+
+fn is_engine(config: &Config, address: IpAddr) -> bool {
+    config.own_addresses().any(|own| own == address)
 }
 
 fn is_unicast(address: IpAddr) -> bool {
@@ -216,6 +219,31 @@ mod tests {
             let seen = visible_source(&config, client, child, ForwardSource::Gateway);
             assert_eq!(seen, SocketAddr::new(gateway_for(&config, child), 5));
         }
+    }
+
+    #[test]
+    fn neighbours_of_a_host_whose_addresses_are_copied_keep_theirs() {
+        let ipv4 = crate::config::Ipv4Plan {
+            subnet: "192.168.1.0/24".parse().unwrap(),
+            gateway: [192, 168, 1, 1].into(),
+            dns: [0; 4].into(),
+            child: [192, 168, 1, 7].into(),
+        };
+        let config = Config::builder().addressing(Addressing::Copied).ipv4(ipv4).build().unwrap();
+        for (client, visible) in [
+            ("192.168.1.9:5", "192.168.1.9:5"),
+            ("198.51.100.7:5", "198.51.100.7:5"),
+            ("192.168.1.1:5", "192.168.1.1:5"),
+            // The host itself has the child's address.
+            ("192.168.1.7:5", "192.168.1.1:5"),
+            ("127.0.0.1:5", "192.168.1.1:5"),
+        ] {
+            let client = client.parse().unwrap();
+            let seen = visible_source(&config, client, ipv4.child.into(), ForwardSource::Client);
+            assert_eq!(seen.to_string(), visible, "{client}");
+        }
+        assert!(may_be_child(&config, ipv4.child.into()));
+        assert!(!may_be_child(&config, ipv4.gateway.into()));
     }
 
     #[test]

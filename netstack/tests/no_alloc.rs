@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 
 use netstack::action::{Action, HostEvent};
+use netstack::forward::{ForwardSource, UdpForward};
 use netstack::frame::{Frame, Offload};
 use netstack::packet::{MAX_HEADERS, Tcp};
 use netstack::stack::{Datagram, FRAME_BUFFER, HostIo, Stack};
@@ -94,6 +95,29 @@ impl TcpEcho {
         TcpEcho { stack, buffer, now, segment, payload: vec![7; payload] }
     }
 
+    /// The same, opened from the host's side: `remote` is the client.
+    fn publish(mut stack: Stack, child: SocketAddr, remote: SocketAddr, payload: usize) -> Self {
+        let now = Instant::from_secs(1000);
+        let mut buffer = vec![0; FRAME_BUFFER];
+        introduce(&mut stack, &mut buffer, child, remote);
+        let flow = stack.open_to_child(now, remote, child).expect("a flow");
+        let out = stack.poll_frame(now, &mut buffer).expect("a SYN");
+        let syn = Seen::read(&buffer[..out.len]).tcp();
+        let acknowledgement = syn.sequence.wrapping_add(1);
+        let mut syn_ack = Segment {
+            acknowledgement,
+            options: vec![2, 4, 5, 0xa0],
+            ..Segment::new(child, remote, Tcp::SYN | Tcp::ACK)
+        }
+        .frame();
+        let frame = Frame { bytes: &mut syn_ack, offload: Offload::default(), slot: 0 };
+        stack.handle_frame(now, frame).expect("the flow's");
+        assert!(stack.flows().any(|info| info.id == flow));
+        while stack.poll_frame(now, &mut buffer).is_some() {}
+        let segment = Segment { sequence: 1001, acknowledgement, ..Segment::new(child, remote, Tcp::ACK) };
+        TcpEcho { stack, buffer, now, segment, payload: vec![7; payload] }
+    }
+
     fn round(&mut self) -> usize {
         let TcpEcho { stack, buffer, now, segment, payload } = self;
         *now += Duration::from_micros(100);
@@ -148,18 +172,67 @@ impl TcpEcho {
     }
 }
 
+/// The child speaks, so that the stack knows where it lives.
+fn introduce(stack: &mut Stack, buffer: &mut [u8], child: SocketAddr, remote: SocketAddr) {
+    let now = Instant::from_secs(1000);
+    let mut frame = frames::udp(SocketAddr::new(child.ip(), 9), remote, b"hello");
+    let frame = Frame { bytes: &mut frame, offload: Offload::default(), slot: 0 };
+    stack.handle_frame(now, frame).expect("a binding");
+    while stack.poll_action().is_some() {}
+    stack.release_slots();
+    while stack.poll_frame(now, buffer).is_some() {}
+}
+
 #[test]
 fn a_tcp_echo_allocates_nothing() {
     for offloads in [true, false] {
         for (child, remote) in ends() {
             for payload in [1, 1000, 9000] {
-                let mut echo = TcpEcho::open(stack(offloads), child, remote, payload);
-                for _ in 0..50 {
-                    echo.round();
+                for open in [TcpEcho::open, TcpEcho::publish] {
+                    let mut echo = open(stack(offloads), child, remote, payload);
+                    for _ in 0..50 {
+                        echo.round();
+                    }
+                    let counted: usize = (0..500).map(|_| echo.round()).sum();
+                    assert_eq!(counted, 0, "{remote}, {payload} bytes, offloads: {offloads}");
                 }
-                let counted: usize = (0..500).map(|_| echo.round()).sum();
-                assert_eq!(counted, 0, "{remote}, {payload} bytes, offloads: {offloads}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_session_of_a_published_udp_port_allocates_nothing() {
+    for offloads in [true, false] {
+        for (child, client) in ends() {
+            let mut stack = stack(offloads);
+            let mut buffer = vec![0; FRAME_BUFFER];
+            introduce(&mut stack, &mut buffer, child, client);
+            let forward = UdpForward { child, source: ForwardSource::Client };
+            let forward = stack.add_udp_forward(forward).expect("an address of the child");
+            let mut frame = frames::udp(child, client, &[1; 1000]);
+            let mut headers = [0; MAX_HEADERS];
+            let mut now = Instant::from_secs(1000);
+            let mut round = |stack: &mut Stack| {
+                now += Duration::from_micros(100);
+                allocations(|| {
+                    let session = stack.session(now, forward, client, None).expect("a session");
+                    let datagram = Datagram { from: client, payload: &[2; 1000], total: 1000, gso: None };
+                    let question = stack.handle_datagram(now, session.flow, datagram, &mut headers);
+                    assert!(question.is_ok());
+                    let frame = Frame { bytes: &mut frame, offload: Offload::default(), slot: 0 };
+                    stack.handle_frame(now, frame).expect("the session's");
+                    let answer = stack.poll_action();
+                    assert!(matches!(answer, Some(Action::SendDatagram { remote, .. }) if remote == client));
+                    stack.release_slots();
+                    stack.poll_timeout();
+                })
+            };
+            for _ in 0..20 {
+                round(&mut stack);
+            }
+            let counted: usize = (0..500).map(|_| round(&mut stack)).sum();
+            assert_eq!(counted, 0, "{client}, offloads: {offloads}");
         }
     }
 }

@@ -162,6 +162,9 @@ fn an_address_stands_for_the_host_whatever_its_address_is_by_then() {
     ));
     assert_eq!(child.source("169.254.1.2", &server), ip("192.0.2.9"));
     assert_eq!(child.udp_source("169.254.1.2", &udp), ip("192.0.2.9"));
+    // Without a default route it is the address of an interface.
+    world.host.ip(&format!("route del default via {ROUTER4}\n"));
+    assert_eq!(child.source("169.254.1.2", &server), ip("192.0.2.9"));
     world.host.ip("addr flush dev up0\n");
     assert_eq!(child.ask(&format!("connect 169.254.1.2 {} 20000", server.port())), "ENETUNREACH");
 }

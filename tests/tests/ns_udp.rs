@@ -3,7 +3,7 @@
 use tests::{
     engine::{Engine, Launch, ours},
     servers::udp_echo,
-    world::{SERVICE4, SERVICE6, World},
+    world::{FAR4, FAR6, SERVICE4, SERVICE6, World},
 };
 
 #[test]
@@ -29,6 +29,18 @@ fn datagrams_of_every_size_come_back_intact_over_ipv6() {
     let args = ["udp-echo", SERVICE6, &port, "3"].iter().chain(&sizes).copied().collect::<Vec<_>>();
     let finished = world.probe(&launch, &args).finish().success();
     assert_eq!(finished.value("intact"), sizes.len().to_string(), "{}", finished.describe());
+}
+
+/// The child's interface takes what the uplink does not. Its kernel forbids fragments as it does by default.
+#[test]
+fn a_datagram_longer_than_the_uplinks_mtu_arrives_at_the_first_try() {
+    let Ok(launch) = ours() else { return };
+    let world = World::new();
+    for (far, bind) in [(FAR4, format!("{FAR4}:0")), (FAR6, format!("[{FAR6}]:0"))] {
+        let echo = udp_echo(world.far.udp(&bind));
+        let finished = world.probe(&launch, &["udp-echo", far, &echo.port(), "3", "9000"]).finish().success();
+        assert_eq!(finished.value("intact"), "1", "{far}: {}", finished.describe());
+    }
 }
 
 #[test]

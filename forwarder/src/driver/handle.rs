@@ -1,5 +1,7 @@
 //! Talking to a running driver from other threads.
 
+mod later;
+
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;

@@ -115,6 +115,14 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     ));
     seeds.push((
         "stack_ops",
+        "published".into(),
+        vec![
+            8, 0, 0x32, 0, 0x33, 0, 0x02, 3, 200, 1, 199, 10, 0x80, 10, 0x91, 9, 0, 9, 0x11, 5, 0, 6, 1, 11,
+            50,
+        ],
+    ));
+    seeds.push((
+        "stack_ops",
         "stall_after_both_finished".into(),
         vec![0, 0, 48, 6, 48, 13, 48, 1, 88, 5, 48, 11, 255, 11, 255],
     ));

@@ -4,14 +4,16 @@
 //! and sorted on the server's.
 
 use std::cmp::Reverse;
+use std::error::Error;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use netstack::capture::CaptureLimit;
-use netstack::driver::DnsUpstream;
-use netstack::driver::DriverHandle;
+use forwarder::driver::{ForwardStats, Handle};
+use forwarder::error::PortError;
+use netstack::capture::{CaptureLimit, CaptureState, CaptureStatus};
+use netstack::driver::{DnsUpstream, DriverHandle};
 use netstack::flow::policy::{EgressPolicy, Rule};
 use netstack::flow::{OpenedBy, Protocol};
 use netstack::stack::FlowInfo;
@@ -20,10 +22,11 @@ use netstack::time::Instant;
 use netstack::{Driver, Stack};
 
 use super::model::{
-    Capture, Dns, DnsChange, Drops, Flow, FlowList, FlowProtocol, FlowQuery, Health, HealthStatus, Info,
-    NetworkDriver, Policy, PortDriver, PortSpec, PortStatus, Position, Side, StaticName, Statistics,
+    Capture, CaptureEnd, Dns, DnsChange, Drops, Flow, FlowList, FlowProtocol, FlowQuery, ForwardStatistics,
+    Health, HealthStatus, Info, NetworkDriver, Policy, PortDriver, PortSpec, PortStatus, Position, Side,
+    StaticName, Statistics,
 };
-use super::{Control, PortWatcher, Refusal, Reply, VERSION};
+use super::{Control, Refusal, Reply, VERSION};
 
 /// What is known of an instance from the start.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +37,18 @@ pub struct Facts {
     pub network: Option<NetworkDriver>,
     /// Who publishes ports; none if nobody does.
     pub ports: Option<PortDriver>,
+    /// Whether the engine may read the host's resolv.conf: it was started with the host's DNS servers.
+    pub host_dns: HostDns,
+}
+
+/// Whether the engine can ask the host's DNS servers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HostDns {
+    /// It follows resolv.conf, or did so at the start.
+    #[default]
+    InReach,
+    /// It was started with servers of its own, in a sandbox without resolv.conf.
+    OutOfReach,
 }
 
 /// The engine process as its API sees it.
@@ -43,12 +58,14 @@ pub struct Engine {
     /// CMD's process id; 0 while CMD does not run.
     child: AtomicI32,
     driver: Option<DriverHandle>,
+    forwards: Option<Handle>,
 }
 
 impl Engine {
-    /// An instance that is not ready. Without `driver` there is no network engine.
-    pub fn new(facts: Facts, driver: Option<DriverHandle>) -> Self {
-        Engine { facts, child: AtomicI32::new(0), driver }
+    /// An instance that is not ready. Without `driver` there is no network engine, without `forwards` nobody
+    /// publishes ports.
+    pub fn new(facts: Facts, driver: Option<DriverHandle>, forwards: Option<Handle>) -> Self {
+        Engine { facts, child: AtomicI32::new(0), driver, forwards }
     }
 
     /// CMD runs, as the process of this id in the host's numbers.
@@ -65,7 +82,9 @@ impl Engine {
         match &self.driver {
             None => reply.send(Err(Refusal::not_here("this instance has no network engine"))),
             // If it has ended, the reply is dropped, which says so.
-            Some(driver) => drop(driver.post(|driver| job(driver, reply))),
+            Some(driver) => {
+                let _ = driver.post(|driver| job(driver, reply));
+            }
         }
     }
 }
@@ -91,21 +110,48 @@ impl Control for Engine {
     }
 
     fn ports(&self, reply: Reply<Vec<PortStatus>>) {
-        reply.send(Err(nobody_publishes()));
+        match &self.forwards {
+            None => reply.send(Err(nobody_publishes())),
+            Some(forwards) => forwards.list_then(|list| reply.send(Ok(list))),
+        }
     }
 
-    fn add_port(&self, _spec: PortSpec, reply: Reply<PortStatus>) {
-        reply.send(Err(nobody_publishes()));
+    fn add_port(&self, spec: PortSpec, reply: Reply<PortStatus>) {
+        match &self.forwards {
+            None => reply.send(Err(nobody_publishes())),
+            Some(forwards) => {
+                forwards.add_then(spec, |added| reply.send(added.map_err(|error| refused(&error))))
+            }
+        }
     }
 
-    fn remove_port(&self, _id: u64, reply: Reply<()>) {
-        reply.send(Err(nobody_publishes()));
+    fn remove_port(&self, id: u64, reply: Reply<()>) {
+        match &self.forwards {
+            None => reply.send(Err(nobody_publishes())),
+            Some(forwards) => {
+                forwards.remove_then(id, |gone| reply.send(gone.map_err(|error| refused(&error))))
+            }
+        }
     }
-
-    fn watch_ports(&self, _watcher: PortWatcher) {}
 
     fn statistics(&self, reply: Reply<Statistics>) {
-        self.post(reply, |driver, reply| reply.send(Ok(statistics(driver))));
+        let Some(forwards) = self.forwards.clone() else {
+            return self.post(reply, |driver, reply| reply.send(Ok(statistics(driver))));
+        };
+        let Some(driver) = &self.driver else {
+            return forwards.stats_then(|stats, count| {
+                let forwards = Some(forward_statistics(&stats, count));
+                reply.send(Ok(Statistics { forwards, ..Statistics::default() }));
+            });
+        };
+        // One after the other. Who has ended drops the reply.
+        let _ = driver.post(move |driver| {
+            let statistics = statistics(driver);
+            forwards.stats_then(move |stats, count| {
+                let forwards = Some(forward_statistics(&stats, count));
+                reply.send(Ok(Statistics { forwards, ..statistics }));
+            });
+        });
     }
 
     fn flows(&self, query: FlowQuery, reply: Reply<FlowList>) {
@@ -153,7 +199,12 @@ impl Control for Engine {
     }
 
     fn set_dns(&self, change: DnsChange, reply: Reply<Dns>) {
-        self.post(reply, |driver, reply| reply.send(change_dns(driver, change)));
+        let host_dns = self.facts.host_dns;
+        self.post(reply, move |driver, reply| reply.send(change_dns(driver, change, host_dns)));
+    }
+
+    fn capture(&self, reply: Reply<Capture>) {
+        self.post(reply, |driver, reply| reply.send(Ok(driver.capture().map(capture).unwrap_or_default())));
     }
 
     fn start_capture(&self, file: OwnedFd, reply: Reply<Capture>) {
@@ -168,6 +219,31 @@ impl Control for Engine {
 /// In RootlessKit's words.
 fn nobody_publishes() -> Refusal {
     Refusal::bad_request("no PortDriver is available")
+}
+
+/// The error with what led to it; 400 whatever it is, as RootlessKit.
+fn refused(error: &PortError) -> Refusal {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    Refusal::bad_request(text)
+}
+
+fn forward_statistics(stats: &ForwardStats, forwards: usize) -> ForwardStatistics {
+    let total = &stats.total;
+    ForwardStatistics {
+        forwards: forwards as u64,
+        connections: total.connections,
+        sessions: total.sessions,
+        accepted: total.connections_total,
+        refused: total.refused,
+        limited: total.limited,
+        bytes_from_child: total.bytes_to_client,
+        bytes_to_child: total.bytes_to_server,
+    }
 }
 
 fn statistics(driver: &Driver) -> Statistics {
@@ -185,7 +261,7 @@ fn statistics(driver: &Driver) -> Statistics {
         dns_static: stats.dns_static,
         dns_servfail: stats.dns_servfail,
         flows: driver.flows().count() as u64,
-        buffer_bytes: 0,
+        buffer_bytes: driver.stack().buffer_bytes() as u64,
         drops: stats.all_drops().map(|(reason, count)| Drops { reason: reason.to_string(), count }).collect(),
         forwards: None,
     }
@@ -254,7 +330,16 @@ fn dns(stack: &Stack) -> Dns {
 }
 
 /// All of a change or nothing of it.
-fn change_dns(driver: &mut Driver, change: DnsChange) -> Result<Dns, Refusal> {
+fn change_dns(driver: &mut Driver, change: DnsChange, host_dns: HostDns) -> Result<Dns, Refusal> {
+    let servers = change.servers.map(|servers| match servers.is_empty() {
+        true => DnsUpstream::ResolvConf,
+        false => DnsUpstream::Servers(servers),
+    });
+    if servers == Some(DnsUpstream::ResolvConf) && host_dns == HostDns::OutOfReach {
+        return Err(Refusal::conflict(
+            "the host's DNS servers are out of reach: others were given at the start",
+        ));
+    }
     if let Some(names) = change.names {
         let stack = driver.stack_mut();
         let before = stack.dns_names().to_vec();
@@ -265,12 +350,10 @@ fn change_dns(driver: &mut Driver, change: DnsChange) -> Result<Dns, Refusal> {
             return Err(refusal);
         }
     }
-    if let Some(servers) = change.servers {
-        driver
-            .set_dns_upstream(DnsUpstream::Servers(servers))
-            .map_err(|error| Refusal::conflict(error.to_string()))?;
+    if let Some(servers) = servers {
+        driver.set_dns_upstream(servers).map_err(|error| Refusal::conflict(error.to_string()))?;
     }
-    Ok(dns(driver.stack_mut()))
+    Ok(dns(driver.stack()))
 }
 
 fn replace_names(stack: &mut Stack, names: &[StaticName]) -> Result<(), Refusal> {
@@ -283,17 +366,23 @@ fn replace_names(stack: &mut Stack, names: &[StaticName]) -> Result<(), Refusal>
 }
 
 fn start_capture(driver: &mut Driver, file: OwnedFd) -> Result<Capture, Refusal> {
-    driver
-        .start_capture(Box::new(File::from(file)), CaptureLimit::default())
-        .map_err(|error| Refusal::conflict(error.to_string()))?;
-    Ok(Capture { running: true })
+    let started = driver.start_capture(Box::new(File::from(file)), CaptureLimit::default());
+    started.map_err(|error| Refusal::conflict(error.to_string()))?;
+    Ok(driver.capture().map(capture).unwrap_or_default())
 }
 
 fn stop_capture(driver: &mut Driver) -> Result<Capture, Refusal> {
-    match driver.stop_capture() {
-        Some(_) => Ok(Capture { running: false }),
-        None => Err(Refusal::conflict("no capture is running")),
-    }
+    let ended = driver.stop_capture().ok_or_else(|| Refusal::conflict("no capture is running"))?;
+    Ok(Capture { running: false, ..capture(ended) })
+}
+
+fn capture(status: CaptureStatus) -> Capture {
+    let ended = match status.state {
+        CaptureState::LimitReached => Some(CaptureEnd::Limit),
+        CaptureState::Failed => Some(CaptureEnd::WriteFailed),
+        _ => None,
+    };
+    Capture { running: status.is_running(), frames: status.frames, bytes: status.bytes, ended }
 }
 
 #[cfg(test)]

@@ -77,6 +77,7 @@ impl Collector for Snapshot {
         page.gauge("forward_sessions", "UDP sessions of published ports at this moment", ports.sessions)?;
         page.counter("forward_accepted", "Connections to published ports", ports.accepted)?;
         page.counter("forward_refused", "Those that the child did not take", ports.refused)?;
+        page.counter("forward_limited", "Those beyond a limit", ports.limited)?;
         page.counter("forward_bytes_from_child", "Bytes of published ports", ports.bytes_from_child)?;
         page.counter("forward_bytes_to_child", "Bytes of published ports", ports.bytes_to_child)
     }

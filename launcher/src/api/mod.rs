@@ -21,13 +21,12 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 
 use hyper::StatusCode;
-use hyper::body::Bytes;
 use netstack::flow::policy::{EgressPolicy, Rule};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use self::model::{
-    Capture, Dns, DnsChange, FlowList, FlowQuery, Health, Info, Policy, PortEvent, PortSpec, PortStatus,
-    Position, Statistics,
+    Capture, Dns, DnsChange, FlowList, FlowQuery, Health, Info, Policy, PortSpec, PortStatus, Position,
+    Statistics,
 };
 
 /// The API's version, as RootlessKit counts it: ours adds to 1.1.1 and changes nothing.
@@ -48,8 +47,6 @@ pub trait Control: Send + Sync {
     fn add_port(&self, spec: PortSpec, reply: Reply<PortStatus>);
     /// Takes a published port back.
     fn remove_port(&self, id: u64, reply: Reply<()>);
-    /// Tells `watcher` of every published port there is, then of every change.
-    fn watch_ports(&self, watcher: PortWatcher);
     /// Counters.
     fn statistics(&self, reply: Reply<Statistics>);
     /// Flows of the child.
@@ -64,7 +61,9 @@ pub trait Control: Send + Sync {
     fn dns(&self, reply: Reply<Dns>);
     /// Changes servers or static names.
     fn set_dns(&self, change: DnsChange, reply: Reply<Dns>);
-    /// Writes every frame to `file` from now on.
+    /// Whether frames are recorded.
+    fn capture(&self, reply: Reply<Capture>);
+    /// Writes every frame to `file`, a regular one, from now on.
     fn start_capture(&self, file: OwnedFd, reply: Reply<Capture>);
     /// Ends the capture.
     fn stop_capture(&self, reply: Reply<Capture>);
@@ -138,30 +137,5 @@ impl<T: Send + 'static> Reply<T> {
 impl<T> fmt::Debug for Reply<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Reply")
-    }
-}
-
-/// Somebody who wants to know of every change of the published ports.
-#[derive(Debug)]
-pub struct PortWatcher(mpsc::Sender<Bytes>);
-
-/// The watcher has gone, or reads so slowly that it was given up; tell it nothing more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gone;
-
-impl PortWatcher {
-    fn channel(queue: usize) -> (Self, mpsc::Receiver<Bytes>) {
-        let (sender, receiver) = mpsc::channel(queue);
-        (PortWatcher(sender), receiver)
-    }
-
-    /// Tells of a change. Does not wait.
-    ///
-    /// # Errors
-    /// Nobody watches any more: drop the watcher, which ends its stream.
-    pub fn tell(&self, event: &PortEvent) -> Result<(), Gone> {
-        let mut line = serde_json::to_vec(event).map_err(|_| Gone)?;
-        line.push(b'\n');
-        self.0.try_send(line.into()).map_err(|_| Gone)
     }
 }

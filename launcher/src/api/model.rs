@@ -195,6 +195,8 @@ pub struct ForwardStatistics {
     pub accepted: u64,
     /// Those that the child did not take.
     pub refused: u64,
+    /// Those beyond a limit.
+    pub limited: u64,
     /// Payload bytes from the child.
     pub bytes_from_child: u64,
     /// Payload bytes to the child.
@@ -415,10 +417,28 @@ pub struct StaticName {
 }
 
 /// Whether frames are recorded.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(default)]
 pub struct Capture {
-    /// Since now, or no more.
+    /// Whether more will come.
     pub running: bool,
+    /// Frames written by this capture, or the last one.
+    pub frames: u64,
+    /// Bytes written, with all headers.
+    pub bytes: u64,
+    /// Why it ended by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended: Option<CaptureEnd>,
+}
+
+/// Why a capture ended by itself.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum CaptureEnd {
+    /// It is as long as it may be.
+    Limit,
+    /// The file cannot be written any more.
+    WriteFailed,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde wants")]

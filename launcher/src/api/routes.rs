@@ -38,6 +38,8 @@ pub enum Command {
     Dns,
     /// Change DNS.
     SetDns(DnsChange),
+    /// Tell whether frames are recorded.
+    Capture,
     /// Write frames to the file whose descriptor came with the request.
     StartCapture,
     /// End that.
@@ -75,6 +77,7 @@ impl Route {
         Route { method: "POST", path: "/v1/policy", success: 200, kind: Kind::AddPolicy },
         Route { method: "GET", path: "/v1/dns", success: 200, kind: Kind::Dns },
         Route { method: "PUT", path: "/v1/dns", success: 200, kind: Kind::SetDns },
+        Route { method: "GET", path: "/v1/capture", success: 200, kind: Kind::Capture },
         Route { method: "POST", path: "/v1/capture", success: 201, kind: Kind::StartCapture },
         Route { method: "DELETE", path: "/v1/capture", success: 200, kind: Kind::StopCapture },
         Route { method: "GET", path: Route::METRICS, success: 200, kind: Kind::Metrics },
@@ -138,6 +141,7 @@ impl Route {
             }
             Kind::Dns => Command::Dns,
             Kind::SetDns => Command::SetDns(json(body)?),
+            Kind::Capture => Command::Capture,
             Kind::StartCapture => Command::StartCapture,
             Kind::StopCapture => Command::StopCapture,
             Kind::Metrics => Command::Metrics,
@@ -160,6 +164,7 @@ enum Kind {
     AddPolicy,
     Dns,
     SetDns,
+    Capture,
     StartCapture,
     StopCapture,
     Metrics,

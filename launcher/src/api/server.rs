@@ -3,6 +3,7 @@
 //! Every connection is a task of its own; the thread sleeps while there is nothing to do. Once started it needs no
 //! file and makes no socket but by accept4(2).
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::TcpListener;
@@ -25,13 +26,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::stat::{SFlag, fstat};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, timeout};
 
-use super::model::{ErrorBody, HealthStatus};
+use super::model::{ErrorBody, HealthStatus, PortChange, PortEvent, PortStatus};
 use super::routes::{Command, Route};
 use super::stream::{Impatient, PassedFile, Receiving};
-use super::{Control, PortWatcher, Refusal, Reply, metrics};
+use super::{Control, Refusal, Reply, metrics};
 
 /// What a client may take.
 #[derive(Clone, Debug)]
@@ -50,8 +51,8 @@ pub struct Limits {
     pub write: Duration,
     /// For the engine to do what was asked; 503 then. 10 s.
     pub answer: Duration,
-    /// Changes of ports that wait for a slow watcher; then its stream ends. 4096.
-    pub watch_queue: usize,
+    /// Ports are looked at this often while somebody watches: not every change is made by a request. 1 s.
+    pub watch: Duration,
     /// An empty line goes to every watcher this often, so that one that has gone is noticed. 15 s.
     pub heartbeat: Duration,
 }
@@ -66,7 +67,7 @@ impl Default for Limits {
             body_read: Duration::from_secs(10),
             write: Duration::from_secs(10),
             answer: Duration::from_secs(10),
-            watch_queue: 4096,
+            watch: Duration::from_secs(1),
             heartbeat: Duration::from_secs(15),
         }
     }
@@ -143,10 +144,17 @@ async fn serve(
     mut stopped: oneshot::Receiver<Infallible>,
 ) {
     let places = Places::default();
+    let (changes, _) = watch::channel(());
     loop {
-        let Some(accepted) = select(&mut stopped, accept(&listener, metrics.as_ref())).await else { return };
+        let Some(accepted) = until(&mut stopped, accept(&listener, metrics.as_ref())).await else { return };
         let place = places.take(limits.connections);
-        let session = |file, scope| Session { control: control.clone(), limits: limits.clone(), file, scope };
+        let session = |file, scope| Session {
+            control: control.clone(),
+            limits: limits.clone(),
+            changes: changes.clone(),
+            file,
+            scope,
+        };
         match (accepted, place) {
             (Ok(Accepted::Control(stream)), Some(place)) => {
                 let (stream, file) = Receiving::new(stream);
@@ -188,10 +196,10 @@ async fn accept(
     .await
 }
 
-/// What `work` results in, or nothing if `stopped` comes first.
-async fn select<T>(stopped: &mut oneshot::Receiver<Infallible>, work: impl Future<Output = T>) -> Option<T> {
-    let mut work = pin!(work);
-    std::future::poll_fn(|context| match Pin::new(&mut *stopped).poll(context) {
+/// What `work` results in, or nothing if `end` comes first.
+async fn until<T>(end: impl Future, work: impl Future<Output = T>) -> Option<T> {
+    let (mut end, mut work) = (pin!(end), pin!(work));
+    std::future::poll_fn(|context| match end.as_mut().poll(context) {
         Poll::Ready(_) => Poll::Ready(None),
         Poll::Pending => work.as_mut().poll(context).map(Some),
     })
@@ -242,6 +250,8 @@ enum Scope {
 struct Session {
     control: Arc<dyn Control>,
     limits: Arc<Limits>,
+    /// Touched when a request has changed the published ports.
+    changes: watch::Sender<()>,
     file: PassedFile,
     scope: Scope,
 }
@@ -304,17 +314,24 @@ impl Session {
                 Ok(response)
             }
             Command::Ports => json(route, &self.ask(|reply| control.ports(reply)).await?),
-            Command::AddPort(spec) => json(route, &self.ask(|reply| control.add_port(spec, reply)).await?),
+            Command::AddPort(spec) => {
+                let port = self.ask(|reply| control.add_port(spec, reply)).await?;
+                self.changes.send_modify(|_| {});
+                json(route, &port)
+            }
             Command::RemovePort(id) => {
                 self.ask(|reply| control.remove_port(id, reply)).await?;
+                self.changes.send_modify(|_| {});
                 Ok(whole(route, Bytes::new(), None))
             }
             Command::WatchPorts => {
-                let (watcher, lines) = PortWatcher::channel(self.limits.watch_queue);
-                control.watch_ports(watcher);
+                let ports = self.ask(|reply| control.ports(reply)).await?;
+                // What waits to be read is bounded; what changes meanwhile is told as one change.
+                let (lines, receiver) = mpsc::channel(1);
+                tokio::spawn(self.clone().watch(ports, lines));
                 Ok(response(
                     route,
-                    Payload::lines(lines, self.limits.heartbeat),
+                    Payload::lines(receiver, self.limits.heartbeat),
                     Some("application/x-ndjson"),
                 ))
             }
@@ -329,6 +346,7 @@ impl Session {
             }
             Command::Dns => json(route, &self.ask(|reply| control.dns(reply)).await?),
             Command::SetDns(change) => json(route, &self.ask(|reply| control.set_dns(change, reply)).await?),
+            Command::Capture => json(route, &self.ask(|reply| control.capture(reply)).await?),
             Command::StartCapture => {
                 let file = regular_file(&self.file)?;
                 json(route, &self.ask(|reply| control.start_capture(file, reply)).await?)
@@ -338,6 +356,29 @@ impl Session {
                 let statistics = self.ask(|reply| control.statistics(reply)).await?;
                 let text = metrics::text(statistics, env!("CARGO_PKG_VERSION")).map_err(internal)?;
                 Ok(whole(route, text.into(), Some(metrics::CONTENT_TYPE)))
+            }
+        }
+    }
+
+    /// Tells of `ports`, then of every change, until nobody reads any more.
+    async fn watch(self, mut ports: Vec<PortStatus>, lines: mpsc::Sender<Bytes>) {
+        let mut changes = self.changes.subscribe();
+        let mut told = BTreeMap::new();
+        loop {
+            for event in news(&mut told, ports) {
+                let Ok(mut line) = serde_json::to_vec(&event) else { return };
+                line.push(b'\n');
+                if lines.send(line.into()).await.is_err() {
+                    return;
+                }
+            }
+            let next = timeout(self.limits.watch, changes.changed());
+            if until(lines.closed(), next).await.is_none() {
+                return;
+            }
+            match self.ask(|reply| self.control.ports(reply)).await {
+                Ok(now) => ports = now,
+                Err(_) => return,
             }
         }
     }
@@ -366,6 +407,18 @@ impl Session {
             Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body takes too long")),
         }
     }
+}
+
+/// What has changed between what was told and `ports`, which is told then.
+fn news(told: &mut BTreeMap<u64, PortStatus>, ports: Vec<PortStatus>) -> Vec<PortEvent> {
+    let now: BTreeMap<u64, PortStatus> = ports.into_iter().map(|port| (port.id, port)).collect();
+    let is_in = |known: &BTreeMap<_, _>, port: &PortStatus| known.get(&port.id) == Some(port);
+    let removed = told.values().filter(|port| !is_in(&now, port));
+    let added = now.values().filter(|port| !is_in(told, port));
+    let event = |event| move |port: &PortStatus| PortEvent { event, port: port.clone() };
+    let events = removed.map(event(PortChange::Removed)).chain(added.map(event(PortChange::Added))).collect();
+    *told = now;
+    events
 }
 
 /// The file that came with the request. A pipe or a socket would stop the network when nobody reads it.
@@ -466,5 +519,30 @@ impl Body for Payload {
             Payload::Whole(body) => body.size_hint(),
             Payload::Lines { .. } => SizeHint::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use forwarder::spec::Origin;
+
+    use super::*;
+
+    #[test]
+    fn news_are_what_was_not_told() {
+        let port = |id, text: &str| PortStatus { id, spec: text.parse().unwrap(), origin: Origin::Asked };
+        let mut told = BTreeMap::new();
+        let mut shown = |ports: &[PortStatus]| {
+            let events = news(&mut told, ports.to_vec());
+            events.iter().map(|event| (event.event, event.port.id)).collect::<Vec<_>>()
+        };
+        use PortChange::{Added, Removed};
+        assert_eq!(shown(&[port(1, "1:1"), port(2, "2:2")]), [(Added, 1), (Added, 2)]);
+        assert_eq!(shown(&[port(1, "1:1"), port(2, "2:2")]), []);
+        // Taken back and given to another one between two looks.
+        assert_eq!(
+            shown(&[port(3, "3:3"), port(2, "4:4")]),
+            [(Removed, 1), (Removed, 2), (Added, 2), (Added, 3)]
+        );
     }
 }

@@ -216,6 +216,8 @@ pub enum CaptureCommand {
     },
     /// End it
     Stop(Plain),
+    /// Say whether it runs, and how much it has written
+    Status(Plain),
 }
 
 /// `enter`.

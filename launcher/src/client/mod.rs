@@ -57,6 +57,9 @@ pub enum ClientError {
     /// No published port is like that.
     #[error("no port is published as {0}")]
     NoSuchPort(Box<PortSpec>),
+    /// There can be one capture at a time.
+    #[error("a capture runs already")]
+    CaptureRuns,
     /// A file could not be read or made.
     #[error("{path:?}")]
     File {
@@ -299,8 +302,12 @@ fn capture(command: &CaptureCommand) -> Result<(), ClientError> {
     match command {
         CaptureCommand::Start { file: path, plain } => {
             let api = Api::new(plain)?;
-            let failed = |source| ClientError::File { path: path.clone(), source };
-            let file = File::options().write(true).create(true).truncate(false).open(path).map_err(failed)?;
+            // Not the file of a capture that runs.
+            if parse::<Capture>(&api.ask(&Request::new("GET", "/v1/capture"))?)?.running {
+                return Err(ClientError::CaptureRuns);
+            }
+            let file =
+                File::create(path).map_err(|source| ClientError::File { path: path.clone(), source })?;
             let file = Request { file: Some(file.as_fd()), ..Request::new("POST", "/v1/capture") };
             api.print::<Capture>(&api.ask(&file)?)
         }
@@ -308,6 +315,7 @@ fn capture(command: &CaptureCommand) -> Result<(), ClientError> {
             let api = Api::new(plain)?;
             api.print::<Capture>(&api.ask(&Request::new("DELETE", "/v1/capture"))?)
         }
+        CaptureCommand::Status(plain) => show::<Capture>(plain, "/v1/capture"),
     }
 }
 

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use forwarder::spec::{Origin, PortFields};
 
 use crate::api::model::{
-    Capture, Dns, FlowList, Info, Policy, PortChange, PortEvent, PortSpec, PortStatus, Side, Statistics,
-    Traffic,
+    Capture, CaptureEnd, Dns, FlowList, Info, Policy, PortChange, PortEvent, PortSpec, PortStatus, Side,
+    Statistics, Traffic,
 };
 use crate::state_dir::Instance;
 
@@ -132,12 +132,13 @@ impl Show for Statistics {
         if let Some(ports) = &self.forwards {
             text.push_str(&format!(
                 "published ports: {}, with {} connections and {} UDP sessions; {} connections since the start, \
-                 {} refused; {} from child, {} to child\n",
+                 {} refused, {} beyond a limit; {} from child, {} to child\n",
                 ports.forwards,
                 ports.connections,
                 ports.sessions,
                 ports.accepted,
                 ports.refused,
+                ports.limited,
                 bytes(ports.bytes_from_child),
                 bytes(ports.bytes_to_child)
             ));
@@ -205,7 +206,15 @@ impl Show for Dns {
 
 impl Show for Capture {
     fn to_text(&self) -> String {
-        if self.running { "the capture runs\n" } else { "the capture has ended\n" }.to_owned()
+        let state = match (self.running, self.ended) {
+            (true, _) => "the capture runs",
+            (false, None) => "no capture runs",
+            (false, Some(CaptureEnd::Limit)) => "the capture has reached its limit",
+            (false, Some(CaptureEnd::WriteFailed)) => {
+                "the capture ended because the file could not be written"
+            }
+        };
+        format!("{state}; {} frames, {} written\n", self.frames, bytes(self.bytes))
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use forwarder::spec::Origin;
 use launcher::api::model::*;
 use launcher::api::server::{self, Limits, Server};
-use launcher::api::{Control, PortWatcher, Refusal, Reply};
+use launcher::api::{Control, Refusal, Reply};
 use launcher::client::http::{self, Request};
 use launcher::state_dir::{Place, StateDir};
 use netstack::flow::policy::{EgressPolicy, Rule};
@@ -24,17 +24,8 @@ pub(crate) struct Fake {
     policy: Mutex<Vec<Rule>>,
     dns: Mutex<Dns>,
     capture: Mutex<Option<File>>,
-    /// Who watches.
-    pub(crate) watchers: Mutex<Vec<PortWatcher>>,
     /// Requests for flows are never answered, but kept here.
     pub(crate) waiting: Mutex<Vec<Reply<FlowList>>>,
-}
-
-impl Fake {
-    fn tell(&self, event: PortChange, port: &PortStatus) {
-        let event = PortEvent { event, port: port.clone() };
-        self.watchers.lock().unwrap().retain(|watcher| watcher.tell(&event).is_ok());
-    }
 }
 
 impl Control for Fake {
@@ -74,7 +65,6 @@ impl Control for Fake {
         ports.0 += 1;
         let port = PortStatus { id: ports.0, spec, origin: Origin::Asked };
         ports.1.push(port.clone());
-        self.tell(PortChange::Added, &port);
         // As the engine: on another thread, later.
         std::thread::spawn(move || reply.send(Ok(port)));
     }
@@ -84,16 +74,8 @@ impl Control for Fake {
         let Some(index) = ports.1.iter().position(|port| port.id == id) else {
             return reply.send(Err(Refusal::bad_request(format!("there is no port {id}"))));
         };
-        let port = ports.1.remove(index);
-        self.tell(PortChange::Removed, &port);
+        ports.1.remove(index);
         reply.send(Ok(()));
-    }
-
-    fn watch_ports(&self, watcher: PortWatcher) {
-        for port in &self.ports.lock().unwrap().1 {
-            watcher.tell(&PortEvent { event: PortChange::Added, port: port.clone() }).unwrap();
-        }
-        self.watchers.lock().unwrap().push(watcher);
     }
 
     fn statistics(&self, reply: Reply<Statistics>) {
@@ -136,6 +118,11 @@ impl Control for Fake {
         reply.send(Ok(dns.clone()));
     }
 
+    fn capture(&self, reply: Reply<Capture>) {
+        let running = self.capture.lock().unwrap().is_some();
+        reply.send(Ok(Capture { running, ..Capture::default() }));
+    }
+
     fn start_capture(&self, file: OwnedFd, reply: Reply<Capture>) {
         let mut capture = self.capture.lock().unwrap();
         if capture.is_some() {
@@ -144,12 +131,12 @@ impl Control for Fake {
         let mut file = File::from(file);
         file.write_all(b"frames").unwrap();
         *capture = Some(file);
-        reply.send(Ok(Capture { running: true }));
+        reply.send(Ok(Capture { running: true, ..Capture::default() }));
     }
 
     fn stop_capture(&self, reply: Reply<Capture>) {
         match self.capture.lock().unwrap().take() {
-            Some(_) => reply.send(Ok(Capture { running: false })),
+            Some(_) => reply.send(Ok(Capture::default())),
             None => reply.send(Err(Refusal::conflict("no capture is running"))),
         }
     }
@@ -252,6 +239,14 @@ impl Bench {
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
         String::from_utf8(answer).unwrap()
+    }
+
+    /// Publishes a port without a request.
+    pub(crate) fn publish(&self, text: &str) {
+        let mut ports = self.fake.ports.lock().unwrap();
+        ports.0 += 1;
+        let port = PortStatus { id: ports.0, spec: text.parse().unwrap(), origin: Origin::Auto };
+        ports.1.push(port);
     }
 
     /// Ends the server.

@@ -125,9 +125,10 @@ impl Driver {
                     tries = 0;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Too long for the path of one client. The child is told, so that it sends shorter packets from now
-                // on; this one goes in fragments, as a server's on the host itself would.
-                Err(error) if shared && whole && error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                // Too long for the path. The child is told, so that it sends shorter packets from now on; this one goes
+                // in fragments, as from a program on the host itself: an interface of the child with a larger MTU than
+                // the host's is no reason to lose it.
+                Err(error) if whole && error.raw_os_error() == Some(libc::EMSGSIZE) => {
                     whole = false;
                     self.read_errors(now, flow);
                     if let Some(socket) = self.sockets.get_mut(flow) {

@@ -10,11 +10,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 
-use nix::ifaddrs::getifaddrs;
-use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::{SockaddrStorage, getsockname};
 
 use crate::stack::HostAddresses;
+use crate::sys::netlink::AddressWatch;
 use crate::sys::socket::{self, Kind};
 
 /// 240.0.0.0/4 is reserved (RFC 1112 section 4) and 3fff::/20 for documentation (RFC 9637): only a default route
@@ -25,10 +24,14 @@ const WORLD: [IpAddr; 2] = [
 ];
 
 /// Asks the kernel for the addresses of the current network namespace.
-pub(super) fn read() -> HostAddresses {
+pub(super) fn read(watch: &AddressWatch) -> HostAddresses {
     let mut addresses = HostAddresses::default();
     let by_route = WORLD.into_iter().filter_map(|world| source_towards(world).ok());
-    for address in by_route.chain(of_interfaces()).filter(is_global) {
+    let of_interfaces = watch.addresses().unwrap_or_else(|error| {
+        log::debug!("listing addresses failed: {error}");
+        Vec::new()
+    });
+    for address in by_route.chain(of_interfaces).filter(is_global) {
         match address {
             IpAddr::V4(v4) => drop(addresses.v4.get_or_insert(v4)),
             IpAddr::V6(v6) => drop(addresses.v6.get_or_insert(v6)),
@@ -43,14 +46,6 @@ fn source_towards(world: IpAddr) -> io::Result<IpAddr> {
     socket::connect(fd.as_fd(), SocketAddr::new(world, 9))?;
     let name: SockaddrStorage = getsockname(fd.as_raw_fd())?;
     address_of(&name).ok_or(io::ErrorKind::AddrNotAvailable.into())
-}
-
-fn of_interfaces() -> impl Iterator<Item = IpAddr> {
-    let all = getifaddrs().map_err(|error| log::debug!("getifaddrs failed: {error}"));
-    all.into_iter().flatten().filter_map(|interface| {
-        let outside = !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK);
-        interface.address.filter(|_| outside).as_ref().and_then(address_of)
-    })
 }
 
 fn address_of(name: &SockaddrStorage) -> Option<IpAddr> {
@@ -72,7 +67,7 @@ mod tests {
 
     #[test]
     fn only_addresses_that_others_can_reach_count() {
-        let addresses = read();
+        let addresses = read(&AddressWatch::new().unwrap());
         let both = [addresses.v4.map(IpAddr::from), addresses.v6.map(IpAddr::from)];
         assert!(both.iter().flatten().all(is_global), "{addresses:?}");
     }

@@ -157,8 +157,8 @@ impl Driver {
     /// thread.
     ///
     /// What it needs of the file system afterwards is resolv.conf with its symbolic links, at the same paths
-    /// ([`resolver::directories`]), and only where the configuration names no DNS servers: the process may go into an
-    /// empty root.
+    /// ([`resolver::directories`]), and only while its servers are asked: the process may go into an empty root. No
+    /// socket of another kind than IP's is opened later, and no event source.
     ///
     /// # Errors
     /// When the link or one of the kernel's event sources cannot be used.
@@ -176,7 +176,8 @@ impl Driver {
         let clock = MonotonicClock::new();
         let watch_ipv6 = config.ipv6_mode() == Ipv6Mode::Auto;
         let polling = Polling::new(config.busy_poll());
-        let follow_dns = config.dns().service == DnsService::On && config.dns().servers.is_empty();
+        // Also where the configuration names servers: a sandbox may forbid to begin with it later.
+        let follow_dns = config.dns().service == DnsService::On;
         let follow_addresses = config.maps().iter().any(|map| map.host == MapTarget::HostAddress);
         let outbound = (config.outbound().0.clone(), config.outbound().1.clone());
         let memory = Memory { region: Region::mapped, trim: region::trim_heap };
@@ -665,19 +666,20 @@ impl Driver {
         match AddressWatch::new() {
             Ok(watch) => {
                 self.watch("addresses", watch.as_raw_fd(), ADDRESSES, Interest::READABLE)?;
+                self.stack.set_host_addresses(host_addresses::read(&watch));
                 self.addresses = Some(watch);
             }
-            Err(error) => log::warn!("changes of the host's addresses are not noticed: {error}"),
+            Err(error) => log::warn!("the host's own addresses cannot be known: {error}"),
         }
-        self.stack.set_host_addresses(host_addresses::read());
         Ok(())
     }
 
     fn handle_addresses(&mut self) {
-        match self.addresses.as_mut().map(AddressWatch::read_changes) {
-            Some(Ok(true)) => self.stack.set_host_addresses(host_addresses::read()),
-            Some(Err(error)) => log::warn!("the host's addresses are no longer followed: {error}"),
-            Some(Ok(false)) | None => {}
+        let Some(watch) = &mut self.addresses else { return };
+        match watch.read_changes() {
+            Ok(true) => self.stack.set_host_addresses(host_addresses::read(watch)),
+            Ok(false) => {}
+            Err(error) => log::warn!("the host's addresses are no longer followed: {error}"),
         }
     }
 

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 
 use thiserror::Error;
 
-use super::{Driver, DriverError};
+use super::Driver;
+use super::resolver::read_resolv_conf;
 use crate::capture::{CaptureLimit, CaptureStatus, FrameObserver, PcapWriter};
 
 /// Whom DNS questions are forwarded to.
@@ -27,22 +28,17 @@ impl Driver {
     /// [`DnsUpstream::ResolvConf`].
     ///
     /// # Errors
-    /// When resolv.conf cannot be watched.
-    pub fn set_dns_upstream(&mut self, upstream: DnsUpstream) -> Result<(), DriverError> {
-        let servers = match upstream {
-            DnsUpstream::ResolvConf => Vec::new(),
-            DnsUpstream::Servers(servers) => servers,
-        };
-        let follow = servers.is_empty();
-        self.stack.replace_dns_servers(servers);
-        match (follow, &self.resolver) {
-            (false, _) => Ok(()),
-            (true, Some(_)) => {
-                self.read_resolvers();
-                Ok(())
+    /// resolv.conf cannot be read: the servers stay what they were.
+    pub fn set_dns_upstream(&mut self, upstream: DnsUpstream) -> io::Result<()> {
+        match upstream {
+            DnsUpstream::Servers(servers) if !servers.is_empty() => self.stack.replace_dns_servers(servers),
+            DnsUpstream::ResolvConf | DnsUpstream::Servers(_) => {
+                let conf = read_resolv_conf(&self.resolv_conf)?;
+                self.stack.replace_dns_servers(Vec::new());
+                self.stack.set_dns_servers(&conf.servers);
             }
-            (true, None) => self.follow_resolv_conf(),
         }
+        Ok(())
     }
 
     /// Whom DNS questions are forwarded to.
@@ -105,6 +101,7 @@ mod tests {
     use super::*;
     use crate::capture::CaptureState;
     use crate::config::{Config, Ipv6Mode};
+    use crate::driver::DriverError;
     use crate::sys::link::PacketSocket;
     use crate::testing::frames::{CHILD, GATEWAY, arp_request};
 

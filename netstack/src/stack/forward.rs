@@ -31,7 +31,7 @@ use std::ops::Range;
 use super::udp::{Datagram, REFRESH, ToChild};
 use super::{FlowKind, FlowState, Received, Stack};
 use crate::action::{Action, DatagramError};
-use crate::config::Ipv6Mode;
+use crate::config::{Ipv4Mode, Ipv6Mode};
 use crate::error::{DropReason, ForwardError};
 use crate::flow::{FlowId, FlowKey, Protocol};
 use crate::forward::{ForwardId, SessionEnds, UdpForward, may_be_child, may_be_source, visible_source};
@@ -104,7 +104,12 @@ impl Stack {
         match hop {
             Ok(_) => self.queue_egress(id),
             Err(address) => {
+                let most = self.config.limits.half_open;
                 if let Some(inquiry) = self.inquiries.begin(now, address) {
+                    // Clients that have gone are still in the list.
+                    if inquiry.flows.len() >= most {
+                        inquiry.flows.retain(|&id| self.flows.get(id).is_some());
+                    }
                     inquiry.flows.push(id);
                 }
                 self.poll_inquiries(now);
@@ -114,8 +119,9 @@ impl Stack {
     }
 
     /// The child has accepted a connection of the host.
-    pub(super) fn handle_answered(&mut self, id: FlowId) {
+    pub(super) fn handle_answered(&mut self, now: Instant, id: FlowId) {
         let Some(tcp) = self.tcp_mut(id) else { return };
+        tcp.last_active = now;
         tcp.phase = crate::tcp::Phase::Open;
         self.counts.half_open -= 1;
     }
@@ -355,8 +361,10 @@ impl Stack {
                 Due::Ask(address) => self.ask_for(address),
                 Due::GiveUp(Inquiry { flows, frames, .. }) => {
                     for id in flows {
-                        self.stats.count_drop(DropReason::NeighborUnknown);
-                        self.close_tcp(now, id, true);
+                        if self.tcp(id).is_some() {
+                            self.stats.count_drop(DropReason::NeighborUnknown);
+                            self.close_tcp(now, id, true);
+                        }
                     }
                     for _ in frames {
                         self.stats.count_drop(DropReason::NeighborUnknown);
@@ -390,6 +398,9 @@ impl Stack {
     fn check_child(&self, child: SocketAddr) -> Result<(), ForwardError> {
         if !may_be_child(&self.config, child.ip()) || child.port() == 0 {
             return Err(ForwardError::Child(child));
+        }
+        if child.is_ipv4() && self.config.ipv4_mode == Ipv4Mode::Off {
+            return Err(ForwardError::Ipv4Off);
         }
         if child.is_ipv6() && self.config.ipv6_mode == Ipv6Mode::Off {
             return Err(ForwardError::Ipv6Off);

@@ -152,7 +152,9 @@ impl Stack {
         let Some(entry) = self.flows.get_mut(id) else { return };
         entry.value.mac = received.mac;
         let FlowKind::Tcp(flow) = &mut entry.value.kind else { return };
-        flow.last_active = now;
+        if !flow.awaits_child() {
+            flow.last_active = now;
+        }
         flow.touched |= payload_len > 0;
         let reply = flow.endpoint.ingress(&mut self.network, now, received.packet(), tcp, payload_len);
         let ended_early = flow.phase == Phase::Connecting && flow.endpoint.child_side() == ChildSide::Gone;
@@ -165,7 +167,7 @@ impl Stack {
             return self.close_tcp(now, id, true);
         }
         if answered {
-            self.handle_answered(id);
+            self.handle_answered(now, id);
         }
         self.queue_relay(id);
         self.queue_egress(id);

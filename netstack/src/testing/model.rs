@@ -2,7 +2,8 @@
 //!
 //! [`run`] reads operations from bytes, so that proptest and fuzzers share it. The reference knows three things: who
 //! may talk to whom (a datagram leaves only where the child sent it, and arrives only if the child has sent to that
-//! address before), that every byte of a stream arrives once and in order, and that everything comes to rest.
+//! address before, or by the port it is published at), that every byte of a stream arrives once and in order, and that
+//! everything comes to rest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +17,7 @@ use crate::action::{ConnectError, DatagramError, DatagramErrorKind, HostEvent};
 use crate::config::Limits;
 use crate::error::DropReason;
 use crate::flow::FlowId;
+use crate::forward::{ForwardId, ForwardSource, UdpForward};
 use crate::frame::{Checksum, Gso, Offload};
 use crate::time::Duration;
 
@@ -23,6 +25,8 @@ use crate::time::Duration;
 const STEPS: usize = 20_000;
 /// Connections of one run.
 const CONNECTIONS: usize = 24;
+/// UDP sessions of published ports.
+const SESSIONS: usize = 3;
 /// Room for one connection's bytes at either end.
 const CHILD_RING: usize = 16 << 10;
 
@@ -42,9 +46,11 @@ struct Connection {
 }
 
 impl Connection {
-    /// The child closes; before the handshake that is giving up.
+    /// The child closes; before the handshake that is giving up. (A server cannot: it does not know yet.)
     fn close(&mut self, harness: &mut Harness) {
-        self.broken |= harness.child.state(self.socket) == smoltcp::socket::tcp::State::SynSent;
+        use smoltcp::socket::tcp::State;
+        self.broken |=
+            matches!(harness.child.state(self.socket), State::SynSent | State::SynReceived | State::Listen);
         harness.child.close(self.socket);
     }
 }
@@ -54,6 +60,8 @@ struct Model {
     connections: Vec<Connection>,
     /// Addresses that each port of the child has sent to.
     sent_to: BTreeMap<SocketAddr, BTreeSet<IpAddr>>,
+    /// Published UDP ports of the child, IPv4 and IPv6, in runs that have some.
+    published: Option<[ForwardId; 2]>,
     random: Random,
 }
 
@@ -64,7 +72,7 @@ struct Model {
 pub fn run(bytes: &[u8]) {
     let mut bytes = bytes.iter().copied();
     let setup = bytes.next().unwrap_or(0);
-    let limits = Limits { udp_bindings: 8, icmp_bindings: 4, ..Limits::default() };
+    let limits = Limits { udp_bindings: 8, udp_sessions: SESSIONS, icmp_bindings: 4, ..Limits::default() };
     let capabilities = if setup & 1 == 0 { ALL_OFFLOADS } else { NO_OFFLOADS };
     let mut harness = Harness::new(config().limits(limits), capabilities);
     harness.host.record = false;
@@ -75,8 +83,15 @@ pub fn run(bytes: &[u8]) {
         loss_per_mille: if setup & 4 == 0 { 0 } else { 50 },
         seed: u64::from(setup),
     });
+    let published = (setup & 8 != 0).then(|| {
+        [0, 1].map(|family| {
+            let forward = UdpForward { child: datagram_ends(family).0, source: ForwardSource::Client };
+            harness.publish_udp(forward).expect("an address of the child")
+        })
+    });
     let mut model = Model {
         harness,
+        published,
         connections: Vec::new(),
         sent_to: BTreeMap::new(),
         random: Random::new(u64::from(setup)),
@@ -150,6 +165,9 @@ impl Model {
         if self.connections.len() == CONNECTIONS {
             return;
         }
+        if self.published.is_some() && argument & 2 != 0 {
+            return self.connect_from_host(argument);
+        }
         let address = if argument & 1 == 0 { IpAddr::from(WORLD) } else { WORLD6.into() };
         let remote = SocketAddr::new(address, 1000 + self.connections.len() as u16);
         let plan = match argument >> 4 {
@@ -171,6 +189,46 @@ impl Model {
             host_finished: false,
             broken: plan != ConnectPlan::Accept,
         });
+    }
+
+    /// A client connects to a port of the child; sometimes nothing listens there.
+    fn connect_from_host(&mut self, argument: u8) {
+        let ipv6 = argument & 1 != 0;
+        let port = 2000 + self.connections.len() as u16;
+        let (source, child) =
+            if ipv6 { (IpAddr::from(WORLD6), IpAddr::from(CHILD6)) } else { (WORLD.into(), CHILD.into()) };
+        let refused = argument >> 4 == 0;
+        let socket = self.harness.child.listen(ipv6, if refused { port + 1000 } else { port });
+        // Clients share a port now and then.
+        let source = SocketAddr::new(source, 4000 + u16::from(argument >> 2 & 3));
+        let flow = self.harness.open_to_child(source, SocketAddr::new(child, port)).expect("a flow");
+        self.connections.push(Connection {
+            socket,
+            flow: Some(flow),
+            remote: source,
+            to_host: Vec::new(),
+            to_child: Vec::new(),
+            got: 0,
+            child_finished: false,
+            host_finished: false,
+            broken: refused,
+        });
+    }
+
+    /// A client sends to a published port, or the child's binding gets a datagram.
+    fn client_sends_datagram(&mut self, forwards: [ForwardId; 2], argument: u8) {
+        let (_, client) = datagram_ends(argument);
+        let forward = forwards[usize::from(argument & 1)];
+        let before = self.harness.stack.stats().udp.packets_to_child;
+        match self.harness.client_datagram(forward, client, None, b"from a client") {
+            Ok(session) => {
+                let info = self.harness.stack.flows().find(|flow| flow.id == session);
+                assert!(info.is_some_and(|flow| flow.key.remote == client), "the client appears as itself");
+                assert_eq!(self.harness.stack.stats().udp.packets_to_child, before + 1);
+            }
+            // The link loses questions too.
+            Err(reason) => assert_eq!(reason, DropReason::NeighborUnknown),
+        }
     }
 
     fn child_writes(&mut self, argument: u8) {
@@ -214,6 +272,9 @@ impl Model {
     }
 
     fn host_sends_datagram(&mut self, argument: u8) {
+        if let Some(forwards) = self.published.filter(|_| argument & 0x80 != 0) {
+            return self.client_sends_datagram(forwards, argument);
+        }
         let (child, from) = datagram_ends(argument);
         let open =
             self.harness.stack.flows().find(|flow| flow.key.child == child && flow.key.remote.port() == 0);
@@ -293,7 +354,7 @@ impl Model {
             }
         }
         let stack = &harness.stack;
-        assert!(stack.flows().count() <= CONNECTIONS + 8 + 4, "flows beyond every limit");
+        assert!(stack.flows().count() <= CONNECTIONS + 8 + 4 + SESSIONS, "flows beyond every limit");
         assert!(stack.buffer_bytes() <= stack.config().limits().buffer_bytes);
     }
 
@@ -304,6 +365,9 @@ impl Model {
             if let Some(flow) = flow.filter(|flow| self.harness.host.tcp[flow].closed.is_none()) {
                 self.harness.host.feed_appetite(flow, usize::MAX);
             }
+            if !connection.broken {
+                connection.close(&mut self.harness);
+            }
             if connection.broken {
                 self.harness.child.abort(connection.socket);
                 if let Some(flow) = flow.filter(|flow| self.harness.host.tcp[flow].closed.is_none()) {
@@ -311,7 +375,6 @@ impl Model {
                 }
                 continue;
             }
-            connection.close(&mut self.harness);
             if let Some(flow) = flow.filter(|_| !connection.host_finished) {
                 self.harness.host.finish(flow);
             }

@@ -118,6 +118,26 @@ fn a_child_that_does_not_answer_is_given_up() {
 }
 
 #[test]
+fn a_child_that_answers_nonsense_is_given_up_all_the_same() {
+    for (source, child) in ends() {
+        let mut h = scripted();
+        let flow = h.open_to_child(source, child).unwrap();
+        let syn = h.seen_one().tcp();
+        // The FIN of a connection that the child takes for open (RFC 9293 section 3.10.7.3 drops it).
+        let fin = Segment {
+            acknowledgement: syn.sequence.wrapping_add(1),
+            ..Segment::new(child, source, Tcp::FIN | Tcp::ACK)
+        };
+        for _ in 0..130 {
+            let _ = h.inject(&fin.frame());
+            h.drive_for(Duration::from_secs(1));
+        }
+        assert_eq!(h.host.tcp(flow).closed, Some(true));
+        assert_eq!(h.stack.flows().count(), 0);
+    }
+}
+
+#[test]
 fn an_icmp_error_about_the_syn_resets_the_client() {
     for (source, child) in ends() {
         for (kind, ends) in [((3, 1), true), ((3, 13), true), ((3, 4), false), ((11, 0), false)] {
