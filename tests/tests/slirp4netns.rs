@@ -17,7 +17,7 @@ use tests::engine::{Engine, ours};
 use tests::locate;
 use tests::process::{DEADLINE, Finished, Pipe, Process, readable_before, run};
 use tests::servers::{Serve, Server};
-use tests::world::{FAR4, HOST4, SERVICE4, World};
+use tests::world::{FAR4, FAR6, HOST4, SERVICE4, World};
 
 /// The program under test and the arguments that make it slirp4netns.
 fn program() -> Vec<String> {
@@ -441,13 +441,17 @@ fn published_udp_ports_keep_the_clients_address() {
 fn an_address_by_slaac_and_a_route_with_ipv6() {
     let world = World::new();
     let child = Child::new(&world);
+    let far = Server::start(world.far.listen(&format!("[{FAR6}]:0")), Serve::Echo);
     let mut events = child.start(&["ip", "-6", "monitor", "address", "route"]);
-    let _slirp = Slirp::serve(&child, &["-c", "-6"]);
+    let _slirp = Slirp::serve(&child, &["-c", "-6", "--mtu=65520", "--enable-sandbox", "--enable-seccomp"]);
     events.wait_for_line("inet6 fd00::");
     if !child.stdout(&["ip", "-6", "route"]).contains("default via fe80::") {
         events.wait_for_line("default via fe80::");
     }
     let _ = child.run(&["ping", "-6", "-c", "1", "-w", "20", "fd00::2"]).success();
+    let probe = locate::probe_argv(&["tcp-echo", FAR6, &far.port(), "1000000", "1"]);
+    let echo = child.run(&probe.iter().map(String::as_str).collect::<Vec<_>>()).success();
+    assert_eq!(echo.value("intact"), "1");
 }
 
 #[test]
