@@ -490,15 +490,42 @@ fn connections_come_from_the_outbound_address() {
     let mut server = Process::spawn(world.far.program(&server));
     server.wait_for(Pipe::Stderr, "listening on");
     let to = format!("TCP4:{FAR4}:7000");
-    for (option, seen) in [
-        ("--outbound-addr=203.0.113.2", "203.0.113.2"),
-        ("--outbound-addr=up0", HOST4),
-        ("--mtu=1500", HOST4),
+    // The host's loopback sees it as well.
+    let listen = "TCP4-LISTEN:7000,bind=127.0.0.1,fork,reuseaddr";
+    let local = ["socat", "-d", "-d", listen, "SYSTEM:echo from=$SOCAT_PEERADDR"];
+    let mut local = Process::spawn(world.host.program(&local));
+    local.wait_for(Pipe::Stderr, "listening on");
+    for (option, seen_far, seen_local) in [
+        ("--outbound-addr=203.0.113.2", Some("203.0.113.2"), Some("203.0.113.2")),
+        ("--outbound-addr=127.0.0.1", None, Some("127.0.0.1")),
+        ("--outbound-addr=up0", Some(HOST4), None),
+        ("--mtu=1500", Some(HOST4), Some("127.0.0.1")),
     ] {
         let slirp = Slirp::serve(&child, &["-c", option]);
-        assert_eq!(child.run(&["socat", "-u", &to, "-"]).success().value("from"), seen, "{option}");
+        for (to, seen) in [(to.as_str(), seen_far), ("TCP4:10.0.2.2:7000", seen_local)] {
+            let Some(seen) = seen else { continue };
+            assert_eq!(child.run(&["socat", "-u", to, "-"]).success().value("from"), seen, "{option} {to}");
+        }
         slirp.end();
     }
+}
+
+#[test]
+fn mounts_of_the_caller_stay_whatever_the_sandbox_does() {
+    let world = World::new();
+    let script = r#"
+        mount -t tmpfs tmpfs /run; mkdir /run/foo; mount -t tmpfs tmpfs /run/foo; mount --make-rshared /run
+        unshare -n sh -c 'echo > /run/there; exec cat' <&0 & child=$!
+        until [ -e /run/there ]; do :; done
+        mkfifo /run/ready
+        "$@" --enable-sandbox --netns-type=path -r 3 /proc/$child/ns/net tap0 3<>/run/ready >&2 & engine=$!
+        head -c1 /run/ready; echo
+        mountpoint /run/foo
+        kill $engine"#;
+    let words = ["unshare", "-m", "sh", "-euc", script, "sh"].map(String::from);
+    let words: Vec<String> = words.into_iter().chain(program()).collect();
+    let ended = run(world.host.program(&words.iter().map(String::as_str).collect::<Vec<_>>()));
+    assert!(ended.stdout.contains("/run/foo is a mountpoint"), "{}", ended.describe());
 }
 
 #[test]
