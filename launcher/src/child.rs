@@ -11,7 +11,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::unistd::{Pid, execvp, getppid};
+use nix::unistd::{Pid, execvpe, getppid};
 
 use crate::apply;
 use crate::error::{Failure, Step};
@@ -40,6 +40,8 @@ pub struct ChildTask<'a> {
     pub plan: &'a Plan,
     /// CMD and its arguments.
     pub cmd: &'a [CString],
+    /// The environment of CMD, `NAME=VALUE` each.
+    pub environment: &'a [CString],
     /// The line to the launcher.
     pub channel: &'a Channel,
     /// The launcher.
@@ -106,7 +108,7 @@ fn run(task: &ChildTask<'_>) -> Result<Infallible, Stop> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&task.inherited.mask), None)
         .map_err(|error| Failure::new(Step::Prepare, "signal mask", error))?;
     let program: &CStr = &task.cmd[0];
-    let Err(error) = execvp(program, task.cmd);
+    let Err(error) = execvpe(program, task.cmd, task.environment);
     let error = if error == Errno::EACCES && !is_anywhere(program) { Errno::ENOENT } else { error };
     Err(Failure::new(Step::Execute, program.to_string_lossy(), error).into())
 }

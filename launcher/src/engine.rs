@@ -6,7 +6,10 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use netstack::capture::PcapWriter;
 use netstack::{Driver, DriverError, Tap};
@@ -16,7 +19,7 @@ use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use nix::sys::stat::Mode as FileMode;
-use nix::unistd::{chdir, dup2_stdin, dup2_stdout, setsid};
+use nix::unistd::{Pid, chdir, dup2_stdin, dup2_stdout, setsid};
 
 use crate::error::{Failure, Step};
 use crate::handshake::channel::{Channel, Received};
@@ -24,7 +27,7 @@ use crate::handshake::message::Message;
 use crate::plan::forwards::ForwardPlan;
 use crate::plan::net::EnginePlan;
 use crate::sandbox::{Mode, Sandbox, ThreadRole};
-use crate::services::Services;
+use crate::services::{ServiceTask, Services};
 use crate::stats::{self, ReportRequests};
 use crate::sys::clone::exit_now;
 use crate::sys::fd::close_all_except;
@@ -39,6 +42,24 @@ pub enum Report {
     Statistics,
 }
 
+/// What the launcher opens for the engine, which has no files of its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EngineFiles<'a> {
+    /// Where frames are recorded.
+    pub pcap: Option<&'a File>,
+    /// Where the control API is asked.
+    pub api: Option<&'a UnixListener>,
+    /// Where Prometheus asks besides.
+    pub metrics: Option<&'a TcpListener>,
+}
+
+impl EngineFiles<'_> {
+    fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let EngineFiles { pcap, api, metrics } = self;
+        [pcap.map(AsFd::as_fd), api.map(AsFd::as_fd), metrics.map(AsFd::as_fd)].into_iter().flatten()
+    }
+}
+
 /// Everything the engine process needs; made before it is.
 #[derive(Debug)]
 pub struct EngineTask<'a> {
@@ -46,8 +67,12 @@ pub struct EngineTask<'a> {
     pub net: &'a EnginePlan,
     /// What it gives up once it is set up.
     pub sandbox: Mode,
-    /// Where frames are recorded.
-    pub pcap: Option<&'a File>,
+    /// What is open for it.
+    pub files: EngineFiles<'a>,
+    /// The state directory, for those who ask.
+    pub state_dir: Option<&'a Path>,
+    /// The process that becomes CMD.
+    pub child: Pid,
     /// What is published from the start.
     pub forwards: &'a ForwardPlan,
     /// Leads to the forwarder's agent.
@@ -72,7 +97,7 @@ pub fn main(task: &EngineTask<'_>) -> ! {
 
 fn run(task: &EngineTask<'_>) -> Result<(), Failure> {
     let mut keep = vec![task.channel.as_fd(), task.agent];
-    keep.extend(task.pcap.iter().map(|file| file.as_fd()));
+    keep.extend(task.files.descriptors());
     // What asks for a report is read from a descriptor.
     detach(c"rl-engine", &keep, &SigSet::from(stats::REQUEST))
         .map_err(|error| Failure::new(Step::ForkEngine, "", error))?;
@@ -98,14 +123,20 @@ fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
             Driver::new(tap, plan.config.clone())
         })
         .map_err(|error| failed(io::Error::other(error)))?;
-    if let Some(pcap) = task.pcap {
+    if let Some(pcap) = task.files.pcap {
         let file = pcap.try_clone().map_err(failed)?;
         driver.set_observer(Box::new(PcapWriter::new(file, driver.clock().unix_micros_at_zero())));
     }
     let requests = ReportRequests::or(task.channel).map_err(failed)?;
-    let line = task.agent.try_clone_to_owned().map_err(failed)?;
-    let handle = driver.handle().map_err(|error| failed(io::Error::other(error)))?;
-    let services = Services::prepare(&plan.config, handle, Some(line)).map_err(failed)?;
+    let service_task = ServiceTask {
+        config: &plan.config,
+        driver: driver.handle().map_err(|error| failed(io::Error::other(error)))?,
+        line: task.agent.try_clone_to_owned().map_err(failed)?,
+        forwards: task.forwards,
+        files: task.files,
+        state_dir: task.state_dir,
+    };
+    let services = Services::prepare(service_task).map_err(failed)?;
     let confinement = hidden.seal().map_err(confined)?;
     let services = services.start(&confinement).map_err(confined)?;
     if task.forwards.is_empty() {
@@ -115,7 +146,7 @@ fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
         services.publish(task.forwards, &confinement, channel).map_err(confined)?;
     }
     confinement.confine(ThreadRole::Driver).map_err(confined)?;
-    let served = run_and_report(&mut driver, &requests);
+    let served = serve_until_told(task, &mut driver, &requests, &services);
     // Ports are free, while what the child has sent is still delivered.
     drop(services);
     let served = served.and_then(|()| driver.finish()).map_err(|error| failed(io::Error::other(error)));
@@ -128,14 +159,22 @@ fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
     served
 }
 
-/// Runs until the channel has something to say, and reports as often as somebody wants it.
-fn run_and_report(driver: &mut Driver, requests: &ReportRequests) -> Result<(), DriverError> {
+/// Runs until the channel says that it is over, and reports as often as somebody wants it.
+fn serve_until_told(
+    task: &EngineTask<'_>,
+    driver: &mut Driver,
+    requests: &ReportRequests,
+    services: &Services,
+) -> Result<(), DriverError> {
     loop {
         driver.run_until(requests)?;
-        if !requests.take() {
+        if requests.take() {
+            stats::print(driver);
+        } else if let Ok(Some(Received { message: Message::Running, .. })) = task.channel.receive() {
+            services.set_ready(task.child);
+        } else {
             return Ok(());
         }
-        stats::print(driver);
     }
 }
 

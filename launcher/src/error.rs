@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use crate::state_dir::StateDirError;
 use forwarder::error::PortError;
 use netstack::error::ConfigError;
 use nix::sys::signal::Signal;
@@ -16,6 +17,15 @@ pub enum UsageError {
     /// The engine's settings contradict each other or are out of range.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// `--metrics`: nobody can listen there.
+    #[error("--metrics {address}")]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// socket(2), bind(2), listen(2).
+        #[source]
+        source: io::Error,
+    },
     /// A role in the child's network got two addresses of one family.
     #[error("{option} {second}: the {family} one is {first} already")]
     AddressTwice {
@@ -112,6 +122,9 @@ pub enum LaunchError {
     /// A step of the launch failed.
     #[error(transparent)]
     Failed(#[from] Failure),
+    /// The state directory.
+    #[error("state directory")]
+    State(#[from] StateDirError),
     /// The engine process ended before CMD; CMD was killed.
     #[error("the engine process {0}; the command was killed")]
     EngineDied(Ending),

@@ -1,5 +1,5 @@
-//! The guard: a process that waits for the launcher's end, and then kills everything that runs in the child's user
-//! namespace, because nobody else would.
+//! The guard: a process that waits for the launcher's end, then kills everything that runs in the child's user
+//! namespace and removes the state directory, because nobody else would.
 //!
 //! It is a process of its own because nobody else can do it: the child may do what it likes, and the engine has
 //! given up its power over the child's user namespace together with everything else (see
@@ -18,6 +18,7 @@ use crate::engine::detach;
 use crate::error::{Ending, Failure, Step};
 use crate::handshake::channel::{Channel, Received};
 use crate::handshake::message::Message;
+use crate::state_dir::StateDir;
 use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
 use crate::sys::wait;
@@ -30,16 +31,16 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Starts to guard what runs in `child`.
+    /// Starts to guard what runs in `child`, and the state directory of the instance.
     ///
     /// # Errors
     /// clone3(2), socketpair(2).
-    pub fn start(child: &UserNamespace) -> Result<Self, Failure> {
+    pub fn start(child: &UserNamespace, state: Option<&StateDir>) -> Result<Self, Failure> {
         let failed = |error: io::Error| Failure::new(Step::ForkGuard, "", error);
         let (channel, guards_end) = Channel::pair().map_err(failed)?;
         match clone::fork(CloneFlags::empty(), ExitSignal::None).map_err(failed)? {
             Fork::Parent(process) => Ok(Guard { channel, process: Some(process) }),
-            Fork::Child => exit_now(main(&guards_end, child)),
+            Fork::Child => exit_now(main(&guards_end, child, state)),
         }
     }
 
@@ -86,8 +87,9 @@ impl Drop for Guard {
 }
 
 /// The process; returns its exit status.
-fn main(channel: &Channel, child: &UserNamespace) -> i32 {
-    let ready = match detach(c"rl-guard", &[channel.as_fd(), child.as_fd()], &SigSet::empty()) {
+fn main(channel: &Channel, child: &UserNamespace, state: Option<&StateDir>) -> i32 {
+    let kept: Vec<_> = [channel.as_fd(), child.as_fd()].into_iter().chain(state.map(AsFd::as_fd)).collect();
+    let ready = match detach(c"rl-guard", &kept, &SigSet::empty()) {
         Ok(()) => Message::GuardReady,
         Err(error) => Message::Failed(Failure::new(Step::ForkGuard, "", error)),
     };
@@ -100,5 +102,6 @@ fn main(channel: &Channel, child: &UserNamespace) -> i32 {
         Ok(count) => debug!("the launcher is gone; {count} processes killed"),
         Err(error) => error!("cannot kill what the launcher left: {error}"),
     }
+    state.into_iter().for_each(StateDir::remove);
     0
 }

@@ -2,16 +2,18 @@
 //!
 //! It has one thread: parent-death signals are tied to the thread that forked.
 
-use std::ffi::CString;
+use std::env;
+use std::ffi::{CString, NulError, OsString};
 use std::fs::{self, File};
 use std::io;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use forwarder::driver::ChildLine;
 use forwarder::spec::PortFile;
-use log::{debug, warn};
+use log::{debug, info, warn};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
@@ -24,8 +26,8 @@ use crate::apply;
 use crate::apply::idmap::Mapping;
 use crate::child::{self, ChildTask, Inherited};
 use crate::cli::RunArgs;
-use crate::engine::{self, EngineTask, Report};
-use crate::error::{Ending, Failure, LaunchError, PortFileError, Step, UsageError};
+use crate::engine::{self, EngineFiles, EngineTask, Report};
+use crate::error::{Ending, Failure, LaunchError, PortFileError, Step, UsageError, with_causes};
 use crate::guard::Guard;
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
@@ -34,6 +36,7 @@ use crate::plan::Plan;
 use crate::plan::net::NetPlan;
 use crate::sandbox::Mode;
 use crate::signals::{Received, Signals};
+use crate::state_dir::{Place, StateDir};
 use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork};
 use crate::sys::signal::{Disposition, inherited_sigpipe, set_disposition};
@@ -53,6 +56,17 @@ pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
     plan.warnings.iter().for_each(|text| warn!("{text}"));
     let cmd = args.cmd.iter().map(|word| CString::new(word.as_bytes()));
     let cmd: Vec<CString> = cmd.collect::<Result<_, _>>().map_err(prepare("the command's arguments"))?;
+    let state = state_dir(args)?;
+    let environment = environment(state.as_ref()).map_err(prepare("the environment"))?;
+    let api = match (&plan.net, &state) {
+        (NetPlan::Engine(_), Some(state)) => Some(state.listen()?),
+        _ => None,
+    };
+    let metrics = args.metrics.map(|address| {
+        let listener = TcpListener::bind(address);
+        listener.map_err(|source| UsageError::Metrics { address, source })
+    });
+    let metrics = metrics.transpose()?;
 
     let sigchld = set_disposition(Signal::SIGCHLD, Disposition::Default);
     let signals = Signals::block().map_err(prepare("signals"))?;
@@ -60,10 +74,55 @@ pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
     prctl::set_child_subreaper(true).map_err(prepare("subreaper"))?;
 
     let inherited = Inherited { mask: signals.inherited_mask(), sigpipe: inherited_sigpipe(), sigchld };
-    let mut processes =
-        Processes::start(&plan, &cmd, inherited, pcap.as_ref(), report(args), args.sandbox.into())?;
-    drop(pcap);
-    processes.supervise(&signals, link(&plan))
+    let launch = Launch {
+        plan: &plan,
+        cmd: &cmd,
+        environment: &environment,
+        inherited,
+        engine: EngineFiles { pcap: pcap.as_ref(), api: api.as_ref(), metrics: metrics.as_ref() },
+        report: report(args),
+        sandbox: args.sandbox.into(),
+        state: state.as_ref(),
+    };
+    let mut processes = Processes::start(&launch)?;
+    drop((pcap, api, metrics));
+    processes.supervise(&signals, link(&plan), state.as_ref())
+}
+
+/// What is to be started.
+struct Launch<'a> {
+    plan: &'a Plan,
+    cmd: &'a [CString],
+    environment: &'a [CString],
+    inherited: Inherited,
+    engine: EngineFiles<'a>,
+    report: Report,
+    sandbox: Mode,
+    state: Option<&'a StateDir>,
+}
+
+/// The state directory. The default one is a convenience: without it there is no control, and CMD runs all the same.
+fn state_dir(args: &RunArgs) -> Result<Option<StateDir>, LaunchError> {
+    let place = Place::new(args.state_dir.as_deref(), args.name.as_ref());
+    match StateDir::open(&place) {
+        Ok(state) => Ok(Some(state)),
+        Err(error) if args.state_dir.is_none() && args.name.is_none() => {
+            info!("no control of this instance: {}", with_causes(&error));
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The caller's environment, with what is to be known of the state directory.
+fn environment(state: Option<&StateDir>) -> Result<Vec<CString>, NulError> {
+    let ours = state.map(StateDir::environment).into_iter().flatten();
+    let ours: Vec<(OsString, OsString)> = ours.map(|(name, value)| (name.into(), value)).collect();
+    let inherited = env::vars_os().filter(|(name, _)| ours.iter().all(|(other, _)| other != name));
+    let line = |(name, value): &(OsString, OsString)| {
+        CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())
+    };
+    inherited.collect::<Vec<_>>().iter().chain(&ours).map(line).collect()
 }
 
 /// Everything that runs because of this launch. Dropping it ends and reaps all of it.
@@ -110,14 +169,8 @@ impl AgentState {
 
 impl Processes {
     /// Starts child and engine and maps the child's ids.
-    fn start(
-        plan: &Plan,
-        cmd: &[CString],
-        inherited: Inherited,
-        pcap: Option<&File>,
-        report: Report,
-        sandbox: Mode,
-    ) -> Result<Self, LaunchError> {
+    fn start(launch: &Launch<'_>) -> Result<Self, LaunchError> {
+        let plan = launch.plan;
         let (to_child, childs_end) = Channel::pair().map_err(prepare("a socket"))?;
         let parent = getpid();
         let fork = clone::fork(namespaces(&plan.net), ExitSignal::Child);
@@ -125,7 +178,8 @@ impl Processes {
             Fork::Parent(child) => child,
             Fork::Child => {
                 drop(to_child);
-                child::main(&ChildTask { plan, cmd, channel: &childs_end, parent, inherited })
+                let Launch { cmd, environment, inherited, .. } = *launch;
+                child::main(&ChildTask { plan, cmd, environment, channel: &childs_end, parent, inherited })
             }
         };
         drop(childs_end);
@@ -141,7 +195,7 @@ impl Processes {
         };
         let mapping = Mapping::start(&plan.ids, child);
         let namespace = UserNamespace::of(child).map_err(prepare("the child's user namespace"))?;
-        processes.guard = Some(Guard::start(&namespace)?);
+        processes.guard = Some(Guard::start(&namespace, launch.state)?);
         processes.namespace = Some(namespace);
         if let NetPlan::Engine(net) = &plan.net {
             let (to_engine, engines_end) = Channel::pair().map_err(prepare("a socket"))?;
@@ -149,8 +203,12 @@ impl Processes {
             let line = OwnedFd::from(line);
             if let Some(namespace) = &processes.namespace {
                 let agent = Agent::prepare(agents_end, namespace, child);
-                processes.agent =
-                    AgentState::Prepared(agent.map_err(prepare("the child's network namespace"))?);
+                // A child that is dead already has said why.
+                let agent = agent.map_err(|error| {
+                    let failure = prepare("the child's network namespace")(error);
+                    processes.childs_own_failure().unwrap_or(failure)
+                });
+                processes.agent = AgentState::Prepared(agent?);
             }
             // The engine does not report by SIGCHLD: the end of its channel does, and waiting for CMD's orphans
             // never finds it.
@@ -158,9 +216,18 @@ impl Processes {
             processes.engine = match fork.map_err(|error| Failure::new(Step::ForkEngine, "", error))? {
                 Fork::Parent(engine) => Some(engine),
                 Fork::Child => {
-                    let forwards = &plan.forwards;
-                    let (agent, channel) = (line.as_fd(), &engines_end);
-                    engine::main(&EngineTask { net, sandbox, pcap, forwards, agent, report, channel })
+                    let state_dir = launch.state.map(|state| state.path());
+                    engine::main(&EngineTask {
+                        net,
+                        sandbox: launch.sandbox,
+                        files: launch.engine,
+                        forwards: &plan.forwards,
+                        agent: line.as_fd(),
+                        state_dir,
+                        child,
+                        report: launch.report,
+                        channel: &engines_end,
+                    })
                 }
             };
             processes.to_engine = Some(to_engine);
@@ -187,12 +254,17 @@ impl Processes {
     }
 
     /// Brings child and engine together, then waits for CMD's end.
-    fn supervise(&mut self, signals: &Signals, link: Link) -> Result<Ending, LaunchError> {
+    fn supervise(
+        &mut self,
+        signals: &Signals,
+        link: Link,
+        state: Option<&StateDir>,
+    ) -> Result<Ending, LaunchError> {
         let mut handshake = ParentHandshake::new(link);
         loop {
             let ready = self.wait(signals)?;
             if ready.engine {
-                self.handle_engine(&mut handshake)?;
+                self.handle_engine(&mut handshake, state)?;
             }
             if ready.guard {
                 self.handle_guards_end()?;
@@ -201,14 +273,14 @@ impl Processes {
                 self.agent.start();
             }
             if ready.child {
-                self.handle_child(&mut handshake)?;
+                self.handle_child(&mut handshake, state)?;
             }
             if ready.signals {
                 self.forward(signals, Continue::PassOn)?;
                 if let Some(ending) = self.handle_children(signals)? {
                     // What it said before it died says more.
                     while self.to_child.is_some() {
-                        self.handle_child(&mut handshake)?;
+                        self.handle_child(&mut handshake, state)?;
                     }
                     if !handshake.is_running() {
                         return Err(LaunchError::ChildDied(ending));
@@ -244,10 +316,16 @@ impl Processes {
         Ok(Ready { signals, engine, child, guard, agent })
     }
 
-    fn handle_engine(&mut self, handshake: &mut ParentHandshake) -> Result<(), LaunchError> {
+    fn handle_engine(
+        &mut self,
+        handshake: &mut ParentHandshake,
+        state: Option<&StateDir>,
+    ) -> Result<(), LaunchError> {
         let Some(channel) = &self.to_engine else { return Ok(()) };
         match channel.receive().map_err(talk)? {
-            Some(received) => self.perform(handshake.handle_message(Peer::Engine, received.message)?, None),
+            Some(received) => {
+                self.perform(handshake.handle_message(Peer::Engine, received.message)?, None, state)
+            }
             None => {
                 let Some(engine) = self.engine.take() else { return Ok(()) };
                 Err(LaunchError::EngineDied(
@@ -265,11 +343,15 @@ impl Processes {
         }
     }
 
-    fn handle_child(&mut self, handshake: &mut ParentHandshake) -> Result<(), LaunchError> {
+    fn handle_child(
+        &mut self,
+        handshake: &mut ParentHandshake,
+        state: Option<&StateDir>,
+    ) -> Result<(), LaunchError> {
         let Some(channel) = &self.to_child else { return Ok(()) };
         match channel.receive().map_err(talk)? {
             Some(received) => {
-                self.perform(handshake.handle_message(Peer::Child, received.message)?, received.fd)
+                self.perform(handshake.handle_message(Peer::Child, received.message)?, received.fd, state)
             }
             None => {
                 handshake.handle_child_closed();
@@ -279,7 +361,12 @@ impl Processes {
         }
     }
 
-    fn perform(&mut self, action: Action, fd: Option<std::os::fd::OwnedFd>) -> Result<(), LaunchError> {
+    fn perform(
+        &mut self,
+        action: Action,
+        fd: Option<OwnedFd>,
+        state: Option<&StateDir>,
+    ) -> Result<(), LaunchError> {
         match action {
             Action::Wait => Ok(()),
             // An engine that is dead will be noticed by its channel.
@@ -288,6 +375,10 @@ impl Processes {
                 Ok(())
             }
             Action::Execute => {
+                let _ = self.tell_engine(&Message::Running, None);
+                if let (Some(state), Some(child)) = (state, self.child) {
+                    state.publish(child)?;
+                }
                 let _ = self.tell_child(&Message::Execute);
                 Ok(())
             }

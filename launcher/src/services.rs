@@ -1,4 +1,5 @@
-//! What the engine process does besides driving the TAP: published ports, on a thread of their own.
+//! What the engine process does besides driving the TAP: published ports and the control API, each on a thread of its
+//! own.
 //!
 //! # Theory of operation
 //! Everything that needs the host's files or rights is made by [`Services::prepare`], before the process goes into its
@@ -6,26 +7,53 @@
 //! driver runs already, because some of them are the driver's to open.
 
 use std::io;
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use forwarder::driver::{ChildAddress, ChildLine, ChildNetwork, ForwardDriver, Handle};
+use forwarder::driver::{Auto, ChildAddress, ChildLine, ChildNetwork, ForwardDriver, Handle};
 use log::warn;
 use netstack::config::{Config, Ipv4Mode, Ipv6Mode};
 use netstack::driver::DriverHandle;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::Pid;
 
+use crate::api::control::{Engine, Facts, HostDns};
+use crate::api::model::{NetworkDriver, PortDriver};
+use crate::api::server::{self, Server};
 use crate::carrier::TapCarrier;
+use crate::engine::EngineFiles;
 use crate::error::{Failure, Step, with_causes};
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
 use crate::plan::forwards::ForwardPlan;
 use crate::sandbox::{Confinement, SandboxError, ThreadRole};
 
-/// Threads of the engine process. Dropping it closes the published ports.
+/// What the services work with.
+#[derive(Debug)]
+pub struct ServiceTask<'a> {
+    /// The child's network.
+    pub config: &'a Config,
+    /// The engine that serves it.
+    pub driver: DriverHandle,
+    /// Leads to the agent in the child's namespaces.
+    pub line: OwnedFd,
+    /// What is published from the start.
+    pub forwards: &'a ForwardPlan,
+    /// The sockets of the API.
+    pub files: EngineFiles<'a>,
+    /// The state directory, for those who ask.
+    pub state_dir: Option<&'a Path>,
+}
+
+/// Threads of the engine process. Dropping it closes the API, then the published ports.
 #[derive(Debug)]
 pub struct Services {
+    control: Arc<Engine>,
+    server: Option<Server>,
     forwards: Handle,
     stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
@@ -34,28 +62,34 @@ pub struct Services {
 /// The same before the threads are there.
 #[derive(Debug)]
 pub struct Prepared {
+    control: Arc<Engine>,
+    api: Option<UnixListener>,
+    metrics: Option<TcpListener>,
     forwards: ForwardDriver,
     stop: EventFd,
 }
 
 impl Services {
-    /// Makes everything for the child that `config` describes, which the engine behind `driver` serves. `line` leads
-    /// to the agent in the child's namespaces; without one, everything goes through the TAP.
+    /// Makes everything that needs more than the sandbox gives.
     ///
     /// # Errors
-    /// epoll_create1(2), eventfd(2).
-    pub fn prepare(config: &Config, driver: DriverHandle, line: Option<OwnedFd>) -> io::Result<Prepared> {
-        let settings = forwarder::driver::Config { child: child_network(config), ..Default::default() };
-        let tap = Box::new(TapCarrier::new(driver));
-        let forwards =
-            ForwardDriver::new(settings, line.map(ChildLine::from), Some(tap)).map_err(io::Error::other)?;
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
-        Ok(Prepared { forwards, stop })
-    }
-
-    /// A way to the published ports.
-    pub fn forwards(&self) -> Handle {
-        self.forwards.clone()
+    /// epoll_create1(2), eventfd(2), fcntl(2).
+    pub fn prepare(task: ServiceTask<'_>) -> io::Result<Prepared> {
+        let auto = task.forwards.auto.clone().map(|rules| Auto { rules, pace: Default::default() });
+        let settings =
+            forwarder::driver::Config { child: child_network(task.config), auto, ..Default::default() };
+        let tap = Box::new(TapCarrier::new(task.driver.clone()));
+        let forwards = ForwardDriver::new(settings, Some(ChildLine::from(task.line)), Some(tap));
+        let forwards = forwards.map_err(io::Error::other)?;
+        let control =
+            Engine::new(facts(task.config, task.state_dir), Some(task.driver), Some(forwards.handle()));
+        Ok(Prepared {
+            control: Arc::new(control),
+            api: task.files.api.map(UnixListener::try_clone).transpose()?,
+            metrics: task.files.metrics.map(TcpListener::try_clone).transpose()?,
+            forwards,
+            stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?,
+        })
     }
 
     /// Publishes what is planned, on a thread that ends when it is done, and says so on `channel`: ready, or what
@@ -83,15 +117,20 @@ impl Services {
         };
         confinement.spawn("publish", ThreadRole::Forwards, work).map(drop)
     }
+
+    /// CMD is about to run.
+    pub fn set_ready(&self, child: Pid) {
+        self.control.set_ready(child.as_raw());
+    }
 }
 
 impl Prepared {
     /// Starts the threads.
     ///
     /// # Errors
-    /// clone(2), seccomp(2).
+    /// clone(2), seccomp(2), epoll_create1(2).
     pub fn start(self, confinement: &Confinement) -> Result<Services, SandboxError> {
-        let Prepared { forwards, stop } = self;
+        let Prepared { control, api, metrics, forwards, stop } = self;
         let (handle, stop) = (forwards.handle(), Arc::new(stop));
         let until = Arc::clone(&stop);
         let thread = confinement.spawn("forwards", ThreadRole::Forwards, move || {
@@ -99,12 +138,19 @@ impl Prepared {
                 warn!("no more published ports: {}", with_causes(&error));
             }
         })?;
-        Ok(Services { forwards: handle, stop, thread: Some(thread) })
+        let mut services = Services { control, server: None, forwards: handle, stop, thread: Some(thread) };
+        if let Some(listener) = api {
+            let control = Arc::clone(&services.control);
+            let server = server::spawn(listener, control, metrics).map_err(SandboxError::Thread)?;
+            services.server = Some(server);
+        }
+        Ok(services)
     }
 }
 
 impl Drop for Services {
     fn drop(&mut self) {
+        self.server = None;
         // Fails only if the counter is full, and then it is readable.
         let _ = self.stop.write(1);
         // A panic was told already.
@@ -113,7 +159,7 @@ impl Drop for Services {
 }
 
 /// The child as the forwarder has to know it.
-fn child_network(config: &Config) -> ChildNetwork {
+pub(crate) fn child_network(config: &Config) -> ChildNetwork {
     let (ipv4, ipv6) = (config.ipv4(), config.ipv6());
     ChildNetwork {
         ipv4: (config.ipv4_mode() == Ipv4Mode::On).then(|| ChildAddress {
@@ -126,5 +172,27 @@ fn child_network(config: &Config) -> ChildNetwork {
             prefix: ipv6.subnet.prefix(),
             gateway: ipv6.gateway,
         }),
+    }
+}
+
+/// What the API says about the instance.
+fn facts(config: &Config, state_dir: Option<&Path>) -> Facts {
+    let ipv6 = (config.ipv6_mode() != Ipv6Mode::Off).then(|| config.ipv6().child.into());
+    Facts {
+        state_dir: state_dir.map(|path| path.display().to_string()).unwrap_or_default(),
+        network: Some(NetworkDriver {
+            driver: "rootless-launch".to_owned(),
+            dns: config.dns_addresses().collect(),
+            child_ip: Some(config.ipv4().child.into()),
+            dynamic_child_ip: false,
+            child_ipv6: ipv6,
+            ..NetworkDriver::default()
+        }),
+        ports: Some(PortDriver {
+            driver: "rootless-launch".to_owned(),
+            protos: ["tcp", "tcp4", "tcp6", "udp", "udp4", "udp6"].map(str::to_owned).to_vec(),
+            disallow_loopback_child_ip: false,
+        }),
+        host_dns: if config.dns().servers.is_empty() { HostDns::InReach } else { HostDns::OutOfReach },
     }
 }

@@ -3,11 +3,12 @@
 //! # Theory of operation
 //! | file | |
 //! |---|---|
-//! | `lock` | locked (flock(2), exclusive) by the launcher as long as it lives; holds its process id |
+//! | `lock` | locked (flock(2), exclusive) by the launcher and its guard as long as one of them lives; holds the launcher's process id |
 //! | `api.sock` | the control API, mode 0600; takes connections before the instance is ready |
 //! | `child_pid` | CMD's process id in decimal; **appears, whole, when the instance is ready**: CMD is about to run, its network and its ports are served |
 //!
-//! The lock is the truth about life: it ends with the launcher, however that dies. Who finds a directory whose lock
+//! The lock is the truth about life: it ends with the launcher and the guard, however they die; a guard that is left
+//! alone removes everything. Who finds a directory whose lock
 //! is free takes it over and removes what is left in it; who finds it locked reads in `lock` by whom. Somebody who
 //! only wants to know whether an instance lives tries a shared lock for a moment, which a starter tells from a
 //! living instance, because it can share it.
@@ -19,7 +20,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -213,7 +214,7 @@ pub struct StateDir {
     path: PathBuf,
     /// Removed at the end if it is empty.
     base: Option<PathBuf>,
-    _lock: Flock<File>,
+    lock: Flock<File>,
 }
 
 impl StateDir {
@@ -235,7 +236,7 @@ impl StateDir {
             return Err(StateDirError::TooLong { path, length });
         }
         let lock = StateDir::make_and_lock(&path, base.as_deref())?;
-        let directory = StateDir { path, base, _lock: lock };
+        let directory = StateDir { path, base, lock };
         directory.clean()?;
         Ok(directory)
     }
@@ -329,8 +330,9 @@ pub fn environment(path: &Path) -> [(&'static str, std::ffi::OsString); 3] {
     ]
 }
 
-impl Drop for StateDir {
-    fn drop(&mut self) {
+impl StateDir {
+    /// Removes it. For whoever is left when its owner is gone without dropping it.
+    pub fn remove(&self) {
         if let Err(error) = self.clean() {
             log::warn!("{error}");
         }
@@ -341,6 +343,19 @@ impl Drop for StateDir {
         if let Some(base) = &self.base {
             let _ = fs::remove_dir(base);
         }
+    }
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// The lock, which holds as long as any process has its descriptor.
+impl AsFd for StateDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
 }
 

@@ -5,7 +5,7 @@
 //! ([`visible_source`], a pure rule). Everything else about published ports is in `stack/forward.rs`.
 //!
 //! *UDP* has no connections: the datagrams of one client to one address of the host are a *session*, which is a flow
-//! like others, found from the child's side by its key and from the host's by [`SessionIndex`].
+//! like others, found from the child's side by its key and from the host's by `SessionIndex`.
 
 use std::hash::BuildHasher;
 use std::net::{IpAddr, SocketAddr};

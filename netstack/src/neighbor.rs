@@ -5,7 +5,7 @@
 //! [`NeighborTable::CAPACITY`] of them. A full table forgets the entry that was learnt longest ago. For an
 //! unknown address (a pod routed by the child) the sender of the last frame is used, which is the child's kernel.
 //!
-//! That answers who has just spoken. Who is to be spoken to first (published ports) may be unknown: [`Inquiries`]
+//! That answers who has just spoken. Who is to be spoken to first (published ports) may be unknown: `Inquiries`
 //! holds what waits for the answer to ARP or neighbour discovery, asks `Inquiries::TRIES` times at intervals of a
 //! second (the numbers of RFC 4861 section 10, which Linux uses for ARP as well), then gives up.
 

@@ -73,10 +73,25 @@ fn the_stack_knows_nothing_of_the_other_crates() {
 }
 
 #[test]
-fn nothing_anywhere_brings_a_runtime_or_openssl() {
+fn only_the_launcher_brings_a_runtime_and_nobody_openssl() {
+    for package in ["netstack", "forwarder"] {
+        let all = tree(&["-p", package, "--edges", "normal", "--all-features"]);
+        for name in ["tokio", "hyper", "futures", "async-std", "smol"] {
+            assert!(!all.contains(name), "{name} came into {package}");
+        }
+    }
     let lock = include_str!("../../Cargo.lock");
-    for name in ["tokio", "async-std", "smol", "openssl", "openssl-sys", "native-tls"] {
+    for name in ["async-std", "smol", "openssl", "openssl-sys", "native-tls"] {
         assert!(!lock.contains(&format!("name = \"{name}\"\n")), "{name} came in");
     }
     assert!(lock.contains("name = \"smoltcp\"\n"), "a lock file as it is read here");
+}
+
+#[test]
+fn the_forwarder_depends_on_nothing_of_ours() {
+    let mut direct = tree(&["-p", "forwarder", "--edges", "normal", "--depth", "1"]);
+    direct.remove("forwarder");
+    let allowed = ["libc", "log", "nix", "serde", "slab", "thiserror"];
+    let new: Vec<_> = direct.iter().filter(|name| !allowed.contains(&name.as_str())).collect();
+    assert!(new.is_empty(), "new in the tree: {new:?}");
 }

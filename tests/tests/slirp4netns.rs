@@ -431,6 +431,10 @@ fn published_udp_ports_keep_the_clients_address() {
         (&world.host, "127.0.0.1", "10.0.2.2"),
         (&world.host, SERVICE4, SERVICE4),
     ] {
+        // The original's answers to clients on the host itself do not arrive.
+        if to != HOST4 && Engine::under_test() != Engine::Ours {
+            continue;
+        }
         let mut client = Process::spawn(from.program(&["socat", "-", &format!("UDP4:{to}:5353")]));
         client.tell("who am I?");
         assert_eq!(client.wait_for_line("from="), format!("from={seen}"), "{to}");

@@ -43,6 +43,7 @@ impl From<ChildLine> for OwnedFd {
 #[derive(Debug)]
 pub(super) struct Agent {
     line: OwnedFd,
+    greeted: bool,
     abilities: Option<Abilities>,
     stocks: BTreeMap<SocketKind, Stock>,
     pub(super) local: Option<LocalAddresses>,
@@ -84,16 +85,23 @@ pub(super) enum Lost {
 
 impl Agent {
     pub(super) fn new(line: ChildLine) -> Self {
-        let agent = Agent {
+        Agent {
             line: line.0,
+            greeted: false,
             abilities: None,
             stocks: BTreeMap::new(),
             local: None,
             diag: None,
             spare_diag: None,
-        };
-        agent.ask(Request::Hello);
-        agent
+        }
+    }
+
+    /// Says the first word, which may be what starts the agent: nobody needs one before there is a forward.
+    pub(super) fn greet(&mut self) {
+        if !self.greeted {
+            self.greeted = true;
+            self.ask(Request::Hello);
+        }
     }
 
     /// What is possible in the child; `None` before the agent has said.

@@ -185,7 +185,10 @@ impl ForwardDriver {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(|error| DriverError::CreateEpoll(error.into()))?;
         let (handle, inbox) = Inbox::new().map_err(DriverError::CreateWaker)?;
-        let engine = Engine::new(epoll, config, child.map(Agent::new), tap);
+        let mut engine = Engine::new(epoll, config, child.map(Agent::new), tap);
+        if engine.config.auto.is_some() {
+            engine.agent.iter_mut().for_each(Agent::greet);
+        }
         engine.register(&inbox, Token::Inbox, EpollFlags::EPOLLIN).map_err(DriverError::Register)?;
         if let Some(agent) = &engine.agent {
             engine.register(agent, Token::Agent, EpollFlags::EPOLLIN).map_err(DriverError::Register)?;

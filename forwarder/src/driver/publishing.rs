@@ -80,6 +80,7 @@ impl Engine {
     }
 
     fn add_as(&mut self, spec: PortSpec, origin: Origin) -> Result<Added, PortError> {
+        self.agent.iter_mut().for_each(super::agent::Agent::greet);
         let added = self.manager.add(spec, origin)?;
         let id = added.id();
         if let Some(error) = self.perform(id) {
@@ -306,13 +307,14 @@ impl Engine {
         to_host: ToHost,
         asker: SyncSender<Result<ToHostStatus, PortError>>,
     ) {
-        let Some(agent) = &self.agent else {
+        let Some(agent) = &mut self.agent else {
             let source = io::Error::from_raw_os_error(libc::EOPNOTSUPP);
             let _ = asker.send(Err(listen_error(&to_host, source)));
             return;
         };
         self.last_to_host += 1;
         let id = self.last_to_host;
+        agent.greet();
         agent.listen(Request::Listen { id, transport: to_host.transport, address: to_host.listen });
         self.to_host.insert(id, Reverse { to_host, asker: Some(asker), slot: None });
     }

@@ -27,6 +27,8 @@ pub enum Message {
     GuardReady,
     /// Launcher to child: run CMD.
     Execute,
+    /// Launcher to engine: CMD is about to run.
+    Running,
     /// Launcher to engine and guard: CMD is dead and so is everything it started; leave.
     Stop,
     /// Child or engine: the launch is over.
@@ -71,6 +73,7 @@ impl Message {
             4 => (Message::NetworkReady, rest),
             5 => (Message::EngineReady, rest),
             9 => (Message::GuardReady, rest),
+            10 => (Message::Running, rest),
             6 => (Message::Execute, rest),
             7 => (Message::Stop, rest),
             8 => {
@@ -96,6 +99,7 @@ impl Message {
             Message::NetworkReady => 4,
             Message::EngineReady => 5,
             Message::GuardReady => 9,
+            Message::Running => 10,
             Message::Execute => 6,
             Message::Stop => 7,
             Message::Failed(_) => 8,
@@ -119,6 +123,7 @@ mod tests {
             Message::NetworkReady,
             Message::EngineReady,
             Message::GuardReady,
+            Message::Running,
             Message::Execute,
             Message::Stop,
             Message::Failed(Failure { step: Step::Network, value: "route".into(), errno: libc::EPERM }),

@@ -60,7 +60,7 @@ const FIRST_PORT: u16 = 1024;
 impl Stack {
     /// Opens a TCP connection to `child` on behalf of a client that appears as `source`. The flow's host socket is
     /// the client's connection, which stands already; nothing is read from it until the child has accepted. If it
-    /// does not, [`Action::Close`](crate::action::Action::Close) with `abort` follows.
+    /// does not, [`Action::Close`] with `abort` follows.
     ///
     /// Another port of `source` is taken where that one is in use towards `child`.
     ///

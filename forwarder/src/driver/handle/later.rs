@@ -8,7 +8,11 @@ use crate::spec::{Origin, PortSpec, PortStatus};
 
 impl Handle {
     /// As [`Handle::add`], without waiting.
-    pub fn add_then(&self, spec: PortSpec, then: impl FnOnce(Result<PortStatus, PortError>) + Send + 'static) {
+    pub fn add_then(
+        &self,
+        spec: PortSpec,
+        then: impl FnOnce(Result<PortStatus, PortError>) + Send + 'static,
+    ) {
         self.post(move |engine| then(engine.add(spec, Origin::Asked)));
     }
 

@@ -20,7 +20,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
+use forwarder::driver::ForwardDriver;
 use forwarder::error::PortError;
 use forwarder::spec::{PortSpec, PortStatus};
 use log::warn;
@@ -30,6 +33,7 @@ use netstack::error::ConfigError;
 use netstack::{Driver, DriverError, Link, PacketSocket, Tap};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::unistd::unlink;
@@ -38,12 +42,13 @@ use thiserror::Error;
 use self::api::{Forwards, Server, Socket};
 use self::cli::{Call, CliError, Request, Switch, Target, USAGE};
 use self::plan::Banner;
+use crate::carrier::TapCarrier;
 use crate::error::with_causes;
 use crate::join::{self, JoinError};
 use crate::logger;
 use crate::sandbox::root::RootPlan;
 use crate::sandbox::{BindService, Confinement, Inspection, Mode, Sandbox, SandboxError, ThreadRole};
-use crate::services::{Prepared, Services};
+use crate::services::child_network;
 use crate::sys::fd::{accept, take_inherited};
 use crate::sys::pidfd;
 use crate::sys::signal::{Disposition, set_disposition};
@@ -124,7 +129,7 @@ enum RunError {
     #[error("cannot set up the sandbox")]
     Sandbox(#[from] SandboxError),
     #[error("cannot forward ports")]
-    Forwards(#[source] io::Error),
+    Forwards(#[from] forwarder::driver::DriverError),
     #[error(transparent)]
     Engine(#[from] DriverError),
 }
@@ -196,7 +201,15 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 struct Api {
     socket: Socket,
     listener: UnixListener,
-    services: Prepared,
+    forwards: ForwardDriver,
+    stop: EventFd,
+}
+
+/// The same, served by two threads. Dropping it closes the forwards and removes the socket.
+struct RunningApi {
+    _socket: Socket,
+    stop: Arc<EventFd>,
+    forwards: Option<JoinHandle<()>>,
 }
 
 impl Api {
@@ -212,16 +225,35 @@ impl Api {
         if [request.sandbox, request.seccomp].contains(&Switch::On) {
             socket.leave_removal().map_err(failed)?;
         }
-        let services = Services::prepare(config, driver, None).map_err(RunError::Forwards)?;
-        Ok(Api { socket, listener, services })
+        let settings = forwarder::driver::Config { child: child_network(config), ..Default::default() };
+        let forwards = ForwardDriver::new(settings, None, Some(Box::new(TapCarrier::new(driver))))?;
+        let stop =
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|error| RunError::Watch(error.into()))?;
+        Ok(Api { socket, listener, forwards, stop })
     }
 
-    /// Serves, forwards to `child` if they name nobody. Dropping the result closes them and removes the socket.
-    fn start(self, confinement: &Confinement, child: Ipv4Addr) -> Result<(Socket, Services), RunError> {
-        let services = self.services.start(confinement)?;
-        let server = Server::new(self.listener, child, services.forwards());
-        confinement.spawn("api", ThreadRole::Api, || server.run())?;
-        Ok((self.socket, services))
+    /// Serves. Forwards go to `child` if they name nobody.
+    fn start(self, confinement: &Confinement, child: Ipv4Addr) -> Result<RunningApi, RunError> {
+        let Api { socket, listener, forwards, stop } = self;
+        let stop = Arc::new(stop);
+        let server = Server::new(listener, child, forwards.handle());
+        let until = Arc::clone(&stop);
+        let forwards = confinement.spawn("forwards", ThreadRole::Forwards, move || {
+            if let Err(error) = forwards.run_until(&*until) {
+                warn!("no more forwards: {}", with_causes(&error));
+            }
+        })?;
+        confinement.spawn("slirp-api", ThreadRole::Api, || server.run())?;
+        Ok(RunningApi { _socket: socket, stop, forwards: Some(forwards) })
+    }
+}
+
+impl Drop for RunningApi {
+    fn drop(&mut self) {
+        // Fails only if the counter is full, and then it is readable.
+        let _ = self.stop.write(1);
+        // A panic was told already.
+        let _ = self.forwards.take().map(JoinHandle::join);
     }
 }
 

@@ -3,7 +3,7 @@
 use smoltcp::socket::tcp::State;
 
 use super::*;
-use crate::action::{DatagramError, DatagramErrorKind};
+use crate::action::{Action, DatagramError, DatagramErrorKind};
 use crate::config::{Ipv6Mode, Limits};
 use crate::error::{DropReason, ForwardError};
 use crate::flow::{FlowId, OpenedBy};
@@ -221,6 +221,45 @@ fn a_taken_port_makes_way_for_another_of_the_same_client() {
         let (server, _) = connected(&mut h, source, elsewhere);
         assert_eq!(h.child.socket(server).remote_endpoint(), Some(source.into()));
     });
+}
+
+#[test]
+fn a_child_may_reach_its_own_port_by_the_hosts_address() {
+    on_every_link(|mut h, source, child| {
+        // Out, to the port that the host publishes; and in again, from the host's own address.
+        let outer = h.child.connect(SocketAddr::new(source.ip(), 8080));
+        h.drive();
+        let out_flow = h.host.last_flow();
+        let (inner, in_flow) = connected(&mut h, source, child);
+        assert_eq!(h.stack.flows().count(), 2);
+        h.child.write(outer, b"question");
+        h.child.write(inner, b"answer");
+        h.drive();
+        assert_eq!(h.host.tcp(out_flow).received, b"question");
+        assert_eq!(h.host.tcp(in_flow).received, b"answer");
+    });
+}
+
+/// RFC 9293 section 3.5, figure 7.
+#[test]
+fn a_simultaneous_open_makes_one_connection() {
+    for (source, child) in ends() {
+        let mut h = scripted();
+        h.open_to_child(source, child).unwrap();
+        let syn = h.seen_one().tcp();
+        h.inject(&Segment::syn(child, source, 1460).frame()).unwrap();
+        let syn_ack = h.seen_one().tcp();
+        assert_eq!((syn_ack.flags, syn_ack.acknowledgement), (Tcp::SYN | Tcp::ACK, 1001));
+        let ack = Segment {
+            sequence: 1001,
+            acknowledgement: syn.sequence.wrapping_add(1),
+            ..Segment::new(child, source, Tcp::ACK)
+        };
+        h.inject(&ack.frame()).unwrap();
+        let flows: Vec<_> = h.stack.flows().map(|flow| flow.phase).collect();
+        assert_eq!(flows, [Some(Phase::Open)]);
+        assert!(!h.host.actions.iter().any(|action| matches!(action, Action::Connect { .. })));
+    }
 }
 
 #[test]
