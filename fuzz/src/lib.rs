@@ -10,6 +10,7 @@ use std::io;
 use forwarder::auto::{AutoPublisher, AutoRules, Change, DEFAULT_LOCAL_PORT_RANGE};
 use forwarder::error::PortError;
 use forwarder::manager::{Action, PortManager};
+use forwarder::protocol::{Reply, Request};
 use forwarder::sock_diag::{self, Message};
 use forwarder::spec::{Origin, PortFile, PortSpec, PortStatus, Transport};
 use launcher::api::routes::{Command, Route};
@@ -29,7 +30,8 @@ const NOW: Instant = Instant::from_micros_const(1_000_000_000);
 pub type Harnessed = fn(&[u8]);
 
 /// Every harness with the name of its corpus.
-pub const ALL: [(&str, Harnessed); 11] = [
+pub const ALL: [(&str, Harnessed); 12] = [
+    ("agent_protocol", agent_protocol),
     ("api_request", api_request),
     ("dhcp", dhcp),
     ("dhcpv6", dhcpv6),
@@ -234,6 +236,18 @@ pub fn reassembly(data: &[u8]) {
     }
     store.handle_timeout(now + Duration::from_secs(60));
     assert_eq!(store.bytes(), 0, "everything is given up in the end");
+}
+
+/// Messages between the forwarding driver and its agent. What is understood is written again as the same bytes.
+pub fn agent_protocol(data: &[u8]) {
+    for message in messages(data) {
+        if let Ok(request) = Request::decode(message) {
+            assert_eq!(request.encode(), message);
+        }
+        if let Ok(reply) = Reply::decode(message) {
+            assert_eq!(reply.encode(), message);
+        }
+    }
 }
 
 /// Lines of port specs, rules of auto and JSON. What is read is written and read again as the same; all of it goes to a

@@ -21,7 +21,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid, getppid};
 use thiserror::Error;
 
-use crate::apply::net::TUN_DEVICE;
+use crate::apply::net::{TUN_DEVICE, sysctl};
 use crate::error::{Ending, Failure, Step};
 use crate::handshake::channel::{Channel, Received};
 use crate::handshake::message::Message;
@@ -219,6 +219,17 @@ pub struct LinkSetup {
     pub addresses: Vec<(IpAddr, u8)>,
     /// Routes through it, in their order.
     pub routes: Vec<Route>,
+    /// Whether an IPv6 address that the child makes has to wait.
+    pub duplicates: DuplicateDetection,
+}
+
+/// Duplicate address detection (RFC 4862 section 5.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DuplicateDetection {
+    /// As the kernel has it: a route may be there a second before the address that goes with it.
+    Unchanged,
+    /// None: nobody else is on the link.
+    Off,
 }
 
 impl TapSetup {
@@ -227,11 +238,14 @@ impl TapSetup {
     /// # Errors
     /// The step that failed.
     pub fn open(&self) -> Result<Tap, Failure> {
+        // A device that is there already, and up, begins to look for duplicates when it is attached to.
+        skip_duplicate_detection(&self.name);
         let tap = Tap::open_in_current_netns(&self.name).map_err(|error| match error {
             TapError::OpenTun(source) => Failure::new(Step::OpenTun, TUN_DEVICE, source),
             TapError::SetInterface { name, source } => Failure::new(Step::CreateTap, name, source),
             error => Failure::new(Step::CreateTap, &self.name, io::Error::other(error)),
         })?;
+        skip_duplicate_detection(tap.name());
         if let Some(link) = &self.link {
             link.apply(tap.name())?;
         }
@@ -239,10 +253,23 @@ impl TapSetup {
     }
 }
 
+/// Has the kernel use IPv6 addresses of `interface` at once. As long as it looks for duplicates, which cannot be on this link, it has
+/// a route by our advertisement but no address for its packets: a connection would hang that could have been made by IPv4.
+fn skip_duplicate_detection(interface: &str) {
+    if !interface.contains('/') {
+        // Without IPv6 in the kernel, or without the device yet, there is no such file.
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/accept_dad"), "0");
+    }
+}
+
 impl LinkSetup {
     fn apply(&self, name: &str) -> Result<(), Failure> {
         let index = if_nametoindex(name).map_err(|error| Failure::new(Step::CreateTap, name, error))?;
         let interface = Interface(index);
+        if self.duplicates == DuplicateDetection::Off {
+            sysctl(&format!("net/ipv6/conf/{name}/accept_dad"), "0");
+            sysctl(&format!("net/ipv6/conf/{name}/dad_transmits"), "0");
+        }
         let mut batch = Batch::with(Existing::Replace);
         batch.link_up(LOOPBACK);
         if let Some(mac) = self.mac {

@@ -160,7 +160,7 @@ impl Drop for Services {
 }
 
 /// The child as the forwarder has to know it.
-fn child_network(config: &Config) -> ChildNetwork {
+pub(crate) fn child_network(config: &Config) -> ChildNetwork {
     let (ipv4, ipv6) = (config.ipv4(), config.ipv6());
     ChildNetwork {
         ipv4: (config.ipv4_mode() == Ipv4Mode::On).then(|| ChildAddress {

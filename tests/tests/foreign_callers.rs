@@ -106,6 +106,7 @@ fn podmans_call_with_ready_and_exit_pipes_and_api_socket() {
     let script = format!(
         r#"{functions}
         cd {RUNTIME_DIR}; >netns; unshare --net=netns true
+        nsenter --net=netns sh -c 'echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad'
         mkfifo ready exit; exec 5<>ready 6<>exit
         slirp4netns --disable-host-loopback --mtu=65520 --enable-sandbox --enable-seccomp --enable-ipv6 -c -r 3 -e 4 \
             --api-socket {RUNTIME_DIR}/api --netns-type=path {RUNTIME_DIR}/netns tap0 3>ready 4<exit 5<&- 6>&- >log 2>&1 &
@@ -120,7 +121,7 @@ fn podmans_call_with_ready_and_exit_pipes_and_api_socket() {
         call '{{"execute":"list_hostfwd"}}'
         child() {{ nsenter --net=netns bash -euc "$1"; }}
         export -f judge judge6
-        child 'judge 10.0.2.3; ip -brief -4 address show tap0; cat /sys/class/net/tap0/mtu || :; until judge6; do :; done' 5<&- 6>&-
+        child 'judge 10.0.2.3; ip -brief -4 address show tap0; until judge6; do :; done' 5<&- 6>&-
         child '{SERVERS}' 5<&- 6>&-
         call '{{"execute":"remove_hostfwd","arguments":{{"id":1}}}}'
         call '{{"execute":"remove_hostfwd","arguments":{{"id":1}}}}'

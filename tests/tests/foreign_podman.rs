@@ -7,6 +7,7 @@ use tests::{
     published::{SERVERS, expect_echo, peer_by_tcp, peer_by_udp, wait_for_servers},
     servers::{Serve, Server, udp_echo},
     session::{HOME, Session},
+    skip::Skipped,
     world::{FAR4, FAR6, HOST4, ROUTER4, SERVICE4, SERVICE6},
 };
 
@@ -219,4 +220,51 @@ fn a_build_step_reaches_the_world_by_name() {
     for text in ["inet 10.0.2.100/24", "192.0.2.77", "same"] {
         assert!(done.stdout.contains(text), "{text}: {}", done.describe());
     }
+}
+
+/// Podman's bridges are in a namespace of their own that slirp4netns joins to the host.
+#[test]
+fn two_containers_of_a_bridge_reach_each_other_and_the_world() {
+    let Ok(session) = Session::new() else { return };
+    let nat = session.run(&["unshare", "--user", "--map-root-user", "--net", "iptables", "-t", "nat", "-L"]);
+    if !nat.status.success() {
+        let _ = Skipped::because("the kernel has no NAT for Podman's bridges");
+        return;
+    }
+    let (podman, world) = (Podman::new(&session), session.world());
+    let server = Server::start(world.far.listen(&format!("{FAR4}:0")), Serve::Echo);
+    let _ = run(podman.command(&["network", "create", "--disable-dns", "--subnet=10.99.7.0/24", "bridge7"]))
+        .success();
+    let mut first = podman.container(&["--network=bridge7:ip=10.99.7.10", "--publish=8080:80"], SERVERS);
+    wait_for_servers(&mut first);
+    let script =
+        format!("/probe tcp-echo {FAR4} {} 1000000 1; /probe tcp-echo 10.99.7.10 82 1000 2", server.port());
+    let done = podman.container(&["--network=bridge7"], &script).finish().success();
+    assert_eq!(done.stdout.matches("intact=1").count(), 2, "{}", done.describe());
+    assert_eq!(server.served().peer.ip().to_string(), HOST4);
+    let _ = peer_by_tcp(world.router.connect(&format!("{HOST4}:8080")).expect("published"));
+}
+
+#[test]
+fn pasta_reaches_the_world_and_publishes_ports() {
+    let Ok(session) = Session::new() else { return };
+    let podman = Podman::new(&session);
+    let version = run(podman.command(&["version", "--format", "{{.Client.Version}}"])).success().stdout;
+    let number =
+        version.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok()).collect::<Vec<_>>();
+    if number < vec![4, 4] {
+        let _ =
+            Skipped::because(&format!("Podman {version} knows no pasta; foreign_callers makes its calls"));
+        return;
+    }
+    let (world, _resolver) = (session.world(), session.resolver());
+    let far = Server::start(world.far.listen(&format!("{FAR4}:0")), Serve::Echo);
+    let script =
+        format!("/probe many 1 {FAR4} {} 100000 1; echo name=$(dig +short +tries=1 a.test)", far.port());
+    let done = podman.container(&["--network=pasta"], &script).finish().success();
+    assert_eq!((done.value("intact"), done.value("name")), ("1".to_owned(), "192.0.2.77".to_owned()));
+    let _container = servers(&podman, "--network=pasta");
+    let socket = world.far.udp("0.0.0.0:0");
+    assert_eq!(peer_by_udp(&socket, &format!("{HOST4}:8081")), "192.88.99.2");
+    expect_echo(world.far.connect(&format!("{HOST4}:8082")).expect("published"));
 }

@@ -80,14 +80,16 @@ fn ipv6_comes_by_router_advertisement() {
     let world = session.world();
     let far = Server::start(world.far.listen(&format!("[{FAR6}]:0")), Serve::Echo);
     let probe = &locate::probe_argv(&[])[0];
-    // The address is tentative at first: nothing here turns the detection of duplicates off.
+    // With the original there is no route at first, and nothing here turns the detection of duplicates off.
     let script = format!(
-        "until {probe} connect {FAR6} {port} | grep -q result=ok; do :; done\n\
+        "until {probe} connect {FAR6} {port} | tee /dev/stderr | grep -q result=ok; do :; done\n\
          {probe} tcp-echo {FAR6} {port} 1000000 1; ip -6 -brief address show tap0; ip -6 route",
         port = far.port()
     );
     let done =
         RootlessKit::new(&session, &["--ipv6", "--disable-host-loopback"]).start(&script).finish().success();
+    // A route without a usable address would let connections hang that could have been made by IPv4.
+    assert!(!done.stderr.contains("result=TIMEOUT"), "{}", done.describe());
     assert_eq!(done.value("intact"), "1", "{}", done.describe());
     assert!(
         done.stdout.contains(" fd00:") && done.stdout.contains("default via fe80::"),

@@ -38,7 +38,7 @@ impl Engine {
         let Some(entry) = udp.get_mut(key) else { return };
         let batch = batch.get_or_insert_with(Batch::new);
         let via = entry.via;
-        entry.forward.from_clients(
+        entry.forward.hear_clients(
             now,
             batch,
             |client| open(via, agent.as_mut(), &config.child, client),
@@ -49,7 +49,7 @@ impl Engine {
     pub(super) fn hear_server(&mut self, key: usize, id: SessionId) {
         let now = self.start.elapsed();
         let Some(entry) = self.udp.get_mut(key) else { return };
-        entry.forward.from_server(now, id, self.batch.get_or_insert_with(Batch::new));
+        entry.forward.hear_server(now, id, self.batch.get_or_insert_with(Batch::new));
     }
 
     /// Sockets of the agent have come.

@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{Connection, Engine, ForwardStats, ToHost, ToHostStatus};
+use super::{Connection, Engine, ForwardStats, PortEvent, ToHost, ToHostStatus};
 use crate::error::PortError;
 use crate::spec::{Origin, PortSpec, PortStatus};
 
@@ -72,6 +72,14 @@ impl Handle {
     /// The driver has ended.
     pub fn list(&self) -> Result<Vec<PortStatus>, PortError> {
         self.call(|engine| engine.list())
+    }
+
+    /// The forwards that exist now, and from then on what becomes of forwards. The channel ends with the driver.
+    ///
+    /// # Errors
+    /// The driver has ended.
+    pub fn watch(&self) -> Result<Receiver<PortEvent>, PortError> {
+        self.call(Engine::watch)
     }
 
     /// What was done so far.

@@ -40,7 +40,7 @@ use thiserror::Error;
 
 pub use self::agent::ChildLine;
 pub use self::handle::Handle;
-pub use self::publishing::{Auto, ToHost, ToHostStatus};
+pub use self::publishing::{Auto, PortEvent, ToHost, ToHostStatus};
 pub use self::stats::{Connection, Counters, ForwardStats};
 pub use self::target::{ChildAddress, ChildNetwork};
 
@@ -201,11 +201,18 @@ impl ForwardDriver {
         self.handle.clone()
     }
 
-    /// Runs until `stop` is readable or hung up. Handles get [`PortError::Stopped`](crate::error::PortError::Stopped) afterwards.
+    /// Runs until `stop` is readable or hung up; connections that are left are reset. Handles get [`PortError::Stopped`](crate::error::PortError::Stopped) afterwards.
     ///
     /// # Errors
     /// The child is gone, or the event loop is broken.
     pub fn run_until(mut self, stop: impl AsFd) -> Result<(), DriverError> {
+        let ended = self.run(stop);
+        // An end would look like the end of the data.
+        self.engine.reset_all();
+        ended
+    }
+
+    fn run(&mut self, stop: impl AsFd) -> Result<(), DriverError> {
         self.engine.register(stop, Token::Stop, EpollFlags::EPOLLIN).map_err(DriverError::Register)?;
         let mut events = vec![EpollEvent::empty(); EVENTS];
         loop {
@@ -266,6 +273,7 @@ pub(super) struct Engine {
     by_id: BTreeMap<ListenerId, Slot>,
     to_host: BTreeMap<u64, publishing::Reverse>,
     last_to_host: u64,
+    watchers: Vec<std::sync::mpsc::Sender<PortEvent>>,
     auto: Option<AutoWatch>,
     forwards: BTreeMap<u64, Forward>,
     /// What forwards that are gone did.
@@ -277,6 +285,8 @@ pub(super) struct Engine {
     waiting: VecDeque<(usize, u32)>,
     /// Pairs whose turn was over before their work.
     busy: VecDeque<(usize, u32)>,
+    /// Relays that are connecting, where there is a TAP to turn to, and since when.
+    connecting: VecDeque<(usize, u32, Instant)>,
     accepting: Accepting,
     out_of_descriptors: u64,
     connection_limit: usize,
@@ -343,6 +353,7 @@ impl Engine {
             by_id: BTreeMap::new(),
             to_host: BTreeMap::new(),
             last_to_host: publishing::FIRST_TO_HOST,
+            watchers: Vec::new(),
             auto: None,
             forwards: BTreeMap::new(),
             past: Counters::default(),
@@ -351,6 +362,7 @@ impl Engine {
             mover: Mover::new(config.limits.pipes),
             waiting: VecDeque::new(),
             busy: VecDeque::new(),
+            connecting: VecDeque::new(),
             accepting: Accepting::Yes,
             out_of_descriptors: 0,
             connection_limit,
@@ -378,7 +390,10 @@ impl Engine {
             // Rounded up, or it would be waited for in vain just before.
             auto.next_timeout().saturating_duration_since(Instant::now()) + Duration::from_millis(1)
         });
-        match sweep.into_iter().chain(look).min() {
+        let stray = self.connecting.front().map(|(_, _, since)| {
+            (*since + HANDSHAKE).saturating_duration_since(Instant::now()) + Duration::from_millis(1)
+        });
+        match sweep.into_iter().chain(look).chain(stray).min() {
             None => EpollTimeout::NONE,
             Some(timeout) => EpollTimeout::try_from(timeout).unwrap_or(EpollTimeout::MAX),
         }
@@ -399,6 +414,7 @@ impl Engine {
             }
         }
         self.publish_by_itself();
+        self.look_for_strays();
         if self.now >= self.next_sweep {
             self.sweep();
         }
@@ -644,7 +660,42 @@ impl Engine {
         }
         pair.to = to;
         pair.opened = Some(socket);
+        if self.tap.is_some() && !to.ip().is_loopback() && matches!(pair.origin, PairOrigin::Host { .. }) {
+            self.connecting.push_back((key, pair.generation, Instant::now()));
+        }
         Tried::Under
+    }
+
+    /// A relay's handshake does not leave the child's kernel. If it takes time, rules of the child lead it elsewhere, or the server's
+    /// queue is full: both are matters for the TAP.
+    fn look_for_strays(&mut self) {
+        if self.connecting.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(&(key, generation, since)) = self.connecting.front() {
+            let connects = self.pairs.get(key).is_some_and(|pair| {
+                pair.generation == generation && pair.relay.is_connecting() && pair.opened.is_some()
+            });
+            if connects && now < since + HANDSHAKE {
+                return;
+            }
+            self.connecting.pop_front();
+            if connects {
+                self.leave_to_tap(key);
+            }
+        }
+    }
+
+    fn leave_to_tap(&mut self, key: usize) {
+        let Some(pair) = self.pairs.get_mut(key) else { return };
+        (pair.only_tap, pair.first, pair.attempt) = (true, 0, 0);
+        pair.opened = None;
+        pair.relay = crate::relay::Relay::new();
+        if let Some(forward) = self.forwards.get_mut(&pair.origin.forward()) {
+            forward.by_tap_until = self.now + BY_TAP;
+        }
+        self.open(key);
     }
 
     fn hand_over(&mut self, key: usize, source: SocketAddr, to: SocketAddr) -> Tried {
@@ -728,14 +779,7 @@ impl Engine {
     /// Starts to hear of the accepted socket; says whether the pair still exists.
     fn join(&mut self, key: usize) -> bool {
         if !self.arrived(key) {
-            if let Some(pair) = self.pairs.get_mut(key) {
-                pair.only_tap = true;
-                pair.first = 0;
-                pair.attempt = 0;
-                pair.opened = None;
-                pair.relay = crate::relay::Relay::new();
-                self.open(key);
-            }
+            self.leave_to_tap(key);
             return false;
         }
         let Some(pair) = self.pairs.get(key) else { return false };
@@ -770,10 +814,7 @@ impl Engine {
         let Ok(from) = socket::local_address(opened.as_fd()) else { return true };
         match diag.is_connected(pair.to, from) {
             // A server that has ended the connection already was there.
-            Ok(false) if !socket::has_ended(opened.as_fd()) => {
-                forward.by_tap_until = self.now + BY_TAP;
-                false
-            }
+            Ok(false) if !socket::has_ended(opened.as_fd()) => false,
             _ => {
                 forward.verified = Some(self.now);
                 true
@@ -869,8 +910,10 @@ enum Tried {
     NoMore,
 }
 
+/// How long the handshake of a relay may take before the TAP is tried.
+const HANDSHAKE: Duration = Duration::from_millis(100);
 /// Seconds without the relay after a connection went astray.
-const BY_TAP: u32 = 5;
+const BY_TAP: u32 = 10;
 /// Seconds that a hint is good for.
 const HINT: u32 = 1;
 /// Seconds between two looks at what is silent.

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::time::Instant;
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
@@ -52,6 +52,18 @@ pub struct ToHostStatus {
     pub to_host: ToHost,
 }
 
+/// What became of a forward.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortEvent {
+    /// It exists.
+    Added(PortStatus),
+    /// It is gone.
+    Removed {
+        /// Its number.
+        id: u64,
+    },
+}
+
 /// Numbers of [`ToHost`] begin behind those of any forward.
 pub(super) const FIRST_TO_HOST: u64 = 1 << 32;
 
@@ -87,7 +99,24 @@ impl Engine {
             return Err(error);
         }
         self.forwards.entry(id).or_default();
+        if let (Added::New(_), Some(status)) = (added, self.manager.status(id)) {
+            self.tell(&PortEvent::Added(status));
+        }
         Ok(added)
+    }
+
+    /// Tells the watchers that are still there.
+    fn tell(&mut self, event: &PortEvent) {
+        self.watchers.retain(|watcher| watcher.send(event.clone()).is_ok());
+    }
+
+    pub(super) fn watch(&mut self) -> Receiver<PortEvent> {
+        let (watcher, events) = mpsc::channel();
+        for status in self.manager.list() {
+            let _ = watcher.send(PortEvent::Added(status));
+        }
+        self.watchers.push(watcher);
+        events
     }
 
     /// Does what the manager wants; returns why forward `id` failed, if it did.
@@ -118,6 +147,7 @@ impl Engine {
 
     fn withdrawn(&mut self, id: u64) {
         self.perform(id);
+        self.tell(&PortEvent::Removed { id });
         if let Some(forward) = self.forwards.get_mut(&id) {
             forward.removed = true;
         }
@@ -127,6 +157,12 @@ impl Engine {
     pub(super) fn reset_connections(&mut self, forward: u64) {
         let of_it = self.pairs.iter().filter(|(_, pair)| pair.origin.forward() == forward);
         for key in of_it.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.reset(key);
+        }
+    }
+
+    pub(super) fn reset_all(&mut self) {
+        for key in self.pairs.iter().map(|(key, _)| key).collect::<Vec<_>>() {
             self.reset(key);
         }
     }

@@ -56,7 +56,7 @@ impl UdpForward {
     }
 
     /// Clients have sent something. `open` makes a socket for a new one, `watch` is told of every new session.
-    pub(super) fn from_clients(
+    pub(super) fn hear_clients(
         &mut self,
         now: Duration,
         batch: &mut Batch,
@@ -83,7 +83,7 @@ impl UdpForward {
                     continue;
                 };
                 match self.session(now, client, &mut open, &mut watch) {
-                    Ok(id) => self.to_server(id, batch, start, end),
+                    Ok(id) => self.send_to_server(id, batch, start, end),
                     Err(Opened::Later) => {
                         for index in start..end {
                             self.keep(client, batch, index);
@@ -124,7 +124,7 @@ impl UdpForward {
     }
 
     /// The server of a session has sent something, or its kernel has refused something.
-    pub(super) fn from_server(&mut self, now: Duration, id: SessionId, batch: &mut Batch) {
+    pub(super) fn hear_server(&mut self, now: Duration, id: SessionId, batch: &mut Batch) {
         let (Some(fd), Some(client)) = (self.sessions.get(&id), self.table.client(id)) else { return };
         for _ in 0..ROUNDS {
             let more = match batch.receive(fd.as_fd()) {
@@ -200,7 +200,7 @@ impl UdpForward {
         Ok(id)
     }
 
-    fn to_server(&mut self, id: SessionId, batch: &mut Batch, start: usize, end: usize) {
+    fn send_to_server(&mut self, id: SessionId, batch: &mut Batch, start: usize, end: usize) {
         let Some(fd) = self.sessions.get(&id) else { return };
         let counters = &mut self.counters;
         let unsent = send_all(fd.as_fd(), batch, start..end, To::Peer, |bytes, datagrams| {

@@ -270,13 +270,13 @@ const _: () = {
 };
 
 /// Walks the control messages of a header that the kernel filled: level, type, data.
-struct ControlMessages<'a> {
+pub(super) struct ControlMessages<'a> {
     header: &'a libc::msghdr,
     next: *const libc::cmsghdr,
 }
 
 impl<'a> ControlMessages<'a> {
-    fn new(header: &'a libc::msghdr) -> Self {
+    pub(super) fn new(header: &'a libc::msghdr) -> Self {
         // SAFETY: the header's control pointer and length describe memory the kernel has written.
         let next = unsafe { libc::CMSG_FIRSTHDR(header) };
         ControlMessages { header, next }
@@ -295,7 +295,7 @@ impl<'a> Iterator for ControlMessages<'a> {
         unsafe {
             let message = self.next.read_unaligned();
             let start = libc::CMSG_DATA(self.next);
-            let len = (message.cmsg_len as usize).saturating_sub(cmsg_len(0));
+            let len = message.cmsg_len.saturating_sub(cmsg_len(0));
             self.next = libc::CMSG_NXTHDR(self.header, self.next);
             Some((message.cmsg_level, message.cmsg_type, std::slice::from_raw_parts(start, len)))
         }

@@ -4,6 +4,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use forwarder::protocol::{Abilities, Reach, Reply, Request, SocketKind};
+use forwarder::spec::{Family, Transport};
 use netstack::testing::frames::{self, CHILD, CHILD6, DNS, DNS6, GATEWAY, GATEWAY6, Segment, WORLD, WORLD6};
 
 fn main() -> io::Result<()> {
@@ -88,6 +90,7 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     let specs = "127.0.0.1:8080:10.0.2.100:80/tcp\n8080:80\n0:53/udp\n[fe80::1%eth0]:8000-8010:[fd00::1]:9000/tcp6,source=gateway\n\
                  10-63:10\n80:80/sctp\nauto,tcp,include=80,[::1]/udp,exclude=loopback,22-23,address=127.0.0.1%lo";
     seeds.push(("port_spec", "texts".into(), specs.into()));
+    seeds.push(("agent_protocol", "messages".into(), agent_messages()));
     let json = r#"{"proto":"tcp","parentIP":"0.0.0.0","parentPort":8080,"childIP":"","childPort":80}
 {"port":[{"proto":"udp4","parentPort":1,"parentPortEnd":9,"childPort":1,"parentInterface":"lo","source":"gateway"}]}"#;
     seeds.push(("port_spec", "json".into(), json.into()));
@@ -141,6 +144,23 @@ fn diag_socket(family: u8, address: &[u8], port: u16) -> Vec<u8> {
     message[84] = 1;
     message[88..96].copy_from_slice(&[5, 0, 11, 0, 0, 0, 0, 0]);
     message
+}
+
+/// One of each kind, with the length of two bytes before it that `fuzz::messages` wants.
+fn agent_messages() -> Vec<u8> {
+    let kind = SocketKind { transport: Transport::Tcp, family: Family::V6, reach: Reach::Transparent };
+    let listen = Request::Listen { id: 7, transport: Transport::Udp, address: ([127, 0, 0, 1], 80).into() };
+    let messages = [
+        Request::Hello.encode(),
+        Request::Sockets { kind, count: 64 }.encode(),
+        listen.encode(),
+        Reply::Hello { abilities: Abilities { diag: true, ..Abilities::default() } }.encode(),
+        Reply::Sockets { kind, count: 3, errno: 24 }.encode(),
+        Reply::Listening { id: 7, errno: 98 }.encode(),
+    ];
+    let framed =
+        messages.iter().map(|message| [&(message.len() as u16).to_be_bytes(), &message[..]].concat());
+    framed.collect::<Vec<_>>().concat()
 }
 
 fn query() -> Vec<u8> {

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use forwarder::driver::{ChildNetwork, ForwardDriver};
+use forwarder::driver::ForwardDriver;
 use forwarder::error::PortError;
 use forwarder::spec::{PortSpec, PortStatus};
 use log::warn;
@@ -48,6 +48,7 @@ use crate::join::{self, JoinError};
 use crate::logger;
 use crate::sandbox::root::RootPlan;
 use crate::sandbox::{BindService, Confinement, Inspection, Mode, Sandbox, SandboxError, ThreadRole};
+use crate::services::child_network;
 use crate::sys::fd::{accept, take_inherited};
 use crate::sys::pidfd;
 use crate::sys::signal::{Disposition, set_disposition};
@@ -151,19 +152,17 @@ impl RunError {
 fn serve(request: &Request) -> Result<(), RunError> {
     let given = Given::take(request)?;
     let config = plan::config(request)?;
-    let network = plan::child_network(request, &config);
-    let child = config.ipv4().child;
     let (link, target) = open_link(request, &config, given.link)?;
     say(Banner { request, config: &config });
 
-    let mut driver = Driver::new(link, config)?;
+    let mut driver = Driver::new(link, config.clone())?;
     let mut end = End::watch(given.exit, target).map_err(RunError::Watch)?;
     let api = match &request.api_socket {
-        Some(path) => Some(Api::prepare(path, request, network, driver.handle()?)?),
+        Some(path) => Some(Api::prepare(path, request, &config, driver.handle()?)?),
         None => None,
     };
     let confinement = confine(request)?;
-    let api = api.map(|api| api.start(&confinement, child)).transpose()?;
+    let api = api.map(|api| api.start(&confinement, config.ipv4().child)).transpose()?;
     confinement.confine(ThreadRole::Driver)?;
     if let Some(ready) = given.ready {
         tell_ready(ready);
@@ -218,7 +217,7 @@ impl Api {
     fn prepare(
         path: &Path,
         request: &Request,
-        child: ChildNetwork,
+        config: &Config,
         driver: DriverHandle,
     ) -> Result<Self, RunError> {
         let failed = |source| RunError::ApiSocket { path: path.to_owned(), source };
@@ -226,8 +225,8 @@ impl Api {
         if [request.sandbox, request.seccomp].contains(&Switch::On) {
             socket.leave_removal().map_err(failed)?;
         }
-        let config = forwarder::driver::Config { child, ..Default::default() };
-        let forwards = ForwardDriver::new(config, None, Some(Box::new(TapCarrier::new(driver))))?;
+        let settings = forwarder::driver::Config { child: child_network(config), ..Default::default() };
+        let forwards = ForwardDriver::new(settings, None, Some(Box::new(TapCarrier::new(driver))))?;
         let stop =
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|error| RunError::Watch(error.into()))?;
         Ok(Api { socket, listener, forwards, stop })
@@ -244,7 +243,7 @@ impl Api {
                 warn!("no more forwards: {}", with_causes(&error));
             }
         })?;
-        confinement.spawn("api", ThreadRole::Api, || server.run())?;
+        confinement.spawn("slirp-api", ThreadRole::Api, || server.run())?;
         Ok(RunningApi { _socket: socket, stop, forwards: Some(forwards) })
     }
 }
@@ -253,10 +252,8 @@ impl Drop for RunningApi {
     fn drop(&mut self) {
         // Fails only if the counter is full, and then it is readable.
         let _ = self.stop.write(1);
-        if let Some(forwards) = self.forwards.take() {
-            // A panic was told already.
-            let _ = forwards.join();
-        }
+        // A panic was told already.
+        let _ = self.forwards.take().map(JoinHandle::join);
     }
 }
 

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use forwarder::driver::{ChildAddress, ChildNetwork};
 use netstack::config::{
     Access, Config, DhcpOrder, DnsConfig, DnsService, Ipv4Plan, Ipv6Mode, Ipv6Net, MAX_MTU, MIN_MTU,
     MIN_MTU_IPV6, Outbound, Refusal, UdpFiltering,
@@ -11,7 +10,7 @@ use netstack::config::{
 use netstack::error::ConfigError;
 
 use super::cli::{self, Configuration, Request, Switch};
-use crate::join::{LinkSetup, TapSetup};
+use crate::join::{DuplicateDetection, LinkSetup, TapSetup};
 use crate::netlink::message::Route;
 
 /// The engine's settings.
@@ -57,22 +56,10 @@ pub fn tap(request: &Request, name: &str, config: &Config) -> TapSetup {
             mac,
             addresses: vec![(config.ipv4().child.into(), config.ipv4().subnet.prefix())],
             routes: vec![Route::default_through(config.ipv4().gateway.into())],
+            duplicates: DuplicateDetection::Off,
         }),
     };
     TapSetup { name: name.to_owned(), link }
-}
-
-/// Where forwards lead.
-pub fn child_network(request: &Request, config: &Config) -> ChildNetwork {
-    let (ipv4, ipv6) = (config.ipv4(), config.ipv6());
-    ChildNetwork {
-        ipv4: Some(ChildAddress { address: ipv4.child, prefix: ipv4.subnet.prefix(), gateway: ipv4.gateway }),
-        ipv6: (request.ipv6 == Switch::On).then(|| ChildAddress {
-            address: ipv6.child,
-            prefix: ipv6.subnet.prefix(),
-            gateway: ipv6.gateway,
-        }),
-    }
 }
 
 /// What people read at the start.
