@@ -8,9 +8,8 @@
 //! | `child_pid` | CMD's process id in decimal; **appears, whole, when the instance is ready**: CMD is about to run, its network and its ports are served |
 //!
 //! The lock is the truth about life: it ends with the launcher and the guard, however they die; a guard that is left
-//! alone removes everything. Who finds a directory whose lock
-//! is free takes it over and removes what is left in it; who finds it locked reads in `lock` by whom. Somebody who
-//! only wants to know whether an instance lives tries a shared lock for a moment, which a starter tells from a
+//! alone removes everything. Who finds a directory whose lock is free takes it over and removes what is left in it;
+//! who finds it locked reads in `lock` by whom, and waits up to 5 s if that launcher is dead. Somebody who only wants to know whether an instance lives tries a shared lock for a moment, which a starter tells from a
 //! living instance, because it can share it.
 //!
 //! The default place is `$XDG_RUNTIME_DIR/rootless-launch/NAME`, where NAME is the launcher's process id unless
@@ -25,13 +24,17 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Pid, getegid, geteuid};
 use thiserror::Error;
+
+use crate::sys::pidfd;
 
 /// Why there is no state directory.
 #[derive(Debug, Error)]
@@ -243,7 +246,7 @@ impl StateDir {
 
     /// Begins anew as long as others end, or look, in the same moment.
     fn make_and_lock(path: &Path, base: Option<&Path>) -> Result<Flock<File>, StateDirError> {
-        let mut attempts = 0;
+        let (mut attempts, since) = (0, Instant::now());
         loop {
             attempts += 1;
             match base {
@@ -256,6 +259,12 @@ impl StateDir {
                 Ok(None) => {
                     let source = io::ErrorKind::ResourceBusy.into();
                     return Err(StateDirError::Lock { path: path.join(LOCK), source });
+                }
+                // Its guard still tidies up; it does not take long, and tells nobody when it is done.
+                Err(StateDirError::InUse { pid: Some(pid), .. })
+                    if is_dead(Pid::from_raw(pid)) && since.elapsed() < MAX_TIDYING =>
+                {
+                    std::thread::sleep(TIDYING_LOOK);
                 }
                 Err(StateDirError::Create { source, .. })
                     if source.kind() == io::ErrorKind::NotFound && attempts < MAX_ATTEMPTS => {}
@@ -405,6 +414,20 @@ impl Instance {
 }
 
 const MAX_ATTEMPTS: u32 = 1000;
+/// Longest wait for the processes that a launcher has left behind when it was killed.
+const MAX_TIDYING: Duration = Duration::from_secs(5);
+const TIDYING_LOOK: Duration = Duration::from_millis(5);
+
+/// Whether a process runs no more; one that is not reaped yet does not.
+fn is_dead(process: Pid) -> bool {
+    match pidfd::open(process) {
+        Err(error) => error.raw_os_error() == Some(libc::ESRCH),
+        Ok(process) => {
+            let mut end = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+            poll(&mut end, PollTimeout::ZERO).is_ok_and(|ended| ended > 0)
+        }
+    }
+}
 
 fn make_parents(path: &Path) -> Result<(), StateDirError> {
     let Some(parent) = path.parent() else { return Ok(()) };
