@@ -89,6 +89,15 @@ impl Target {
         Target { user: Some(user), net }
     }
 
+    /// Another reference to the same.
+    ///
+    /// # Errors
+    /// fcntl(2).
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let user = self.user.as_ref().map(File::try_clone).transpose()?;
+        Ok(Target { user, net: self.net.try_clone()? })
+    }
+
     /// The user namespace that is entered first.
     pub fn user(&self) -> Option<BorrowedFd<'_>> {
         self.user.as_ref().map(AsFd::as_fd)

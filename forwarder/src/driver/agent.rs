@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::MsgFlags;
 
-use crate::protocol::{Abilities, MAX_MESSAGE, MAX_SOCKETS, ProtocolError, Reply, Request, SocketKind};
+use crate::protocol::{Abilities, MAX_MESSAGE, MAX_SOCKETS, ProtocolError, Reply, Request, Rules, SocketKind};
 use crate::sock_diag::DiagSocket;
 use crate::sys::rtnetlink::LocalAddresses;
 use crate::sys::scm;
@@ -83,7 +83,7 @@ pub(super) enum Lost {
 }
 
 impl Agent {
-    pub(super) fn new(line: ChildLine) -> Self {
+    pub(super) fn new(line: ChildLine, rules: Rules) -> Self {
         let agent = Agent {
             line: line.0,
             abilities: None,
@@ -92,7 +92,7 @@ impl Agent {
             diag: None,
             spare_diag: None,
         };
-        agent.ask(Request::Hello);
+        agent.ask(Request::Hello { rules });
         agent
     }
 
