@@ -12,6 +12,8 @@
 //! table of its own makes every destination of marked packets a local one. Packets with other marks see no difference in routing;
 //! that servers' sockets inherit *their* marks is the one effect on others.
 //!
+//! Where the namespace is somebody else's ([`Rules::Leave`]) nothing of this is done, and sockets are ordinary ones.
+//!
 //! The sockets are tied to `lo`, for which the kernel allows a port whose last connection ended a second ago
 //! (`net.ipv4.tcp_tw_reuse`, 2 by default) to be used again.
 
@@ -24,7 +26,7 @@ use nix::sys::socket::MsgFlags;
 use thiserror::Error;
 
 use crate::auto::local_port_range;
-use crate::protocol::{Abilities, MAX_MESSAGE, ProtocolError, Reach, Reply, Request, SocketKind};
+use crate::protocol::{Abilities, MAX_MESSAGE, ProtocolError, Reach, Reply, Request, Rules, SocketKind};
 use crate::sock_diag::DiagSocket;
 use crate::spec::{Family, Transport};
 use crate::sys::{rtnetlink, scm, socket};
@@ -78,7 +80,7 @@ pub fn run(channel: OwnedFd) -> Result<(), AgentError> {
 
 fn answer(request: Request) -> (Reply, Vec<OwnedFd>) {
     match request {
-        Request::Hello => hello(),
+        Request::Hello { rules } => hello(rules),
         Request::Sockets { kind, count } => {
             let mut fds = Vec::new();
             let mut errno = 0;
@@ -100,7 +102,7 @@ fn answer(request: Request) -> (Reply, Vec<OwnedFd>) {
     }
 }
 
-fn hello() -> (Reply, Vec<OwnedFd>) {
+fn hello(rules: Rules) -> (Reply, Vec<OwnedFd>) {
     let possible = |family| match keep_addresses(family) {
         Ok(()) => true,
         Err(error) => {
@@ -114,8 +116,8 @@ fn hello() -> (Reply, Vec<OwnedFd>) {
     let addresses = rtnetlink::address_socket();
     let diag = DiagSocket::open().and_then(|one| Ok([one, DiagSocket::open()?]));
     let abilities = Abilities {
-        transparent_v4: possible(Family::V4),
-        transparent_v6: possible(Family::V6),
+        transparent_v4: rules == Rules::Add && possible(Family::V4),
+        transparent_v6: rules == Rules::Add && possible(Family::V6),
         addresses: addresses.is_ok(),
         diag: diag.is_ok(),
         ephemeral: local_port_range().map_or((0, 0), RangeInclusive::into_inner),

@@ -40,11 +40,24 @@ pub struct SocketKind {
     pub reach: Reach,
 }
 
+/// What becomes of the namespace's routing rules and sysctls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rules {
+    /// Those are added and set that let clients keep their addresses: the namespace is ours.
+    #[default]
+    Add,
+    /// They stay as they are: the namespace is somebody else's.
+    Leave,
+}
+
 /// What the driver asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Prepare the namespace and say what is possible there.
-    Hello,
+    /// Say what is possible in the namespace.
+    Hello {
+        /// Whether it may be prepared for more.
+        rules: Rules,
+    },
     /// Unconnected sockets, 1 to [`MAX_SOCKETS`].
     Sockets {
         /// Which.
@@ -66,7 +79,7 @@ pub enum Request {
 /// What the agent answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// The namespace is prepared. With it comes a netlink socket that hears of the child's addresses, if `addresses`,
+    /// The namespace is prepared, if it was to be. With it comes a netlink socket that hears of the child's addresses, if `addresses`,
     /// and two for sock_diag(7), if `diag`, in this order.
     Hello {
         /// What is possible.
@@ -131,7 +144,7 @@ impl Request {
     /// The bytes of the message.
     pub fn encode(&self) -> Vec<u8> {
         match *self {
-            Request::Hello => vec![VERSION, 1],
+            Request::Hello { rules } => vec![VERSION, 1, rules as u8],
             Request::Sockets { kind, count } => {
                 let [transport, family, reach] = kind.encode();
                 vec![VERSION, 2, transport, family, reach, count]
@@ -155,7 +168,8 @@ impl Request {
     /// It is none.
     pub fn decode(bytes: &[u8]) -> Result<Self, ProtocolError> {
         match *body(bytes)? {
-            [1] => Ok(Request::Hello),
+            [1, 0] => Ok(Request::Hello { rules: Rules::Add }),
+            [1, 1] => Ok(Request::Hello { rules: Rules::Leave }),
             [2, transport, family, reach, count] if (1..=MAX_SOCKETS).contains(&count) => {
                 Ok(Request::Sockets { kind: SocketKind::decode(transport, family, reach)?, count })
             }
@@ -281,7 +295,8 @@ mod tests {
     #[test]
     fn what_was_encoded_is_decoded() {
         for request in [
-            Request::Hello,
+            Request::Hello { rules: Rules::Add },
+            Request::Hello { rules: Rules::Leave },
             Request::Sockets { kind: KIND, count: 253 },
             Request::Listen { id: 7, transport: Transport::Tcp, address: "127.0.0.1:80".parse().unwrap() },
             Request::Listen { id: u64::MAX, transport: Transport::Udp, address: "[::1]:0".parse().unwrap() },

@@ -27,6 +27,11 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// An agent in these namespaces.
+    pub fn new(line: OwnedFd, target: Target) -> Self {
+        Agent { line, target }
+    }
+
     /// An agent for the child of this process id, whose user namespace is `user`.
     ///
     /// # Errors
@@ -34,7 +39,7 @@ impl Agent {
     pub fn prepare(line: OwnedFd, user: &UserNamespace, child: Pid) -> io::Result<Self> {
         let net = File::open(format!("/proc/{child}/ns/net"))?;
         let user = user.as_fd().try_clone_to_owned()?;
-        Ok(Agent { line, target: Target::of_files(File::from(user), net) })
+        Ok(Agent::new(line, Target::of_files(File::from(user), net)))
     }
 
     /// Starts it. Its end is not reported by SIGCHLD.

@@ -21,7 +21,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid, getppid};
 use thiserror::Error;
 
-use crate::apply::net::{TUN_DEVICE, sysctl};
+use crate::apply::net::TUN_DEVICE;
 use crate::error::{Ending, Failure, Step};
 use crate::handshake::channel::{Channel, Received};
 use crate::handshake::message::Message;
@@ -87,6 +87,15 @@ impl Target {
     /// Namespaces that are open already.
     pub fn of_files(user: File, net: File) -> Self {
         Target { user: Some(user), net }
+    }
+
+    /// Another reference to the same.
+    ///
+    /// # Errors
+    /// fcntl(2).
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let user = self.user.as_ref().map(File::try_clone).transpose()?;
+        Ok(Target { user, net: self.net.try_clone()? })
     }
 
     /// The user namespace that is entered first.
@@ -219,17 +228,6 @@ pub struct LinkSetup {
     pub addresses: Vec<(IpAddr, u8)>,
     /// Routes through it, in their order.
     pub routes: Vec<Route>,
-    /// Whether an IPv6 address that the child makes has to wait.
-    pub duplicates: DuplicateDetection,
-}
-
-/// Duplicate address detection (RFC 4862 section 5.4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DuplicateDetection {
-    /// As the kernel has it: a route may be there a second before the address that goes with it.
-    Unchanged,
-    /// None: nobody else is on the link.
-    Off,
 }
 
 impl TapSetup {
@@ -266,10 +264,6 @@ impl LinkSetup {
     fn apply(&self, name: &str) -> Result<(), Failure> {
         let index = if_nametoindex(name).map_err(|error| Failure::new(Step::CreateTap, name, error))?;
         let interface = Interface(index);
-        if self.duplicates == DuplicateDetection::Off {
-            sysctl(&format!("net/ipv6/conf/{name}/accept_dad"), "0");
-            sysctl(&format!("net/ipv6/conf/{name}/dad_transmits"), "0");
-        }
         let mut batch = Batch::with(Existing::Replace);
         batch.link_up(LOOPBACK);
         if let Some(mac) = self.mac {

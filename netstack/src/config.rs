@@ -419,6 +419,9 @@ pub struct DnsConfig {
     /// Addresses beside the plans' at which the engine is a DNS server, of any kind: outside the subnets,
     /// link-local. Other ports there are as if it were not.
     pub addresses: Vec<IpAddr>,
+    /// The servers that the child is told of by DHCP and router advertisements; `None`: the engine itself, wherever it
+    /// is one.
+    pub announced: Option<Vec<IpAddr>>,
     /// Names answered locally, beside `host.internal`, `gateway.internal` and `dns.internal`; at most
     /// [`DnsConfig::MAX_NAMES`].
     pub names: Vec<(String, IpAddr)>,
@@ -540,7 +543,10 @@ impl Config {
 
     /// The DNS servers that the child is told of.
     pub(crate) fn announced_dns(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.dns_addresses().filter(|_| self.dns.service == DnsService::On)
+        let own = self
+            .dns_addresses()
+            .filter(|_| self.dns.service == DnsService::On && self.dns.announced.is_none());
+        own.chain(self.dns.announced.iter().flatten().copied())
     }
 
     /// The addresses that are the engine's on the link.

@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::MsgFlags;
 
-use crate::protocol::{Abilities, MAX_MESSAGE, MAX_SOCKETS, ProtocolError, Reply, Request, SocketKind};
+use crate::protocol::{
+    Abilities, MAX_MESSAGE, MAX_SOCKETS, ProtocolError, Reply, Request, Rules, SocketKind,
+};
 use crate::sock_diag::DiagSocket;
 use crate::sys::rtnetlink::LocalAddresses;
 use crate::sys::scm;
@@ -43,6 +45,7 @@ impl From<ChildLine> for OwnedFd {
 #[derive(Debug)]
 pub(super) struct Agent {
     line: OwnedFd,
+    rules: Rules,
     greeted: bool,
     abilities: Option<Abilities>,
     stocks: BTreeMap<SocketKind, Stock>,
@@ -84,9 +87,10 @@ pub(super) enum Lost {
 }
 
 impl Agent {
-    pub(super) fn new(line: ChildLine) -> Self {
+    pub(super) fn new(line: ChildLine, rules: Rules) -> Self {
         Agent {
             line: line.0,
+            rules,
             greeted: false,
             abilities: None,
             stocks: BTreeMap::new(),
@@ -100,7 +104,7 @@ impl Agent {
     pub(super) fn greet(&mut self) {
         if !self.greeted {
             self.greeted = true;
-            self.ask(Request::Hello);
+            self.ask(Request::Hello { rules: self.rules });
         }
     }
 

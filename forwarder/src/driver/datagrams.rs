@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::agent::Agent;
-use super::target::{ChildNetwork, Target};
+use super::target::{Manner, Target};
 use super::udp::{Opened, UdpForward};
-use super::{Engine, Token};
+use super::{Config, Engine, Token};
 use crate::protocol::{Reach, SocketKind};
 use crate::spec::{Family, Transport};
 use crate::sys::datagram::Batch;
@@ -41,7 +41,7 @@ impl Engine {
         entry.forward.hear_clients(
             now,
             batch,
-            |client| open(via, agent.as_mut(), &config.child, client),
+            |client| open(via, agent.as_mut(), config, client),
             |id, socket| watch(epoll, key, id, socket),
         );
     }
@@ -60,7 +60,7 @@ impl Engine {
             let via = entry.via;
             entry.forward.flush(
                 now,
-                |client| open(via, agent.as_mut(), &config.child, client),
+                |client| open(via, agent.as_mut(), config, client),
                 |id, socket| watch(epoll, key, id, socket),
             );
         }
@@ -73,7 +73,7 @@ fn watch(epoll: &Epoll, key: usize, id: SessionId, socket: &OwnedFd) -> bool {
 }
 
 /// A socket for a new client.
-fn open(via: Via, agent: Option<&mut Agent>, network: &ChildNetwork, client: &Client) -> Opened {
+fn open(via: Via, agent: Option<&mut Agent>, config: &Config, client: &Client) -> Opened {
     let (socket, to) = match via {
         Via::Host(to) => match socket::open(Transport::Udp, Family::of(to.ip())) {
             Ok(socket) => {
@@ -87,7 +87,7 @@ fn open(via: Via, agent: Option<&mut Agent>, network: &ChildNetwork, client: &Cl
             if agent.abilities().is_none() {
                 return Opened::Later;
             }
-            let to = server(agent, network, target, client);
+            let to = server(agent, config, target, client);
             let family = Family::of(to.ip());
             let kind = SocketKind { transport: Transport::Udp, family, reach: Reach::Plain };
             match agent.take(kind) {
@@ -104,8 +104,13 @@ fn open(via: Via, agent: Option<&mut Agent>, network: &ChildNetwork, client: &Cl
 
 /// Who in the child a new client's datagrams go to: the one of its addresses, its own first and then its loopback, where
 /// somebody listens.
-fn server(agent: &mut Agent, network: &ChildNetwork, target: Target, client: &Client) -> SocketAddr {
-    if let Some(ip) = target.ip {
+fn server(agent: &mut Agent, config: &Config, target: Target, client: &Client) -> SocketAddr {
+    let network = &config.child;
+    let asked = match config.manner {
+        Manner::Relay => target.ip,
+        Manner::Apart(local) => network.local_target(local, target.ip, Family::of(client.address.ip())),
+    };
+    if let Some(ip) = asked {
         return SocketAddr::new(ip, target.port);
     }
     let candidates = network.candidates(Family::of(client.address.ip()));

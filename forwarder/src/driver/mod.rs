@@ -42,7 +42,7 @@ pub use self::agent::ChildLine;
 pub use self::handle::Handle;
 pub use self::publishing::{Auto, PortEvent, ToHost, ToHostStatus};
 pub use self::stats::{Connection, Counters, ForwardStats};
-pub use self::target::{ChildAddress, ChildNetwork};
+pub use self::target::{ChildAddress, ChildNetwork, LocalClients, Manner};
 
 use self::agent::{Agent, Lost, News};
 use self::datagrams::UdpEntry;
@@ -82,6 +82,8 @@ pub trait TapPath: Send {
 pub struct Config {
     /// The child's addresses.
     pub child: ChildNetwork,
+    /// Which ways clients are led.
+    pub manner: Manner,
     /// How much of everything there may be.
     pub limits: Limits,
     /// How long things may take.
@@ -185,7 +187,8 @@ impl ForwardDriver {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(|error| DriverError::CreateEpoll(error.into()))?;
         let (handle, inbox) = Inbox::new().map_err(DriverError::CreateWaker)?;
-        let mut engine = Engine::new(epoll, config, child.map(Agent::new), tap);
+        let rules = config.manner.rules();
+        let mut engine = Engine::new(epoll, config, child.map(|line| Agent::new(line, rules)), tap);
         if engine.config.auto.is_some() {
             engine.agent.iter_mut().for_each(Agent::greet);
         }
@@ -613,6 +616,7 @@ impl Engine {
         let local = self.agent.as_ref().and_then(|agent| agent.local.as_ref());
         let contains = |address: IpAddr| local.is_some_and(|local| local.contains(address));
         let means = Means {
+            manner: self.config.manner,
             network: &self.config.child,
             abilities,
             local: if local.is_some() { Some(&contains) } else { None },
@@ -801,7 +805,10 @@ impl Engine {
     /// container behind it) that lead it elsewhere, where it must not end: the TAP follows such rules as they were meant. Asked once a
     /// second for each forward; without a TAP there would be no choice.
     fn arrived(&mut self, key: usize) -> bool {
-        let (Some(pair), Some(_)) = (self.pairs.get(key), &self.tap) else { return true };
+        let (Some(pair), Some(_), Manner::Relay) = (self.pairs.get(key), &self.tap, self.config.manner)
+        else {
+            return true;
+        };
         let Some(forward) = self.forwards.get_mut(&pair.origin.forward()) else { return true };
         if pair.to.ip().is_loopback() || forward.verified == Some(self.now) {
             return true;

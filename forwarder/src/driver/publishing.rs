@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{self, Receiver, SyncSender};
@@ -83,6 +83,11 @@ pub(super) enum Slot {
     Udp(usize),
     /// With the engine on the TAP.
     Tap(u64),
+    /// With the engine on the TAP, and beside it for clients on the host's loopback.
+    Parted {
+        tap: u64,
+        udp: usize,
+    },
 }
 
 impl Engine {
@@ -226,7 +231,15 @@ impl Engine {
                 self.serve_tcp(socket, PairOrigin::Host { forward: listener.forward, target })?
             }
             Transport::Udp => match self.udp_by_tap(&socket, address.ip(), target)? {
-                Some(id) => Slot::Tap(id),
+                Some(tap) => {
+                    match self.listen_apart(&socket, SocketAddr::new(address.ip(), port), interface)? {
+                        Some((socket, bound)) => Slot::Parted {
+                            tap,
+                            udp: self.serve_udp_at(listener.forward, socket, bound, Via::Child(target))?,
+                        },
+                        None => Slot::Tap(tap),
+                    }
+                }
                 None => self.serve_udp(listener.forward, socket, address.ip(), Via::Child(target))?,
             },
         };
@@ -234,9 +247,32 @@ impl Engine {
         Ok(port)
     }
 
+    /// A socket beside `everybody`, which is bound to all addresses, for clients on the host's loopback, if those
+    /// are not led through the TAP.
+    fn listen_apart(
+        &self,
+        everybody: &OwnedFd,
+        bound: SocketAddr,
+        interface: Option<&str>,
+    ) -> io::Result<Option<(OwnedFd, IpAddr)>> {
+        let loopback = match bound.ip() {
+            IpAddr::V4(any) if any.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(any) if any.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            _ => return Ok(None),
+        };
+        if interface.is_some() || self.agent.is_none() || !self.config.manner.parts(loopback) {
+            return Ok(None);
+        }
+        let socket = socket::listener_beside(everybody.as_fd(), SocketAddr::new(loopback, bound.port()))?;
+        Ok(Some((socket, loopback)))
+    }
+
     /// Hands a socket to the engine on the TAP, if that is the way to `target`.
     fn udp_by_tap(&self, socket: &OwnedFd, host: IpAddr, target: Target) -> io::Result<Option<u64>> {
         let Some(tap) = &self.tap else { return Ok(None) };
+        if self.agent.is_some() && self.config.manner.parts(host) {
+            return Ok(None);
+        }
         let child = target.ip.or_else(|| self.config.child.best_address(Family::of(host)));
         match child {
             Some(ip) if !ip.is_loopback() => {
@@ -257,12 +293,16 @@ impl Engine {
     }
 
     fn serve_udp(&mut self, forward: u64, socket: OwnedFd, bound: IpAddr, via: Via) -> io::Result<Slot> {
+        self.serve_udp_at(forward, socket, bound, via).map(Slot::Udp)
+    }
+
+    fn serve_udp_at(&mut self, forward: u64, socket: OwnedFd, bound: IpAddr, via: Via) -> io::Result<usize> {
         let entry = self.udp.vacant_entry();
         let key = entry.key();
         self.epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, Token::UdpListener(key).into()))?;
         let (limit, idle) = (self.config.limits.udp_sessions, self.config.timeouts.udp);
         entry.insert(UdpEntry { forward: UdpForward::new(forward, socket, bound, limit, idle), via });
-        Ok(Slot::Udp(key))
+        Ok(key)
     }
 
     fn unlisten(&mut self, id: ListenerId) {
@@ -283,6 +323,10 @@ impl Engine {
                         None => self.past.add(&counters),
                     }
                 }
+            }
+            Slot::Parted { tap, udp } => {
+                self.end(Slot::Udp(udp));
+                self.end(Slot::Tap(tap));
             }
             Slot::Tap(id) => {
                 if let Some(tap) = &self.tap {

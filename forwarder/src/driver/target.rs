@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::protocol::{Abilities, Reach};
+use crate::protocol::{Abilities, Reach, Rules};
 use crate::spec::{Family, Source};
 
 /// The child's side of the network between host and child.
@@ -44,6 +44,20 @@ impl ChildNetwork {
         let [a, b] = families.map(|family| self.address(family));
         let [c, d] = families.map(|family| Some(loopback(family)));
         [a, b, c, d]
+    }
+
+    /// Where clients of `family` on the host's loopback are led.
+    pub(super) fn local_target(
+        &self,
+        local: LocalClients,
+        asked: Option<IpAddr>,
+        family: Family,
+    ) -> Option<IpAddr> {
+        match local {
+            _ if asked.is_some() => asked,
+            LocalClients::ToAddress => self.best_address(family),
+            LocalClients::ToLoopback => Some(loopback(family)),
+        }
     }
 
     fn gateway(&self, family: Family) -> Option<IpAddr> {
@@ -90,6 +104,40 @@ fn is_link_local_v6(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
+/// Which ways clients are led.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Manner {
+    /// The fastest that keeps their address, for which the child gets routing rules of ours; the child is ours.
+    #[default]
+    Relay,
+    /// The TAP for everybody but clients on the host's loopback, who get ordinary sockets of the child; nothing about
+    /// the child is changed. As pasta does.
+    Apart(LocalClients),
+}
+
+/// Who clients on the host's loopback are to the child, with [`Manner::Apart`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalClients {
+    /// The child itself by its own address: what listens on its loopback only stays out of reach.
+    ToAddress,
+    /// The child itself by its loopback.
+    ToLoopback,
+}
+
+impl Manner {
+    pub(super) fn rules(self) -> Rules {
+        match self {
+            Manner::Relay => Rules::Add,
+            Manner::Apart(_) => Rules::Leave,
+        }
+    }
+
+    /// Whether the TAP is not the way for `client`, which it is for others.
+    pub(super) fn parts(self, client: IpAddr) -> bool {
+        matches!(self, Manner::Apart(_)) && client.is_loopback()
+    }
+}
+
 /// Where a forward leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Target {
@@ -109,6 +157,7 @@ pub(super) enum Way {
 
 /// What there is to make ways of.
 pub(super) struct Means<'a> {
+    pub(super) manner: Manner,
     pub(super) network: &'a ChildNetwork,
     /// `None` without an agent.
     pub(super) abilities: Option<Abilities>,
@@ -124,6 +173,19 @@ impl Means<'_> {
     /// The ways to `target` for `client`, the best first.
     pub(super) fn ways(&self, target: Target, client: SocketAddr) -> [Option<Way>; MOST_WAYS] {
         let own = Family::of(client.ip());
+        if let Manner::Apart(local) = self.manner {
+            let way = if self.manner.parts(client.ip()) {
+                let to = self
+                    .network
+                    .local_target(local, target.ip, own)
+                    .map(|ip| SocketAddr::new(ip, target.port));
+                to.and_then(|to| self.direct(to))
+            } else {
+                let to = target.ip.or_else(|| self.network.best_address(own));
+                to.and_then(|to| self.tap(to, target, client))
+            };
+            return [way, None, None, None, None];
+        }
         let families = [own, other(own)];
         let loopback = |family| self.loopback(family, target.port);
         match target.ip {
@@ -261,7 +323,13 @@ mod tests {
     fn the_childs_address_comes_first_then_its_loopback_then_the_tap() {
         let network = network();
         let local = |ip: IpAddr| ip.is_loopback() || ip.to_string().ends_with("100");
-        let means = Means { network: &network, abilities: able(), local: Some(&local), tap: true };
+        let means = Means {
+            manner: Manner::Relay,
+            network: &network,
+            abilities: able(),
+            local: Some(&local),
+            tap: true,
+        };
         let found = ways(&means, None, "203.0.113.9:4000");
         let targets: Vec<String> = found
             .iter()
@@ -284,7 +352,13 @@ mod tests {
     fn an_address_beyond_the_child_is_reached_by_the_tap_alone() {
         let network = network();
         let local = |ip: IpAddr| ip.to_string().ends_with("100");
-        let means = Means { network: &network, abilities: able(), local: Some(&local), tap: true };
+        let means = Means {
+            manner: Manner::Relay,
+            network: &network,
+            abilities: able(),
+            local: Some(&local),
+            tap: true,
+        };
         let found = ways(&means, Some("172.17.0.2"), "203.0.113.9:4000");
         assert!(matches!(found[..], [Way::Tap { .. }]), "{found:?}");
         let without = Means { tap: false, ..means };
@@ -293,9 +367,30 @@ mod tests {
     }
 
     #[test]
+    fn apart_the_hosts_loopback_gets_sockets_and_all_others_the_tap() {
+        let network = network();
+        let plain = Some(Abilities::default());
+        for (local, expected) in [
+            (LocalClients::ToAddress, ["10.0.2.100:80", "[fd00::100]:80"]),
+            (LocalClients::ToLoopback, ["127.0.0.1:80", "[::1]:80"]),
+        ] {
+            let manner = Manner::Apart(local);
+            let means = Means { manner, network: &network, abilities: plain, local: None, tap: true };
+            for (client, expected) in ["127.0.0.1:4000", "[::1]:4000"].into_iter().zip(expected) {
+                let to = expected.parse().unwrap();
+                let way = Way::Relay { reach: Reach::Plain, from: None, to };
+                assert_eq!(ways(&means, None, client), [way]);
+            }
+            let (source, to) = ("203.0.113.9:4000".parse().unwrap(), "10.0.2.100:80".parse().unwrap());
+            assert_eq!(ways(&means, None, "203.0.113.9:4000"), [Way::Tap { source, to }]);
+        }
+    }
+
+    #[test]
     fn without_an_agent_only_the_tap_is_left() {
         let network = network();
-        let means = Means { network: &network, abilities: None, local: None, tap: true };
+        let means =
+            Means { manner: Manner::Relay, network: &network, abilities: None, local: None, tap: true };
         for ip in [None, Some("10.0.2.100"), Some("172.17.0.2")] {
             let found = ways(&means, ip, "203.0.113.9:4000");
             assert!(matches!(found[..], [Way::Tap { .. }]), "{found:?}");

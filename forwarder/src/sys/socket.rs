@@ -52,6 +52,25 @@ pub(crate) fn listener(
     Ok(fd)
 }
 
+/// A UDP socket bound to `address`, whose port `there` has on all addresses: the kernel prefers the more exact one.
+/// Nobody else can join them afterwards.
+pub(crate) fn listener_beside(there: BorrowedFd<'_>, address: SocketAddr) -> io::Result<OwnedFd> {
+    let fd = open(Transport::Udp, Family::of(address.ip()))?;
+    if address.is_ipv6() {
+        set_int(fd.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+    }
+    prepare_udp(fd.as_fd());
+    let share = |on| {
+        [there, fd.as_fd()]
+            .into_iter()
+            .try_for_each(|fd| set_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, on))
+    };
+    share(1)?;
+    let bound = bind(fd.as_fd(), address);
+    share(0)?;
+    bound.map(|()| fd)
+}
+
 /// Takes one connection from a listener: the socket, non-blocking and close-on-exec, and who it is.
 pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketAddr)> {
     let mut address = Address::NONE;

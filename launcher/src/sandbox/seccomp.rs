@@ -183,6 +183,8 @@ const COMMON: &[Rule] = &[
     always(libc::SYS_newfstatat),
     always(libc::SYS_statx),
     always(libc::SYS_lseek),
+    // A log file that is full begins anew.
+    always(libc::SYS_ftruncate),
     always(libc::SYS_readlinkat),
     always(libc::SYS_getcwd),
     // The same by the names that only x86-64 has.

@@ -41,7 +41,7 @@ impl StaticRecords {
     pub fn new(config: &Config) -> Self {
         let (ipv4, ipv6) = (config.ipv4(), config.ipv6());
         let gateway = vec![IpAddr::V4(ipv4.gateway), IpAddr::V6(ipv6.gateway)];
-        let dns = config.announced_dns().collect();
+        let dns = config.dns_addresses().collect();
         let built_in =
             [("host.internal", gateway.clone()), ("gateway.internal", gateway), ("dns.internal", dns)];
         let offered = |address: &IpAddr| address.is_ipv6() || config.ipv4_mode() == Ipv4Mode::On;

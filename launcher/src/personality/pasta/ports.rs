@@ -33,6 +33,17 @@ pub struct PortRule {
     pub listen: RangeInclusive<u16>,
     /// The port of the other side that belongs to the first of them.
     pub target: u16,
+    /// What a port means that cannot be had.
+    pub strength: Strength,
+}
+
+/// What a port means that cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strength {
+    /// Failure: it was asked for by its number.
+    Wanted,
+    /// Nothing: it is one of "all".
+    IfFree,
 }
 
 /// A list that cannot be read.
@@ -65,18 +76,19 @@ impl Ports {
             None => ("", text),
         };
         let (address, interface) = read_place(place)?;
-        let mut wanted = Vec::new();
+        let mut wanted: Vec<(RangeInclusive<u16>, u16, Strength)> = Vec::new();
         let mut excluded = Vec::new();
         let mut auto = false;
         for part in list.split(',') {
             if part == "auto" {
                 auto = true;
             } else if part == "all" {
-                wanted.push((ALL, *ALL.start()));
+                wanted.push((ALL, *ALL.start(), Strength::IfFree));
             } else if let Some(part) = part.strip_prefix('~') {
                 excluded.push(read_range(part)?);
             } else {
-                wanted.push(read_pair(part)?);
+                let (listen, target) = read_pair(part)?;
+                wanted.push((listen, target, Strength::Wanted));
             }
         }
         if auto {
@@ -84,22 +96,33 @@ impl Ports {
             return (wanted.is_empty() && place.is_empty()).then_some(Ports::Auto(excluded));
         }
         if wanted.is_empty() {
-            wanted.push((ALL, *ALL.start()));
+            wanted.push((ALL, *ALL.start(), Strength::IfFree));
         }
-        let rules = wanted.into_iter().flat_map(|(listen, target)| {
+        let rules = wanted.into_iter().flat_map(|(listen, target, strength)| {
             without(listen.clone(), &excluded)
                 .into_iter()
-                .map(move |piece| (target + (piece.start() - listen.start()), piece))
+                .map(move |piece| (target + (piece.start() - listen.start()), piece, strength))
         });
-        let rules =
-            rules.map(|(target, listen)| PortRule { address, interface: interface.clone(), listen, target });
+        let rules = rules.map(|(target, listen, strength)| PortRule {
+            address,
+            interface: interface.clone(),
+            listen,
+            target,
+            strength,
+        });
         Some(Ports::These(rules.collect()))
     }
 }
 
 impl PortRule {
     fn everywhere(listen: RangeInclusive<u16>) -> Self {
-        PortRule { address: None, interface: None, target: *listen.start(), listen }
+        let target = *listen.start();
+        PortRule { address: None, interface: None, listen, target, strength: Strength::IfFree }
+    }
+
+    /// The port of the other side that belongs to `port` of these.
+    pub fn target_of(&self, port: u16) -> u16 {
+        self.target + (port - self.listen.start())
     }
 }
 

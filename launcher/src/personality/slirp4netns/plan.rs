@@ -10,7 +10,7 @@ use netstack::config::{
 use netstack::error::ConfigError;
 
 use super::cli::{self, Configuration, Request, Switch};
-use crate::join::{DuplicateDetection, LinkSetup, TapSetup};
+use crate::join::{LinkSetup, TapSetup};
 use crate::netlink::message::Route;
 
 /// The engine's settings.
@@ -56,7 +56,6 @@ pub fn tap(request: &Request, name: &str, config: &Config) -> TapSetup {
             mac,
             addresses: vec![(config.ipv4().child.into(), config.ipv4().subnet.prefix())],
             routes: vec![Route::default_through(config.ipv4().gateway.into())],
-            duplicates: DuplicateDetection::Off,
         }),
     };
     TapSetup { name: name.to_owned(), link }

@@ -1,0 +1,266 @@
+//! The engine process of pasta: TAP, sandbox, ports.
+
+use std::fs::File;
+use std::io::{PipeWriter, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::thread::JoinHandle;
+
+use forwarder::driver::{Auto, ChildLine, ForwardDriver, Handle};
+use log::{debug, warn};
+use netstack::capture::PcapWriter;
+use netstack::driver::DriverHandle;
+use netstack::{Driver, DriverError, Tap};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::RunError;
+use super::cli::Request;
+use super::end::End;
+use super::plan::{self, Forwards, Plan};
+use super::ports::Strength;
+use super::to_host::ToHostWatch;
+use crate::agent::Agent;
+use crate::apply;
+use crate::carrier::TapCarrier;
+use crate::error::with_causes;
+use crate::join::{self, Target};
+use crate::sandbox::{Confinement, Mode, Sandbox, ThreadRole};
+
+/// What the engine needs; made before its process is.
+#[derive(Debug)]
+pub(super) struct Engine<'a> {
+    pub(super) request: &'a Request,
+    pub(super) plan: &'a Plan,
+    pub(super) target: &'a Target,
+    pub(super) pcap: Option<File>,
+}
+
+/// Whom to tell that everything is ready.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pid: Option<File>,
+    teller: Option<PipeWriter>,
+}
+
+impl Ready {
+    /// Says on the pipe that all is well; anything else is an error's text.
+    pub(super) const SIGN: u8 = 0;
+
+    /// For an engine that is the process that was called.
+    pub(super) fn in_front(pid: Option<File>) -> Self {
+        Ready { pid, teller: None }
+    }
+
+    /// For an engine whose caller reads `teller`; the file gets the engine's id.
+    pub(super) fn in_back(pid: Option<File>, teller: PipeWriter) -> Self {
+        Ready { pid, teller: Some(teller) }
+    }
+
+    /// Its descriptors.
+    pub(super) fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.pid.iter().map(AsFd::as_fd).chain(self.teller.iter().map(AsFd::as_fd)).collect()
+    }
+
+    fn tell(&mut self) {
+        if let Err(error) = super::write_pid(self.pid.take()) {
+            warn!("the PID file cannot be written: {error}");
+        }
+        if let Some(mut teller) = self.teller.take()
+            && let Err(error) = teller.write_all(&[Self::SIGN])
+        {
+            warn!("nobody hears that everything is ready: {error}");
+        }
+    }
+
+    /// Says what failed, if nothing was said yet.
+    pub(super) fn tell_failure(&mut self, text: &str) {
+        if let Some(mut teller) = self.teller.take() {
+            // A caller that is gone does not ask.
+            let _ = teller.write_all(text.as_bytes());
+        }
+    }
+}
+
+impl Engine<'_> {
+    /// Descriptors that it was given.
+    pub(super) fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        let target = std::iter::once(self.target.net()).chain(self.target.user());
+        target.chain(self.pcap.iter().map(AsFd::as_fd)).collect()
+    }
+
+    /// Serves until the end.
+    pub(super) fn serve(self, end: End, mut ready: Ready) -> Result<(), RunError> {
+        self.serve_telling(end, &mut ready)
+    }
+
+    /// The same; whoever calls tells of failures.
+    pub(super) fn serve_telling(self, end: End, ready: &mut Ready) -> Result<(), RunError> {
+        let Engine { request, plan, target, pcap } = self;
+        let tap = join::run_inside(target, || {
+            apply::net::loopback()?;
+            Ok(plan.tap.open()?.into_fd())
+        })?;
+        let line = match plan.forwards.is_empty() {
+            true => None,
+            false => Some(start_agent(target)?),
+        };
+        let mut driver = Driver::new(Tap::from_fd(tap)?, plan.config.clone())?;
+        if let Some(file) = pcap {
+            driver.set_observer(Box::new(PcapWriter::new(file, driver.clock().unix_micros_at_zero())));
+        }
+        let ports = match line {
+            Some(line) => Some(Ports::prepare(request, plan, line, driver.handle()?)?),
+            None => None,
+        };
+        let published = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|error| RunError::Watch(error.into()))?;
+        let published = Arc::new(published);
+        end.also(&*published).map_err(RunError::Watch)?;
+
+        let confinement = Sandbox::new(Mode::Auto).enter()?;
+        debug!("sandbox: {confinement}");
+        let mut ports =
+            ports.map(|ports| ports.start(&confinement, &plan.forwards, &published)).transpose()?;
+        confinement.confine(ThreadRole::Driver)?;
+        if ports.is_none() {
+            ready.tell();
+        }
+        let served = loop {
+            match driver.run_until(&end) {
+                Ok(()) => {}
+                // With the interface everything is over.
+                Err(DriverError::TapGone(_)) => break Ok(()),
+                Err(error) => break Err(error.into()),
+            }
+            if published.read().is_ok()
+                && let Some(ports) = &mut ports
+            {
+                match ports.result.recv() {
+                    Ok(Ok(())) => ready.tell(),
+                    Ok(Err(error)) => break Err(error),
+                    Err(_) => break Ok(()),
+                }
+            }
+            if end.has_come() {
+                break Ok(());
+            }
+        };
+        // Ports are free, while what the child has sent is still delivered.
+        drop(ports);
+        served.and_then(|()| Ok(driver.finish()?))
+    }
+}
+
+/// Starts the forwarder's agent; returns the line to it.
+fn start_agent(target: &Target) -> Result<OwnedFd, RunError> {
+    let (line, agents_end) = ChildLine::pair().map_err(RunError::Prepare)?;
+    let target = target.try_clone().map_err(RunError::Prepare)?;
+    Agent::new(agents_end, target).start().map_err(RunError::Fork)?;
+    Ok(line.into())
+}
+
+/// Forwarded ports, before there are threads.
+struct Ports {
+    forwards: ForwardDriver,
+    to_host: Option<ToHostWatch>,
+    stop: Arc<EventFd>,
+}
+
+/// The same, being served. Dropping it closes them.
+struct RunningPorts {
+    stop: Arc<EventFd>,
+    threads: Vec<JoinHandle<()>>,
+    result: Receiver<Result<(), RunError>>,
+}
+
+impl Ports {
+    fn prepare(
+        request: &Request,
+        plan: &Plan,
+        line: OwnedFd,
+        driver: DriverHandle,
+    ) -> Result<Self, RunError> {
+        let auto = plan.forwards.auto.clone().map(|rules| Auto { rules, pace: Default::default() });
+        let config = forwarder::driver::Config {
+            child: plan.child_network(),
+            manner: plan::manner(request),
+            auto,
+            ..Default::default()
+        };
+        let carrier = Box::new(TapCarrier::new(driver));
+        let forwards = ForwardDriver::new(config, Some(ChildLine::from(line)), Some(carrier))?;
+        // Blocking readers wait by poll(2); it is never read.
+        let stop =
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|error| RunError::Watch(error.into()))?;
+        let stop = Arc::new(stop);
+        let to_host = match &plan.forwards.auto_to_host {
+            Some(rules) => Some(
+                ToHostWatch::open(rules.clone(), forwards.handle(), Arc::clone(&stop))
+                    .map_err(RunError::Watch)?,
+            ),
+            None => None,
+        };
+        Ok(Ports { forwards, to_host, stop })
+    }
+
+    fn start(
+        self,
+        confinement: &Confinement,
+        planned: &Forwards,
+        published: &Arc<EventFd>,
+    ) -> Result<RunningPorts, RunError> {
+        let Ports { forwards, to_host, stop } = self;
+        let (handle, until) = (forwards.handle(), Arc::clone(&stop));
+        let forwards = confinement.spawn("forwards", ThreadRole::Forwards, move || {
+            if let Err(error) = forwards.run_until(&*until) {
+                warn!("no more forwarded ports: {}", with_causes(&error));
+            }
+        })?;
+        let (teller, result) = mpsc::sync_channel(1);
+        let (planned, published) = (planned.clone(), Arc::clone(published));
+        let publish = confinement.spawn("publish", ThreadRole::Forwards, move || {
+            let published_all = publish(&handle, planned);
+            let go_on = published_all.is_ok();
+            // The engine may have ended meanwhile.
+            let _ = teller.send(published_all);
+            let _ = published.write(1);
+            if let (true, Some(to_host)) = (go_on, to_host) {
+                to_host.run();
+            }
+        })?;
+        Ok(RunningPorts { stop, threads: vec![forwards, publish], result })
+    }
+}
+
+impl Drop for RunningPorts {
+    fn drop(&mut self) {
+        // Fails only if the counter is full, and then it is readable.
+        let _ = self.stop.write(1);
+        for thread in self.threads.drain(..) {
+            // A panic was told already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Opens what is planned.
+fn publish(handle: &Handle, planned: Forwards) -> Result<(), RunError> {
+    for forward in planned.to_child {
+        let text = forward.spec.to_string();
+        match (handle.add(forward.spec), forward.strength) {
+            (Ok(_), _) => {}
+            (Err(error), Strength::IfFree) => debug!("{text}: {}", with_causes(&error)),
+            (Err(source), Strength::Wanted) => return Err(RunError::Port { spec: text, source }),
+        }
+    }
+    for forward in planned.to_host {
+        let text = forward.spec.listen.to_string();
+        match (handle.add_to_host(forward.spec), forward.strength) {
+            (Ok(_), _) => {}
+            (Err(error), Strength::IfFree) => debug!("{text}: {}", with_causes(&error)),
+            (Err(source), Strength::Wanted) => return Err(RunError::PortToHost { spec: text, source }),
+        }
+    }
+    Ok(())
+}
