@@ -519,13 +519,13 @@ fn mounts_of_the_caller_stay_whatever_the_sandbox_does() {
     let world = World::new();
     let script = r#"
         mount -t tmpfs tmpfs /run; mkdir /run/foo; mount -t tmpfs tmpfs /run/foo; mount --make-rshared /run
-        unshare -n sh -c 'echo > /run/there; exec cat' <&0 & child=$!
+        unshare -n sh -c 'echo > /run/there; exec tail -f /dev/null' & child=$!
         until [ -e /run/there ]; do :; done
-        mkfifo /run/ready
-        "$@" --enable-sandbox --netns-type=path -r 3 /proc/$child/ns/net tap0 3<>/run/ready >&2 & engine=$!
-        head -c1 /run/ready; echo
+        mkfifo /run/ready; exec 5<>/run/ready
+        "$@" --enable-sandbox --netns-type=path -r 3 /proc/$child/ns/net tap0 3>&5 5<&- >&2 & engine=$!
+        head -c1 <&5; echo
         mountpoint /run/foo
-        kill $engine"#;
+        kill $engine $child"#;
     let words = ["unshare", "-m", "sh", "-euc", script, "sh"].map(String::from);
     let words: Vec<String> = words.into_iter().chain(program()).collect();
     let ended = run(world.host.program(&words.iter().map(String::as_str).collect::<Vec<_>>()));
