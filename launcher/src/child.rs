@@ -76,12 +76,12 @@ fn run(task: &ChildTask<'_>) -> Result<Infallible, Stop> {
     die_with_parent(task.parent)?;
 
     // All of this works before any id is mapped, so it runs beside newuidmap.
-    let mut ipv6_route = None;
+    let mut ipv6 = None;
     match &task.plan.net {
         NetPlan::Engine(plan) => {
             let link = apply::net::tap_link(plan)?;
             send(task, &Message::TapReady, Some(&link.tap))?;
-            ipv6_route = link.ipv6_route;
+            ipv6 = link.ipv6_routes.map(|events| (events, plan));
         }
         NetPlan::Loopback => apply::net::loopback()?,
         NetPlan::Host => {}
@@ -94,8 +94,8 @@ fn run(task: &ChildTask<'_>) -> Result<Infallible, Stop> {
     if !matches!(task.plan.net, NetPlan::Host) {
         apply::net::allow_ping(last_gid);
     }
-    if let Some(events) = &ipv6_route {
-        apply::net::wait_ipv6_route(events)?;
+    if let Some((events, plan)) = ipv6 {
+        apply::net::wait_ipv6(&events, plan)?;
     }
     send(task, &Message::NetworkReady, None::<&Channel>)?;
 

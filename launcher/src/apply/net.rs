@@ -9,14 +9,14 @@ use netstack::{Tap, TapError};
 use nix::net::if_::if_nametoindex;
 
 use crate::error::{Failure, Step};
-use crate::netlink::message::{Batch, Interface, IpFamily, LOOPBACK};
+use crate::netlink::message::{Batch, Interface, IpFamily, LOOPBACK, Reply};
 use crate::netlink::socket::{Refused, Socket};
 use crate::plan::net::{EnginePlan, Ipv6Offer, TAP_NAME, TAP_QUEUE};
 
 /// The node that makes TAP devices.
 pub const TUN_DEVICE: &str = "/dev/net/tun";
 /// How long the child waits for its IPv6 default route. The engine sends it at once; this bounds a fault.
-const IPV6_ROUTE_PATIENCE_MS: u16 = 1000;
+const IPV6_PATIENCE_MS: u16 = 1000;
 
 /// The child's TAP, up and addressed.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub struct TapLink {
     /// Descriptor of the TAP, for the engine.
     pub tap: OwnedFd,
     /// Hears of the IPv6 default route, if it comes at once.
-    pub ipv6_route: Option<Socket>,
+    pub ipv6_routes: Option<Socket>,
 }
 
 /// Sets the loopback device up.
@@ -46,7 +46,7 @@ pub fn tap_link(plan: &EnginePlan) -> Result<TapLink, Failure> {
     let index = if_nametoindex(TAP_NAME).map_err(|error| Failure::new(Step::CreateTap, TAP_NAME, error))?;
     let interface = Interface(index);
     let has_ipv6 = prepare_ipv6(plan.ipv6);
-    let ipv6_route = match (plan.ipv6, has_ipv6) {
+    let ipv6_routes = match (plan.ipv6, has_ipv6) {
         (Ipv6Offer::Now, true) => Some(
             Socket::subscribe_ipv6_routes()
                 .map_err(|error| Failure::new(Step::Network, "route events", error))?,
@@ -64,7 +64,7 @@ pub fn tap_link(plan: &EnginePlan) -> Result<TapLink, Failure> {
         batch.add_ipv6(interface, address, prefix);
     }
     perform(&open()?, &batch)?;
-    Ok(TapLink { tap: tap.into_fd(), ipv6_route })
+    Ok(TapLink { tap: tap.into_fd(), ipv6_routes })
 }
 
 /// Creates the device in this network namespace.
@@ -79,14 +79,17 @@ pub fn open_tap() -> Result<Tap, Failure> {
     })
 }
 
-/// Waits for the default route of the engine's first router advertisement.
+/// Waits for the default route of the engine's first router advertisement, and until the child's address takes
+/// packets: the kernel sees to that later, when it has time.
 ///
 /// # Errors
 /// netlink.
-pub fn wait_ipv6_route(events: &Socket) -> Result<(), Failure> {
-    let come = events.wait_default_route(IpFamily::V6, IPV6_ROUTE_PATIENCE_MS);
-    if !come.map_err(|error| Failure::new(Step::Network, "route events", error))? {
-        warn!("the IPv6 default route has not come; the command starts without it");
+pub fn wait_ipv6(events: &Socket, plan: &EnginePlan) -> Result<(), Failure> {
+    let mut wanted = vec![Reply::DefaultRoute(IpFamily::V6)];
+    wanted.extend(plan.ipv6_address().map(|(address, _)| Reply::LocalAddress(address)));
+    let missing = events.wait_for(wanted, IPV6_PATIENCE_MS);
+    if !missing.map_err(|error| Failure::new(Step::Network, "route events", error))?.is_empty() {
+        warn!("IPv6 is not ready; the command starts all the same");
     }
     Ok(())
 }

@@ -227,6 +227,8 @@ pub enum Reply {
     },
     /// A default route of this family appeared.
     DefaultRoute(IpFamily),
+    /// Packets to this IPv6 address are delivered here from now on.
+    LocalAddress(Ipv6Addr),
     /// Something else.
     Other,
 }
@@ -278,7 +280,25 @@ fn reply(message: &[u8]) -> Reply {
             _ => Reply::Other,
         };
     }
+    if kind == libc::RTM_NEWROUTE && message.get(RTM_KIND) == Some(&libc::RTN_LOCAL) {
+        return destination_ipv6(message).map_or(Reply::Other, Reply::LocalAddress);
+    }
     Reply::Other
+}
+
+/// `RTA_DST` of a message about a route to one IPv6 address.
+fn destination_ipv6(message: &[u8]) -> Option<Ipv6Addr> {
+    const ATTRIBUTES: usize = NLMSG_HEADER + 12;
+    let mut rest = message.get(ATTRIBUTES..)?;
+    loop {
+        let [a, b, c, d, ..] = *rest else { return None };
+        let (length, kind) = (usize::from(u16::from_ne_bytes([a, b])), u16::from_ne_bytes([c, d]));
+        let value = rest.get(4..length)?;
+        if kind == libc::RTA_DST {
+            return <[u8; 16]>::try_from(value).ok().map(Ipv6Addr::from);
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
 }
 
 fn read_u32(bytes: &[u8], range: Range<usize>) -> Option<u32> {
@@ -404,6 +424,26 @@ mod tests {
         assert_eq!(route(2, 0, 1), [Reply::DefaultRoute(IpFamily::V4)]);
         assert_eq!(route(10, 64, 1), [Reply::Other]);
         assert_eq!(route(10, 0, 7), [Reply::Other]);
+    }
+
+    #[test]
+    fn a_route_to_an_address_of_ones_own_tells_that_it_is_there() {
+        let address: Ipv6Addr = "fd42:10:42::100".parse().unwrap();
+        let message = |kind: u8, cut: usize| {
+            let mut bytes = vec![0; 16];
+            bytes[4] = libc::RTM_NEWROUTE as u8;
+            bytes.extend([10, 128, 0, 0, 255, 2, 0, kind, 0, 0, 0, 0]);
+            // An attribute of an odd length comes first.
+            bytes.extend([5, 0, 15, 0, 1, 0, 0, 0, 20, 0, 1, 0]);
+            bytes.extend(address.octets());
+            bytes.truncate(bytes.len() - cut);
+            bytes[0] = bytes.len() as u8;
+            replies(&bytes).collect::<Vec<_>>()
+        };
+        assert_eq!(message(libc::RTN_LOCAL, 0), [Reply::LocalAddress(address)]);
+        assert_eq!(message(libc::RTN_UNICAST, 0), [Reply::Other]);
+        assert_eq!(message(libc::RTN_LOCAL, 4), [Reply::Other]);
+        assert_eq!(message(libc::RTN_LOCAL, 20), [Reply::Other]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
 };
 
-use super::message::{Batch, IpFamily, Reply, replies};
+use super::message::{Batch, Reply, replies};
 
 /// Room for the answers of one batch: each repeats the request's header only, or the request after an error.
 const RECEIVE_BUFFER: usize = 16 * 1024;
@@ -76,25 +76,26 @@ impl Socket {
         refused.map_or(Ok(()), Err)
     }
 
-    /// Waits until a default route of `family` appears, at most `milliseconds`. Returns whether it did.
+    /// Waits until all of `wanted` has been told, at most `milliseconds`. Returns what has not.
     ///
     /// # Errors
     /// poll(2), recv(2).
-    pub fn wait_default_route(&self, family: IpFamily, milliseconds: u16) -> io::Result<bool> {
+    pub fn wait_for(&self, mut wanted: Vec<Reply>, milliseconds: u16) -> io::Result<Vec<Reply>> {
         let mut buffer = vec![0; RECEIVE_BUFFER];
-        loop {
+        while !wanted.is_empty() {
             // A further event starts the wait again; a fresh namespace has a handful of them.
             match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], PollTimeout::from(milliseconds))
             {
-                Ok(0) => return Ok(false),
+                Ok(0) => break,
                 Err(Errno::EINTR) => continue,
                 other => other?,
             };
             let length = self.receive(&mut buffer)?;
-            if replies(&buffer[..length]).any(|reply| reply == Reply::DefaultRoute(family)) {
-                return Ok(true);
+            for told in replies(&buffer[..length]) {
+                wanted.retain(|reply| *reply != told);
             }
         }
+        Ok(wanted)
     }
 
     fn receive(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
