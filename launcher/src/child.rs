@@ -115,7 +115,7 @@ fn run(task: &ChildTask<'_>) -> Result<Infallible, Stop> {
 
 /// Whether a program can be seen at all. A directory of PATH that is closed to the caller makes execvp(3) say
 /// `EACCES` for a program that is nowhere.
-fn is_anywhere(program: &CStr) -> bool {
+pub(crate) fn is_anywhere(program: &CStr) -> bool {
     let program = Path::new(OsStr::from_bytes(program.to_bytes()));
     let path = env::var_os("PATH").unwrap_or_default();
     program.components().count() > 1

@@ -23,4 +23,5 @@ pub mod skip;
 pub mod stream;
 pub mod sys;
 pub mod talk;
+pub mod unshared;
 pub mod world;

@@ -17,6 +17,7 @@ use tests::engine::{Engine, ours};
 use tests::locate;
 use tests::process::{DEADLINE, Finished, Pipe, Process, readable_before, run};
 use tests::servers::{Serve, Server};
+use tests::unshared::Child;
 use tests::world::{FAR4, FAR6, HOST4, SERVICE4, World};
 
 /// The program under test and the arguments that make it slirp4netns.
@@ -27,54 +28,6 @@ fn program() -> Vec<String> {
             let launcher = locate::rootless_launch().expect("rootless-launch is built");
             vec![launcher.to_string_lossy().into_owned(), "slirp4netns".to_owned()]
         }
-    }
-}
-
-/// A namespace to serve: a process in user and network namespaces of its own.
-struct Child<'a> {
-    world: &'a World,
-    process: Process,
-}
-
-impl<'a> Child<'a> {
-    fn new(world: &'a World) -> Self {
-        let holder = ["unshare", "-Urn", "sh", "-c", "echo ready; exec cat"];
-        let mut process = Process::spawn(world.host.program(&holder));
-        process.wait_for_line("ready");
-        Child { world, process }
-    }
-
-    fn pid(&self) -> String {
-        self.process.pid().to_string()
-    }
-
-    /// A program inside.
-    fn start(&self, argv: &[&str]) -> Process {
-        let pid = self.pid();
-        let enter = ["nsenter", "-t", &pid, "-U", "--preserve-credentials", "-n", "--"];
-        let program = locate::program(argv[0]).to_string_lossy().into_owned();
-        let words: Vec<&str> =
-            enter.into_iter().chain([program.as_str()]).chain(argv[1..].iter().copied()).collect();
-        Process::spawn(self.world.host.program(&words))
-    }
-
-    fn run(&self, argv: &[&str]) -> Finished {
-        let mut process = self.start(argv);
-        process.close_stdin();
-        process.finish()
-    }
-
-    #[track_caller]
-    fn stdout(&self, argv: &[&str]) -> String {
-        self.run(argv).success().stdout
-    }
-
-    /// What a TCP connection from inside comes to: "ok", the name of an error, "TIMEOUT".
-    #[track_caller]
-    fn connecting(&self, host: &str, port: &str) -> String {
-        let probe = locate::probe_argv(&["connect", host, port]);
-        let probe: Vec<&str> = probe.iter().map(String::as_str).collect();
-        self.run(&probe).success().value("result")
     }
 }
 
@@ -93,7 +46,7 @@ impl Slirp {
     fn serve(child: &Child<'_>, options: &[&str]) -> Self {
         let pid = child.pid();
         let words: Vec<&str> = options.iter().copied().chain([pid.as_str(), "tap0"]).collect();
-        Self::start(child.world, &words)
+        Self::start(child.world(), &words)
     }
 
     /// Hangs up.
@@ -254,12 +207,11 @@ fn data_on_the_exit_descriptor_means_nothing_and_a_hangup_ends() {
 fn it_ends_when_nobody_is_left_to_serve() {
     let Ok(_) = ours() else { return };
     let world = World::new();
-    let mut child = Child::new(&world);
+    let child = Child::new(&world);
     let mut slirp = Slirp::serve(&child, &["-c"]);
     let mut other = child.start(&["sh", "-c", "echo ready; exec cat"]);
     other.wait_for_line("ready");
-    child.process.close_stdin();
-    assert!(child.process.ends_before(Instant::now() + DEADLINE));
+    child.end();
     // The namespace lives on with somebody else.
     let net = format!("--net=/proc/{}/ns/net", other.pid());
     let user = format!("--user=/proc/{}/ns/user", other.pid());

@@ -360,7 +360,10 @@ impl Engine {
         for change in auto.poll(now) {
             match change {
                 Change::Add(spec) => {
-                    let result = self.add_as(spec.clone(), Origin::Auto);
+                    let result = match self.leads_back(&spec) {
+                        Some(conflict) => Err(conflict),
+                        None => self.add_as(spec.clone(), Origin::Auto),
+                    };
                     let Some(auto) = &mut self.auto else { return };
                     match result {
                         Ok(added) => auto.publisher().handle_added(now, &spec, added),
@@ -379,6 +382,17 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Why something that listens in the child must not be published: it is a port of ours that leads to the host, and
+    /// both together would be a circle.
+    fn leads_back(&self, spec: &PortSpec) -> Option<PortError> {
+        let (transport, fields) = (spec.proto().transport(), spec.fields());
+        let found = self.to_host.iter().find(|(_, reverse)| {
+            let ToHost { transport: own, listen, .. } = reverse.to_host;
+            own == transport && fields.child_ip == Some(listen.ip()) && fields.child_port == listen.port()
+        });
+        found.map(|(&id, reverse)| PortError::Conflict { id, address: reverse.to_host.listen, transport })
     }
 
     /// Asks the agent for a listener; the answer goes to `asker`.

@@ -176,7 +176,7 @@ pub enum Families {
 pub enum CliError {
     /// A word that is no option of ours.
     #[error("{NAME}: {0}")]
-    Getopt(#[from] GetoptError),
+    Getopt(GetoptError),
     /// A list of ports.
     #[error(transparent)]
     Ports(#[from] PortsError),
@@ -202,6 +202,13 @@ pub enum CliError {
     /// More than pasta takes.
     #[error("Multiple target namespaces or more than {0} of the option")]
     TooMany(usize),
+}
+
+// Not by thiserror: its text is part of ours, and no cause to be told again.
+impl From<GetoptError> for CliError {
+    fn from(error: GetoptError) -> Self {
+        CliError::Getopt(error)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,6 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
 use log::{debug, warn};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
 use nix::sys::prctl;
@@ -26,6 +27,7 @@ use super::engine::{Engine, Ready};
 use super::plan::Plan;
 use super::{Outputs, RunError};
 use crate::apply;
+use crate::child::is_anywhere;
 use crate::engine::detach;
 use crate::error::{Ending, Failure, Step, with_causes};
 use crate::guard::Guard;
@@ -56,6 +58,8 @@ pub(super) fn run(
     let words = command_line(words)?;
     let Outputs { pid, pcap, .. } = outputs;
     let signals = Signals::block().map_err(RunError::Prepare)?;
+    // Orphans of the command become ours, so that none is left, not even dead.
+    prctl::set_child_subreaper(true).map_err(|error| RunError::Prepare(error.into()))?;
     let mut command = Child::start(&words, signals.inherited_mask())?;
     let target = join::Target::of_process(command.pid, None)?;
     let guard = Guard::start(&command.namespace, None)?;
@@ -70,6 +74,7 @@ pub(super) fn run(
     }
     guard.dismiss();
     engine.end();
+    while matches!(wait::next_change(), Ok(Event::Ended(..) | Event::Stopped(..))) {}
     Ok(ExitCode::from(match ending {
         Ending::Exited(status) => status as u8,
         Ending::Killed(signal) => 128 + signal as u8,
@@ -135,7 +140,7 @@ impl Child {
             let mut fds: Vec<PollFd<'_>> =
                 sources.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
             match poll(&mut fds, PollTimeout::NONE) {
-                Err(nix::errno::Errno::EINTR) => continue,
+                Err(Errno::EINTR) => continue,
                 other => other.map(drop).map_err(|error| RunError::Prepare(error.into()))?,
             }
             let has_spoken = fds.get(1).and_then(PollFd::any).unwrap_or(false);
@@ -199,7 +204,9 @@ fn wait_and_execute(channel: &Channel, words: &[CString], mask: SigSet) -> ! {
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)
             .map_err(|error| Failure::new(Step::Prepare, "signal mask", error))?;
         let program = &words[0];
-        execvp(program, words).map_err(|error| Failure::new(Step::Execute, program.to_string_lossy(), error))
+        let Err(error) = execvp(program, words);
+        let error = if error == Errno::EACCES && !is_anywhere(program) { Errno::ENOENT } else { error };
+        Err(Failure::new(Step::Execute, program.to_string_lossy(), error))
     };
     let Err(failure) = run();
     // If nobody listens any more there is nobody to tell.

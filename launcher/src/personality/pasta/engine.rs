@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 
 use forwarder::driver::{Auto, ChildLine, ForwardDriver, Handle};
-use log::{debug, warn};
+use log::{debug, info, warn};
 use netstack::capture::PcapWriter;
 use netstack::driver::DriverHandle;
 use netstack::{Driver, DriverError, Tap};
@@ -213,8 +213,10 @@ impl Ports {
         let Ports { forwards, to_host, stop } = self;
         let (handle, until) = (forwards.handle(), Arc::clone(&stop));
         let forwards = confinement.spawn("forwards", ThreadRole::Forwards, move || {
-            if let Err(error) = forwards.run_until(&*until) {
-                warn!("no more forwarded ports: {}", with_causes(&error));
+            match forwards.run_until(&*until) {
+                Ok(()) => {}
+                Err(error @ forwarder::driver::DriverError::ChildGone) => info!("{error}"),
+                Err(error) => warn!("no more forwarded ports: {}", with_causes(&error)),
             }
         })?;
         let (teller, result) = mpsc::sync_channel(1);

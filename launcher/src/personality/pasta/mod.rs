@@ -30,7 +30,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use forwarder::error::PortError;
-use log::warn;
+use log::{info, warn};
 use netstack::{DriverError, TapError};
 use nix::fcntl::{OFlag, open};
 use nix::sched::CloneFlags;
@@ -141,7 +141,11 @@ enum RunError {
 
 fn run(request: &Request) -> Result<ExitCode, RunError> {
     let mut outputs = Outputs::open(request)?;
-    let level = if request.quiet { 0 } else { request.verbose };
+    let level = match request.verbose {
+        _ if request.quiet => 0,
+        0 => 1,
+        verbose => verbose + 1,
+    };
     match (&request.log, outputs.log.take()) {
         (Log::File(_, limit), Some(file)) => logger::install_to_file(level, file, *limit),
         _ => logger::install(level),
@@ -152,7 +156,7 @@ fn run(request: &Request) -> Result<ExitCode, RunError> {
     let host = Host::look(plan::wanted(request)).map_err(RunError::Host)?;
     let plan = Plan::new(request, &host)?;
     if !request.quiet {
-        complain(&plan);
+        plan.to_string().lines().for_each(|line| info!("{line}"));
     }
     let target = match &request.target {
         Target::Command(words) => return command::run(request, &plan, words, outputs),

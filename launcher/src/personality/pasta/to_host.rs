@@ -78,52 +78,70 @@ impl ToHostWatch {
 
     fn add(&mut self, spec: &PortSpec) {
         let now = Instant::now();
-        let mut ids = Vec::new();
-        let mut refusal = None;
-        for to_host in self.wanted(spec) {
-            match self.handle.add_to_host(to_host) {
-                Ok(status) => ids.push(status.id),
-                Err(error) => refusal = Some(error),
-            }
-        }
-        let publisher = self.watch.publisher();
-        match ids.first() {
-            Some(&first) => {
-                publisher.handle_added(now, spec, Added::New(first));
+        match self.forward(spec) {
+            Ok((first, ids)) => {
+                self.watch.publisher().handle_added(now, spec, Added::New(first));
                 self.active.insert(first, ids);
             }
-            // The child has a server of its own there, or the port is one that we have published.
-            None => {
-                let error = refusal.unwrap_or(PortError::NotFound { id: 0 });
+            Err(error) => {
                 debug!("{spec} of the host is not for the child: {}", with_causes(&error));
-                publisher.handle_refused(now, spec, &error);
+                // Nobody asked for this port by its number, and need be told.
+                let _ = self.watch.publisher().handle_refused(now, spec, &error);
             }
         }
     }
 
-    /// The ports of the child's that lead to the host's listener `spec`: none to what does not listen on the loopback,
-    /// and none to what is the child's itself.
-    fn wanted(&self, spec: &PortSpec) -> Vec<ToHost> {
-        let fields = spec.fields();
+    /// Opens the ports of the child's that lead to the host's listener `spec`; one will do, the first names them all.
+    fn forward(&self, spec: &PortSpec) -> Result<(u64, Vec<u64>), PortError> {
         let transport = spec.proto().transport();
-        let ours = self.handle.list().unwrap_or_default().iter().any(|status| {
+        let port = spec.fields().parent_port;
+        let published = self.handle.list()?;
+        let ours = published.iter().find(|status| {
             status.spec.proto().transport() == transport
-                && status.spec.parent_ports().any(|port| port == fields.parent_port)
+                && status.spec.parent_ports().any(|other| other == port)
         });
-        if ours {
-            return Vec::new();
+        if let Some(status) = ours {
+            let address = (Ipv4Addr::LOCALHOST, port).into();
+            return Err(PortError::Conflict { id: status.id, address, transport });
         }
-        let ips: Vec<IpAddr> = match (fields.child_ip, spec.proto().family()) {
-            (Some(ip), _) if ip.is_loopback() => vec![ip],
-            (Some(_), _) => Vec::new(),
-            (None, Some(Family::V4)) => vec![Ipv4Addr::LOCALHOST.into()],
-            (None, Some(Family::V6)) => vec![Ipv6Addr::LOCALHOST.into()],
-            (None, None) => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+        let mut ids = Vec::new();
+        let mut refusal = PortError::NoSuchAddress { address: (Ipv4Addr::LOCALHOST, port).into(), transport };
+        for ip in loopbacks(spec) {
+            let address = (ip, port).into();
+            match self.handle.add_to_host(ToHost { transport, listen: address, connect: address }) {
+                Ok(status) => ids.push(status.id),
+                // The child has a server of its own there.
+                Err(error) => refusal = error,
+            }
+        }
+        ids.first().copied().map(|first| (first, ids)).ok_or(refusal)
+    }
+}
+
+/// The addresses of the host's loopback at which the listener `spec` hears.
+fn loopbacks(spec: &PortSpec) -> Vec<IpAddr> {
+    let (v4, v6) = (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST));
+    match (spec.fields().child_ip, spec.proto().family()) {
+        (Some(ip), _) if ip.is_loopback() => vec![ip],
+        (Some(_), _) => Vec::new(),
+        (None, Some(Family::V4)) => vec![v4],
+        (None, Some(Family::V6)) => vec![v6],
+        (None, None) => vec![v4, v6],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_listens_on_the_loopback_is_reached_there() {
+        let of = |text: &str| {
+            loopbacks(&text.parse().unwrap()).iter().map(ToString::to_string).collect::<Vec<_>>()
         };
-        let to_host = |ip| {
-            let address = (ip, fields.parent_port).into();
-            ToHost { transport, listen: address, connect: address }
-        };
-        ips.into_iter().map(to_host).collect()
+        assert_eq!(of("80:80"), ["127.0.0.1", "::1"]);
+        assert_eq!(of("80:80/tcp4"), ["127.0.0.1"]);
+        assert_eq!(of("127.0.0.53:53:127.0.0.53:53/udp"), ["127.0.0.53"]);
+        assert_eq!(of("80:192.0.2.2:80/tcp4"), Vec::<String>::new());
     }
 }
