@@ -293,6 +293,20 @@ pub enum Outbound {
     Interface(String),
 }
 
+/// A service of the engine's on the link, which may be left out. What asks for it is dropped without a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LinkService {
+    /// DHCP.
+    Dhcp,
+    /// DHCPv6.
+    Dhcpv6,
+    /// Answers to neighbour solicitations and router advertisements.
+    NeighborDiscovery,
+    /// Router advertisements alone.
+    RouterAdvertisement,
+}
+
 /// Whom the DHCP server thinks of first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DhcpOrder {
@@ -461,6 +475,7 @@ pub struct Config {
     pub(crate) outbound_v4: Outbound,
     pub(crate) outbound_v6: Outbound,
     pub(crate) dhcp_order: DhcpOrder,
+    pub(crate) without: Vec<LinkService>,
     pub(crate) link_local: Access,
     pub(crate) policy: EgressPolicy,
     pub(crate) udp_filtering: UdpFiltering,
@@ -520,6 +535,12 @@ impl Config {
     /// Whom the DHCP server thinks of first.
     pub fn dhcp_order(&self) -> DhcpOrder {
         self.dhcp_order
+    }
+
+    /// Whether a service is there.
+    pub fn serves(&self, service: LinkService) -> bool {
+        let part_of = (service == LinkService::RouterAdvertisement).then_some(LinkService::NeighborDiscovery);
+        !self.without.iter().any(|&without| without == service || Some(without) == part_of)
     }
 
     /// What the host's sockets are bound to: IPv4, IPv6.
@@ -596,6 +617,7 @@ impl Default for ConfigBuilder {
                 outbound_v4: Outbound::default(),
                 outbound_v6: Outbound::default(),
                 dhcp_order: DhcpOrder::default(),
+                without: Vec::new(),
                 link_local: Access::Deny,
                 policy: EgressPolicy::default(),
                 udp_filtering: UdpFiltering::default(),
@@ -697,6 +719,12 @@ impl ConfigBuilder {
     /// Whom the DHCP server thinks of first. Default [`DhcpOrder::Child`].
     pub fn dhcp_order(mut self, order: DhcpOrder) -> Self {
         self.config.dhcp_order = order;
+        self
+    }
+
+    /// Services on the link that are left out. Default: none.
+    pub fn without(mut self, services: Vec<LinkService>) -> Self {
+        self.config.without = services;
         self
     }
 

@@ -3,6 +3,7 @@
 //! With `LAB_ENGINE=pasta` the original is judged by those tests in which it is expected to do the same.
 
 use std::fs;
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -111,7 +112,10 @@ fn a_command_gets_the_hosts_addresses_and_its_status_is_passed_on() {
     let options = [&["--config-net", "--quiet"][..], &NO_PORTS].concat();
     let done = shell(&world, &options, &script);
     assert_eq!(done.status.code(), Some(7), "{}", done.describe());
-    assert!(done.stdout.starts_with("0\n"), "{}", done.describe());
+    // The packaged original cannot map ids where only one is mapped already.
+    if Engine::under_test() == Engine::Ours {
+        assert!(done.stdout.starts_with("0\n"), "{}", done.describe());
+    }
     for text in [
         &format!("{HOST4}/24"),
         "2001:db8:1::2/64",
@@ -170,11 +174,15 @@ fn a_process_is_served_in_the_background_until_it_ends() {
     assert_eq!(child.connecting(FAR4, &far.port()), "ok");
     assert!(!pasta.has_ended());
     drop(child);
-    pasta.wait_end();
+    // The packaged original does not notice.
+    if Engine::under_test() == Engine::Ours {
+        pasta.wait_end();
+    }
 }
 
 #[test]
 fn a_path_is_served_until_it_vanishes() {
+    let Ok(_) = ours() else { return };
     let world = World::new();
     let dir = world.dir().join("netns");
     fs::create_dir(&dir).unwrap();
@@ -226,28 +234,22 @@ fn without_config_net_the_child_is_configured_by_dhcp() {
 
 #[test]
 fn published_ports_keep_the_clients_address() {
+    let Ok(_) = ours() else { return };
     let world = World::new();
     let ports = ["-t", "8080:80", "-t", "8082:82", "-u", "8081:81", "-T", "none", "-U", "none"];
-    let ours = Engine::under_test() == Engine::Ours;
-    // By loopback: as itself, or as the loopback.
+    // Clients on the host's loopback are the child itself, or its loopback.
     for (option, local) in [(&[][..], HOST4), (&["--host-lo-to-ns-lo"], "127.0.0.1")] {
-        if !ours && !option.is_empty() {
-            continue;
-        }
         let options = [&["--config-net", "--quiet"][..], option, &ports].concat();
         let mut process = start(&world, &options, SERVERS);
         wait_for_servers(&mut process);
-        if ours {
-            let stream = world.router.connect(&format!("{HOST4}:8080")).expect("published");
-            assert_eq!(peer_by_tcp(stream), ROUTER4);
-            assert_eq!(peer_by_tcp(world.host.connect("127.0.0.1:8080").expect("published")), local);
-            // The host's own address is the child's as well.
-            let stream = world.host.connect(&format!("{HOST4}:8080")).expect("published");
-            assert_eq!(peer_by_tcp(stream), ROUTER4);
-            assert_eq!(peer_by_udp(&world.host.udp("127.0.0.1:0"), "127.0.0.1:8081"), local);
-        }
+        let tcp = |stream: std::io::Result<TcpStream>| peer_by_tcp(stream.expect("published"));
+        assert_eq!(tcp(world.router.connect(&format!("{HOST4}:8080"))), ROUTER4);
+        assert_eq!(tcp(world.host.connect("127.0.0.1:8080")), local);
+        // The host's own address is the child's as well.
+        assert_eq!(tcp(world.host.connect(&format!("{HOST4}:8080"))), ROUTER4);
         let socket = world.router.udp(&format!("{ROUTER4}:0"));
         assert_eq!(peer_by_udp(&socket, &format!("{HOST4}:8081")), ROUTER4);
+        assert_eq!(peer_by_udp(&world.host.udp("127.0.0.1:0"), "127.0.0.1:8081"), local);
         expect_echo(world.far.connect(&format!("{HOST4}:8082")).expect("published"));
         expect_echo(world.host.connect("127.0.0.1:8082").expect("published"));
         process.close_stdin();
@@ -447,14 +449,16 @@ fn what_cannot_be_done_is_said_before_the_call_returns() {
     let ours = Engine::under_test() == Engine::Ours;
     let _holder = world.host.listen("0.0.0.0:8080");
     let taken = ["-q", "-t", "8080:80", "-u", "none", "-T", "none", "-U", "none", &pid];
-    for (words, text) in [
-        (&taken[..], "Failed to bind port"),
+    // The packaged original goes on without a port that is taken.
+    let taken = ours.then_some((&taken[..], "Failed to bind port"));
+    let wrong = [
         (&["--nonsense"][..], "unrecognized option '--nonsense'"),
         (&["--netns", "/no/such/netns"][..], "/no/such/netns"),
         (&["-t", "nonsense"], "Invalid port specifier nonsense"),
         (&["--socket", "/x"], "socket"),
         (&["-4", "-6"], "ipv"),
-    ] {
+    ];
+    for (words, text) in taken.into_iter().chain(wrong) {
         let done = call(&world, words);
         assert_eq!(done.status.code(), Some(1), "{}", done.describe());
         if ours {

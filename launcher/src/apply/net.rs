@@ -101,6 +101,11 @@ pub fn allow_ping(last_gid: u32) {
     sysctl("net/ipv4/ping_group_range", &format!("0\t{last_gid}"));
 }
 
+/// Keeps an interface from making addresses of its own out of router advertisements.
+pub fn no_autoconf(interface: &str) {
+    sysctl(&format!("net/ipv6/conf/{interface}/autoconf"), "0");
+}
+
 /// Sets the TAP's IPv6 behaviour before it comes up; returns whether the kernel has IPv6.
 fn prepare_ipv6(offer: Ipv6Offer) -> bool {
     if !fs::exists(format!("/proc/sys/net/ipv6/conf/{TAP_NAME}")).unwrap_or(false) {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{Received, Stack};
-use crate::config::{Ipv6Mode, Ipv6Plan};
+use crate::config::{Ipv6Mode, Ipv6Plan, LinkService};
 use crate::dns::Ipv6Offer;
 use crate::error::DropReason;
 use crate::ndp::{NdpMessage, Offered};
@@ -36,6 +36,9 @@ impl Stack {
         };
         if self.config.ipv6_mode == Ipv6Mode::Off {
             return Err(DropReason::Ipv6Off);
+        }
+        if !self.config.serves(LinkService::NeighborDiscovery) {
+            return Err(DropReason::IcmpIgnored);
         }
         let outcome = self.ndp.handle(now, src, dst, received.ip.ttl, received.transport())?;
         if let Some((address, mac)) = outcome.sender {
@@ -81,6 +84,9 @@ impl Stack {
     }
 
     fn handle_dhcp(&mut self, now: Instant, payload: &[u8]) -> Result<(), DropReason> {
+        if !self.config.serves(LinkService::Dhcp) {
+            return Err(DropReason::DhcpIgnored);
+        }
         self.stats.dhcp.packets_from_child += 1;
         let Some(reply) = self.dhcp.handle(now, payload)? else { return Ok(()) };
         let src = SocketAddr::new(self.config.ipv4.gateway.into(), DHCP_SERVER);
@@ -101,6 +107,9 @@ impl Stack {
         if !self.is_ipv6_offered() {
             return Err(DropReason::Ipv6Off);
         }
+        if !self.config.serves(LinkService::Dhcpv6) {
+            return Err(DropReason::DhcpIgnored);
+        }
         self.stats.dhcp.packets_from_child += 1;
         let Some(reply) = self.dhcpv6.handle(payload)? else { return Ok(()) };
         let src = SocketAddr::new(Ipv6Plan::GATEWAY_LINK_LOCAL.into(), DHCPV6_SERVER);
@@ -115,7 +124,7 @@ impl Stack {
     pub(super) fn apply_ipv6_offer(&mut self, now: Instant) {
         let offered = self.is_ipv6_offered();
         self.dns.set_ipv6_offered(if offered { Ipv6Offer::Offered } else { Ipv6Offer::Withheld });
-        if self.config.ipv6_mode != Ipv6Mode::Off {
+        if self.config.ipv6_mode != Ipv6Mode::Off && self.config.serves(LinkService::RouterAdvertisement) {
             self.ndp.set_offered(now, if offered { Offered::Yes } else { Offered::No });
         }
     }

@@ -99,7 +99,12 @@ impl Engine<'_> {
         let Engine { request, plan, target, pcap } = self;
         let tap = join::run_inside(target, || {
             apply::net::loopback()?;
-            Ok(plan.tap.open()?.into_fd())
+            let tap = plan.tap.open()?;
+            if request.config_net {
+                // The address is a copy, and not to have others beside it.
+                apply::net::no_autoconf(tap.name());
+            }
+            Ok(tap.into_fd())
         })?;
         let line = match plan.forwards.is_empty() {
             true => None,

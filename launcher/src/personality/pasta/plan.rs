@@ -15,7 +15,7 @@ use forwarder::error::{SpecError, SpecFault};
 use forwarder::spec::{InterfaceName, PortFields, PortSpec, Proto, Transport};
 use netstack::config::{
     Access, AddressMap, Addressing, Config, DnsConfig, Ipv4Mode, Ipv4Net, Ipv4Plan, Ipv6Mode, Ipv6Net,
-    Ipv6Plan, MIN_MTU, MIN_MTU_IPV6, MapTarget, Outbound, UdpFiltering,
+    Ipv6Plan, LinkService, MIN_MTU, MIN_MTU_IPV6, MapTarget, Outbound, UdpFiltering,
 };
 use netstack::error::ConfigError;
 use netstack::flow::policy::EgressPolicy;
@@ -268,6 +268,7 @@ fn config(request: &Request, host: &Host, sides: &Sides) -> Result<Config, PlanE
         .udp_filtering(UdpFiltering::EndpointIndependent)
         .policy(policy(request)?)
         .dns(dns(request, host))
+        .without(without(request))
         .build()?;
     Ok(config)
 }
@@ -295,6 +296,17 @@ fn policy(request: &Request) -> Result<EgressPolicy, ConfigError> {
     let text: String =
         rules.into_iter().filter(|&(_, off)| off).map(|(name, _)| format!("deny {name} any\n")).collect();
     text.parse()
+}
+
+fn without(request: &Request) -> Vec<LinkService> {
+    let without = &request.without;
+    let services = [
+        (LinkService::Dhcp, without.dhcp),
+        (LinkService::Dhcpv6, without.dhcpv6),
+        (LinkService::NeighborDiscovery, without.ndp),
+        (LinkService::RouterAdvertisement, without.ra),
+    ];
+    services.into_iter().filter(|&(_, off)| off).map(|(service, _)| service).collect()
 }
 
 fn dns(request: &Request, host: &Host) -> DnsConfig {
@@ -654,6 +666,19 @@ mod tests {
         assert_eq!(plan("1").config.maps(), []);
         let map = AddressMap { child: ip("192.0.2.200"), host: MapTarget::Loopback };
         assert_eq!(plan("--no-map-gw --map-host-loopback 192.0.2.200 1").config.maps(), [map]);
+    }
+
+    #[test]
+    fn services_are_left_out() {
+        let config = plan("--no-dhcp --no-ra 1").config;
+        let services = [
+            LinkService::Dhcp,
+            LinkService::Dhcpv6,
+            LinkService::NeighborDiscovery,
+            LinkService::RouterAdvertisement,
+        ];
+        assert_eq!(services.map(|service| config.serves(service)), [false, true, true, false]);
+        assert!(!plan("--no-ndp 1").config.serves(LinkService::RouterAdvertisement));
     }
 
     #[test]

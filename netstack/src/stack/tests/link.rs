@@ -150,6 +150,29 @@ fn dhcpv6_tells_the_dns_address() {
 }
 
 #[test]
+fn services_that_are_left_out_are_silent() {
+    use crate::config::LinkService::{Dhcp, Dhcpv6, NeighborDiscovery, RouterAdvertisement};
+    let link_local = "fe80::64".parse().unwrap();
+    let solicitation = frames::router_solicitation(link_local);
+    let mut h = Harness::scripted(config().without(vec![Dhcp, Dhcpv6, RouterAdvertisement]), ALL_OFFLOADS);
+    assert_eq!(h.inject(&solicitation), Ok(()));
+    h.drive_for(Duration::from_secs(1000));
+    assert_eq!(h.seen(), []);
+    h.inject(&frames::neighbor_solicitation(CHILD6, GATEWAY6)).unwrap();
+    assert_eq!(h.seen().len(), 1, "who is asked by name answers");
+    let discover = frames::udp(socket([0, 0, 0, 0], 68), socket([255; 4], 67), &[0; 300]);
+    assert_eq!(h.inject(&discover), Err(DropReason::DhcpIgnored));
+    let request =
+        frames::udp("[fe80::64]:546".parse().unwrap(), "[ff02::1:2]:547".parse().unwrap(), &[11, 0, 0, 1]);
+    assert_eq!(h.inject(&request), Err(DropReason::DhcpIgnored));
+
+    let mut h = Harness::scripted(config().without(vec![NeighborDiscovery]), ALL_OFFLOADS);
+    assert_eq!(h.inject(&solicitation), Err(DropReason::IcmpIgnored));
+    h.drive_for(Duration::from_secs(1000));
+    assert_eq!(h.seen(), []);
+}
+
+#[test]
 fn a_full_queue_to_the_child_drops_and_counts() {
     let limits = crate::config::Limits { to_child_frames: 16, ..crate::config::Limits::default() };
     let config = config().limits(limits).build().unwrap();
