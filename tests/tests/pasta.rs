@@ -71,11 +71,15 @@ impl Background {
     #[track_caller]
     fn call(world: &World, words: &[&str]) -> Self {
         let file = world.dir().join("pid");
-        let file = file.to_str().unwrap();
-        let done = call(world, &[&["--pid", file], words].concat()).success();
+        let option = format!("--pid={}", file.display());
+        let done = call(world, &[&[&*option], words].concat()).success();
         assert_eq!(done.stdout, "", "{}", done.describe());
-        let pid: i32 = fs::read_to_string(file).unwrap().trim().parse().unwrap();
-        let exited = sys::pidfd_open(pid.unsigned_abs()).unwrap();
+        Self::of(fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).expect("a PID"))
+    }
+
+    #[track_caller]
+    fn of(pid: i32) -> Self {
+        let exited = sys::pidfd_open(pid.unsigned_abs()).expect("it lives");
         Background { pid: Pid::from_raw(pid), exited }
     }
 
@@ -177,6 +181,55 @@ fn a_process_is_served_in_the_background_until_it_ends() {
     // The packaged original does not notice.
     if Engine::under_test() == Engine::Ours {
         pasta.wait_end();
+    }
+}
+
+#[test]
+fn in_the_foreground_the_process_that_was_called_serves() {
+    let world = World::new();
+    let child = Child::new(&world);
+    let far = Server::start(world.far.listen(&format!("{FAR4}:0")), Serve::Echo);
+    let file = world.dir().join("pid");
+    let (userns, netns) = (format!("/proc/{}/ns/user", child.pid()), format!("/proc/{}/ns/net", child.pid()));
+    let option = format!("--pid={}", file.display());
+    let words = ["--config-net", "-q", "-f", &option, "--userns", &userns, "--netns", &netns];
+    let process = Process::spawn(world.host.command(&command_line(&[&words[..], &NO_PORTS].concat())));
+    let written = || fs::read_to_string(&file).ok().filter(|text| text.ends_with('\n'));
+    let deadline = Instant::now() + DEADLINE;
+    let text = std::iter::from_fn(|| (Instant::now() < deadline).then(written)).flatten().next();
+    let pid = Pid::from_raw(text.expect("ready").trim().parse().unwrap());
+    assert_eq!(child.connecting(FAR4, &far.port()), "ok");
+    let _ = nix::sys::signal::kill(pid, Signal::SIGTERM);
+    assert!(process.ends_before(Instant::now() + DEADLINE));
+}
+
+#[test]
+fn nothing_is_left_of_a_caller_that_is_killed() {
+    let Ok(_) = ours() else { return };
+    let world = World::new();
+    let file = world.dir().join("pid");
+    let option = format!("--pid={}", file.display());
+    let options = [&["--quiet", &option, "-t", "8080:80"][..], &NO_PORTS[2..]].concat();
+    let mut process = start(&world, &options, "sleep 1000 & echo $! $$; read -r line");
+    let line = process.wait_for_line(" ");
+    let left: Vec<Background> = line.split(' ').map(|pid| Background::of(pid.parse().unwrap())).collect();
+    assert!(world.host.connect("127.0.0.1:8080").is_ok(), "it listens");
+    let caller = Background::of(fs::read_to_string(file).unwrap().trim().parse().unwrap());
+    drop(caller);
+    left.iter().for_each(Background::wait_end);
+    let deadline = Instant::now() + DEADLINE;
+    let free = || (Instant::now() < deadline).then(|| world.host.connect("127.0.0.1:8080").is_err());
+    assert_eq!(std::iter::from_fn(free).find(|&free| free), Some(true));
+}
+
+#[test]
+fn services_can_be_left_out() {
+    let Ok(_) = ours() else { return };
+    let world = World::new();
+    let script = "ip link set up0 up; busybox udhcpc -f -q -n -t 1 -T 1 -i up0 -s /bin/true && echo lease || echo none";
+    for (option, wanted) in [(&[][..], "lease"), (&["--no-dhcp"], "none")] {
+        let done = shell(&world, &[&["--quiet"][..], option, &NO_PORTS].concat(), script);
+        assert!(done.stdout.contains(wanted), "{}", done.describe());
     }
 }
 
@@ -291,9 +344,8 @@ fn nothing_else_in_the_child_is_changed() {
     let world = World::new();
     let look =
         "ip rule; ip -6 rule; cat /proc/sys/net/ipv4/tcp_fwmark_accept /proc/sys/net/ipv4/fwmark_reflect";
-    let script = format!("{SERVERS}")
-        .replace("while read -r line; do :; done", "read -r line\n{LOOK}\n")
-        .replace("{LOOK}", look);
+    let script =
+        SERVERS.replace("while read -r line; do :; done", "read -r line\n{LOOK}\n").replace("{LOOK}", look);
     let options = ["--config-net", "--quiet", "-t", "8082:82", "-u", "none", "-T", "none", "-U", "none"];
     let mut process = start(&world, &options, &script);
     wait_for_servers(&mut process);
