@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //! One process, the one that was called, serves the whole time and stays in the caller's namespaces: it opens the TAP
-//! through a short-lived child ([`join`](crate::join)), listens on the API socket, goes into the sandbox if one is
+//! through a short-lived child ([`join`]), listens on the API socket, goes into the sandbox if one is
 //! wanted, tells the ready descriptor, and runs the engine until the exit descriptor is hung up, or nobody is left in
 //! the namespace of a target that is a process (which a sandbox would keep from being seen). SIGTERM and SIGKILL
 //! end it as they end every program. It has one thread until everything about namespaces is done.
