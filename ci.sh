@@ -68,7 +68,10 @@ job_test() {
 # The corpus of every fuzz target, replayed by ordinary tests (they are part of the workspace's tests as well).
 job_fuzz_replay() { cargo test -p fuzz --locked; }
 
-job_bench_smoke() { as_test_user "$TARGET/release/compare" --smoke; }
+job_bench_smoke() {
+    as_test_user "$TARGET/release/compare" --smoke
+    as_test_user "$TARGET/release/forwards" --smoke
+}
 
 as_test_user() {
     if [ "$(id -u)" -ne 0 ]; then
