@@ -383,6 +383,10 @@ impl Processes {
                 Ok(())
             }
             Action::Fail(failure) => Err(failure.into()),
+            Action::FailForPort(port, mut failure) => {
+                failure.value = port.explain(failure.value);
+                Err(failure.into())
+            }
         }
     }
 
