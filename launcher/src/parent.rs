@@ -39,6 +39,7 @@ use crate::signals::{Received, Signals};
 use crate::state_dir::{Place, StateDir};
 use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork};
+use crate::sys::pidfd;
 use crate::sys::signal::{Disposition, inherited_sigpipe, set_disposition};
 use crate::sys::wait::{self, AfterStop, Event};
 
@@ -231,6 +232,13 @@ impl Processes {
                 }
             };
             processes.to_engine = Some(to_engine);
+            if let (Some(engine), Some(guard)) = (processes.engine, &processes.guard) {
+                let shown = pidfd::open(engine).and_then(|engine| guard.show_engine(&engine));
+                // An engine or a guard that is dead already is noticed by its channel.
+                if let Err(error) = shown {
+                    debug!("the guard does not know the engine: {error}");
+                }
+            }
         }
 
         let last_gid =

@@ -28,7 +28,6 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Pid, getegid, geteuid};
@@ -422,10 +421,7 @@ const TIDYING_LOOK: Duration = Duration::from_millis(5);
 fn is_dead(process: Pid) -> bool {
     match pidfd::open(process) {
         Err(error) => error.raw_os_error() == Some(libc::ESRCH),
-        Ok(process) => {
-            let mut end = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-            poll(&mut end, PollTimeout::ZERO).is_ok_and(|ended| ended > 0)
-        }
+        Ok(process) => pidfd::is_dead(process.as_fd()),
     }
 }
 

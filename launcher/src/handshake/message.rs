@@ -31,6 +31,8 @@ pub enum Message {
     GuardReady,
     /// Launcher to child: run CMD.
     Execute,
+    /// Launcher to guard: this is the engine, whose pidfd comes along.
+    EngineStarted,
     /// Launcher to engine: CMD is about to run.
     Running,
     /// Launcher to engine and guard: CMD is dead and so is everything it started; leave.
@@ -85,6 +87,7 @@ impl Message {
             5 => (Message::EngineReady, rest),
             9 => (Message::GuardReady, rest),
             10 => (Message::Running, rest),
+            12 => (Message::EngineStarted, rest),
             6 => (Message::Execute, rest),
             7 => (Message::Stop, rest),
             8 => (Message::Failed(decode_failure(rest)?), &[][..]),
@@ -115,6 +118,7 @@ impl Message {
             Message::EngineReady => 5,
             Message::GuardReady => 9,
             Message::Running => 10,
+            Message::EngineStarted => 12,
             Message::Execute => 6,
             Message::Stop => 7,
             Message::Failed(_) => 8,
@@ -156,6 +160,7 @@ mod tests {
             Message::NetworkReady,
             Message::EngineReady,
             Message::GuardReady,
+            Message::EngineStarted,
             Message::Running,
             Message::Execute,
             Message::Stop,
