@@ -248,11 +248,11 @@ impl StateDir {
         let (mut attempts, since) = (0, Instant::now());
         loop {
             attempts += 1;
-            match base {
-                Some(base) => make(base)?,
-                None => make_parents(path)?,
-            }
-            match make(path).and_then(|()| lock(path)) {
+            let above = match base {
+                Some(base) => make(base),
+                None => make_parents(path),
+            };
+            match above.and_then(|()| make(path)).and_then(|()| lock(path)) {
                 Ok(Some(lock)) => return Ok(lock),
                 Ok(None) if attempts < MAX_ATTEMPTS => {}
                 Ok(None) => {
