@@ -138,6 +138,8 @@ struct Processes {
     to_child: Option<Channel>,
     to_engine: Option<Channel>,
     agent: AgentState,
+    /// There once somebody entered who is no descendant of ours.
+    entered: Option<PathBuf>,
 }
 
 /// Where the forwarder's agent stands.
@@ -193,6 +195,7 @@ impl Processes {
             to_child: Some(to_child),
             to_engine: None,
             agent: AgentState::Absent,
+            entered: launch.state.map(StateDir::entered),
         };
         let mapping = Mapping::start(&plan.ids, child);
         let namespace = UserNamespace::of(child).map_err(prepare("the child's user namespace"))?;
@@ -479,7 +482,8 @@ impl Processes {
 
     /// Kills and reaps what CMD left running.
     fn sweep(&self) {
-        if matches!(reap(), Ok(Event::NoChild)) {
+        let is_entered = self.entered.as_ref().is_some_and(|mark| mark.exists());
+        if matches!(reap(), Ok(Event::NoChild)) && !is_entered {
             return;
         }
         let Some(namespace) = &self.namespace else { return };

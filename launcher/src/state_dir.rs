@@ -6,6 +6,7 @@
 //! | `lock` | locked (flock(2), exclusive) by the launcher and its guard as long as one of them lives; holds the launcher's process id |
 //! | `api.sock` | the control API, mode 0600; takes connections before the instance is ready |
 //! | `child_pid` | CMD's process id in decimal; **appears, whole, when the instance is ready**: CMD is about to run, its network and its ports are served |
+//! | `entered` | there since somebody joined the instance's namespaces: CMD's end is not the end of everybody inside |
 //!
 //! The lock is the truth about life: it ends with the launcher and the guard, however they die; a guard that is left
 //! alone removes everything. Who finds a directory whose lock is free takes it over and removes what is left in it;
@@ -122,6 +123,7 @@ pub const SOCKET: &str = "api.sock";
 /// The name of the file that says that an instance is ready.
 pub const CHILD_PID: &str = "child_pid";
 const CHILD_PID_UNFINISHED: &str = ".child_pid";
+const ENTERED: &str = "entered";
 
 /// The environment variable that names the state directory to CMD and to clients.
 pub const STATE_DIR_VARIABLE: &str = "ROOTLESSKIT_STATE_DIR";
@@ -310,13 +312,18 @@ impl StateDir {
         written().map_err(|source| StateDirError::Publish { path: path.clone(), source })
     }
 
+    /// The file that is there once somebody has joined the instance's namespaces.
+    pub fn entered(&self) -> PathBuf {
+        self.path.join(ENTERED)
+    }
+
     /// What CMD's environment says about this directory and the caller, as RootlessKit does it.
     pub fn environment(&self) -> [(&'static str, std::ffi::OsString); 3] {
         environment(&self.path)
     }
 
     fn clean(&self) -> Result<(), StateDirError> {
-        for name in [CHILD_PID, CHILD_PID_UNFINISHED, SOCKET] {
+        for name in [CHILD_PID, CHILD_PID_UNFINISHED, ENTERED, SOCKET] {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -392,6 +399,15 @@ impl Instance {
         let child = File::open(path.join(CHILD_PID)).ok().and_then(|file| read_pid(&file));
         let name = path.file_name()?.to_string_lossy().into_owned();
         Some(Instance { name, path: path.to_owned(), launcher, child })
+    }
+
+    /// Says that somebody is about to join its namespaces, who is to end with it.
+    ///
+    /// # Errors
+    /// open(2).
+    pub fn announce_entry(&self) -> io::Result<()> {
+        let options = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).clone();
+        options.open(self.path.join(ENTERED)).map(drop)
     }
 
     /// Every instance below [`base`], by name.
