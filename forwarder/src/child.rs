@@ -73,8 +73,26 @@ pub fn run(channel: OwnedFd) -> Result<(), AgentError> {
         match scm::send(channel.as_fd(), &reply.encode(), &fds, MsgFlags::empty()) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            // Other programs of this user have too many descriptors under way (unix(7)).
+            Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => {
+                drop(fds);
+                let reply = without_descriptors(reply, libc::ETOOMANYREFS);
+                scm::send(channel.as_fd(), &reply.encode(), &[], MsgFlags::empty())
+                    .map_err(AgentError::Send)?;
+            }
             Err(error) => return Err(AgentError::Send(error)),
         }
+    }
+}
+
+/// The same answer of somebody who had nothing to send along, for this reason.
+fn without_descriptors(reply: Reply, errno: i32) -> Reply {
+    match reply {
+        Reply::Hello { abilities } => {
+            Reply::Hello { abilities: Abilities { addresses: false, diag: false, ..abilities } }
+        }
+        Reply::Sockets { kind, .. } => Reply::Sockets { kind, count: 0, errno },
+        Reply::Listening { id, .. } => Reply::Listening { id, errno },
     }
 }
 

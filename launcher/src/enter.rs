@@ -38,6 +38,9 @@ pub enum EnterError {
         #[source]
         source: io::Error,
     },
+    /// The state directory cannot be written.
+    #[error("cannot tell {0} that it is entered")]
+    Announce(String, #[source] io::Error),
     /// setns(2).
     #[error("cannot join the namespaces of process {pid}")]
     Join {
@@ -100,10 +103,15 @@ fn run(instance: &Instance, cmd: &[OsString]) -> Result<Infallible, EnterError> 
     if Instance::at(&instance.path).and_then(|instance| instance.child) != Some(pid) {
         return Err(EnterError::Gone(instance.name.clone()));
     }
+    // Before CMD is looked at for the last time: a launcher that sees its end later sees this too.
+    instance.announce_entry().map_err(|source| EnterError::Announce(instance.name.clone(), source))?;
     let namespaces = namespaces(pid).map_err(|source| EnterError::Process { pid, source })?;
     // None differs for somebody who is inside already.
     let joined = if namespaces.is_empty() { Ok(()) } else { setns(process.as_fd(), namespaces) };
     joined.map_err(|error| EnterError::Join { pid, source: error.into() })?;
+    if pidfd::is_dead(process.as_fd()) {
+        return Err(EnterError::Gone(instance.name.clone()));
+    }
 
     let is_there = |directory: &PathBuf| chdir(directory).is_ok();
     if !directory.as_ref().is_some_and(is_there) {

@@ -1,5 +1,6 @@
 //! The guard: a process that waits for the launcher's end, then kills everything that runs in the child's user
-//! namespace and removes the state directory, because nobody else would.
+//! namespace, waits for the engine's end and removes the state directory, because nobody else would. Whoever finds the
+//! directory free finds the ports free as well.
 //!
 //! It is a process of its own because nobody else can do it: the child may do what it likes, and the engine has
 //! given up its power over the child's user namespace together with everything else (see
@@ -7,7 +8,7 @@
 //! parent-death signal: the end of the channel tells it.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use log::{debug, error};
 use nix::sched::CloneFlags;
@@ -21,7 +22,7 @@ use crate::handshake::message::Message;
 use crate::state_dir::StateDir;
 use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
-use crate::sys::wait;
+use crate::sys::{pidfd, wait};
 
 /// The guard of a child as the launcher holds it. Dropping it ends and reaps it; nothing is killed then.
 #[derive(Debug)]
@@ -55,6 +56,14 @@ impl Guard {
             Some(Message::Failed(failure)) => Err(failure),
             _ => Err(failed(io::ErrorKind::UnexpectedEof.into())),
         }
+    }
+
+    /// Shows it the engine, whose end it waits for once the launcher is gone.
+    ///
+    /// # Errors
+    /// sendmsg(2).
+    pub fn show_engine(&self, engine: &OwnedFd) -> io::Result<()> {
+        self.channel.send(&Message::EngineStarted, Some(engine.as_fd()))
     }
 
     /// Tells it that there is nobody left to kill. Does not wait for its end.
@@ -95,12 +104,20 @@ fn main(channel: &Channel, child: &UserNamespace, state: Option<&StateDir>) -> i
     };
     // A launcher that is dead already is noticed below.
     let _ = channel.send(&ready, None);
-    if let Ok(Some(Received { message: Message::Stop, .. })) = channel.receive() {
-        return 0;
+    let mut engine = None;
+    loop {
+        match channel.receive() {
+            Ok(Some(Received { message: Message::EngineStarted, fd })) => engine = fd,
+            Ok(Some(Received { message: Message::Stop, .. })) => return 0,
+            _ => break,
+        }
     }
     match child.kill_all(None) {
         Ok(count) => debug!("the launcher is gone; {count} processes killed"),
         Err(error) => error!("cannot kill what the launcher left: {error}"),
+    }
+    if let Some(Err(error)) = engine.map(|engine| pidfd::end(&engine)) {
+        error!("cannot end the engine: {error}");
     }
     state.into_iter().for_each(StateDir::remove);
     0

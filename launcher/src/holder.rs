@@ -4,9 +4,40 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 
+use forwarder::error::PortError;
 use forwarder::sock_diag::{DiagSocket, Query, Reach, Socket};
 use forwarder::spec::{Family, Transport};
 use nix::unistd::{Uid, User};
+use serde::{Deserialize, Serialize};
+
+/// A port of the host that somebody else has.
+///
+/// The engine is confined and cannot look for a holder: it names the port to whoever can.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct TakenPort {
+    /// The host's address and port.
+    pub address: SocketAddr,
+    /// TCP or UDP.
+    pub transport: Transport,
+}
+
+impl TakenPort {
+    /// The port because of which `error` came about, if that is what it says.
+    pub fn of(error: &PortError) -> Option<Self> {
+        match *error {
+            PortError::InUse { address, transport, .. } => Some(TakenPort { address, transport }),
+            _ => None,
+        }
+    }
+
+    /// `text` with who has the port, where that can be known.
+    pub fn explain(&self, text: String) -> String {
+        match holder(self.address, self.transport) {
+            Some(holder) => format!("{text}, {holder}"),
+            None => text,
+        }
+    }
+}
 
 /// Whoever keeps others from `address`: "held by PID 123 (nginx)", or "held by a process of user 33 (www-data)" where it
 /// belongs to somebody whose processes we may not look into. `None` if nobody is found: it has gone by now, or the kernel

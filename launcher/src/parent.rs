@@ -39,6 +39,7 @@ use crate::signals::{Received, Signals};
 use crate::state_dir::{Place, StateDir};
 use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork};
+use crate::sys::pidfd;
 use crate::sys::signal::{Disposition, inherited_sigpipe, set_disposition};
 use crate::sys::wait::{self, AfterStop, Event};
 
@@ -137,6 +138,8 @@ struct Processes {
     to_child: Option<Channel>,
     to_engine: Option<Channel>,
     agent: AgentState,
+    /// There once somebody entered who is no descendant of ours.
+    entered: Option<PathBuf>,
 }
 
 /// Where the forwarder's agent stands.
@@ -192,6 +195,7 @@ impl Processes {
             to_child: Some(to_child),
             to_engine: None,
             agent: AgentState::Absent,
+            entered: launch.state.map(StateDir::entered),
         };
         let mapping = Mapping::start(&plan.ids, child);
         let namespace = UserNamespace::of(child).map_err(prepare("the child's user namespace"))?;
@@ -231,6 +235,13 @@ impl Processes {
                 }
             };
             processes.to_engine = Some(to_engine);
+            if let (Some(engine), Some(guard)) = (processes.engine, &processes.guard) {
+                let shown = pidfd::open(engine).and_then(|engine| guard.show_engine(&engine));
+                // An engine or a guard that is dead already is noticed by its channel.
+                if let Err(error) = shown {
+                    debug!("the guard does not know the engine: {error}");
+                }
+            }
         }
 
         let last_gid =
@@ -383,6 +394,10 @@ impl Processes {
                 Ok(())
             }
             Action::Fail(failure) => Err(failure.into()),
+            Action::FailForPort(port, mut failure) => {
+                failure.value = port.explain(failure.value);
+                Err(failure.into())
+            }
         }
     }
 
@@ -467,7 +482,8 @@ impl Processes {
 
     /// Kills and reaps what CMD left running.
     fn sweep(&self) {
-        if matches!(reap(), Ok(Event::NoChild)) {
+        let is_entered = self.entered.as_ref().is_some_and(|mark| mark.exists());
+        if matches!(reap(), Ok(Event::NoChild)) && !is_entered {
             return;
         }
         let Some(namespace) = &self.namespace else { return };

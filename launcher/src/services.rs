@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use forwarder::driver::{Auto, ChildAddress, ChildLine, ChildNetwork, ForwardDriver, Handle};
+use forwarder::error::PortError;
 use log::warn;
 use netstack::config::{Config, Ipv4Mode, Ipv6Mode};
 use netstack::driver::DriverHandle;
@@ -28,6 +29,7 @@ use crate::engine::EngineFiles;
 use crate::error::{Failure, Step, with_causes};
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
+use crate::holder::TakenPort;
 use crate::plan::forwards::ForwardPlan;
 use crate::sandbox::{Confinement, SandboxError, ThreadRole};
 
@@ -110,13 +112,10 @@ impl Services {
         let work = move || {
             let failure = ports.into_iter().find_map(|spec| {
                 let text = spec.to_string();
-                forwards
-                    .add(spec)
-                    .err()
-                    .map(|error| Failure::new(Step::Publish, text, io::Error::other(error)))
+                forwards.add(spec).err().map(|error| not_published(text, error))
             });
             // A launcher that is gone is noticed by the engine.
-            let _ = channel.send(&failure.map_or(Message::EngineReady, Message::Failed), None);
+            let _ = channel.send(&failure.unwrap_or(Message::EngineReady), None);
         };
         confinement.spawn("publish", ThreadRole::Forwards, work).map(drop)
     }
@@ -156,6 +155,15 @@ impl Drop for Services {
         let _ = self.stop.write(1);
         // A panic was told already.
         let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn not_published(spec: String, error: PortError) -> Message {
+    let taken = TakenPort::of(&error);
+    let failure = Failure::new(Step::Publish, spec, io::Error::other(error));
+    match taken {
+        Some(port) => Message::PortTaken(port, failure),
+        None => Message::Failed(failure),
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `lock` | locked (flock(2), exclusive) by the launcher and its guard as long as one of them lives; holds the launcher's process id |
 //! | `api.sock` | the control API, mode 0600; takes connections before the instance is ready |
 //! | `child_pid` | CMD's process id in decimal; **appears, whole, when the instance is ready**: CMD is about to run, its network and its ports are served |
+//! | `entered` | there since somebody joined the instance's namespaces: CMD's end is not the end of everybody inside |
 //!
 //! The lock is the truth about life: it ends with the launcher and the guard, however they die; a guard that is left
 //! alone removes everything. Who finds a directory whose lock is free takes it over and removes what is left in it;
@@ -28,7 +29,6 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Pid, getegid, geteuid};
@@ -123,6 +123,7 @@ pub const SOCKET: &str = "api.sock";
 /// The name of the file that says that an instance is ready.
 pub const CHILD_PID: &str = "child_pid";
 const CHILD_PID_UNFINISHED: &str = ".child_pid";
+const ENTERED: &str = "entered";
 
 /// The environment variable that names the state directory to CMD and to clients.
 pub const STATE_DIR_VARIABLE: &str = "ROOTLESSKIT_STATE_DIR";
@@ -249,11 +250,11 @@ impl StateDir {
         let (mut attempts, since) = (0, Instant::now());
         loop {
             attempts += 1;
-            match base {
-                Some(base) => make(base)?,
-                None => make_parents(path)?,
-            }
-            match make(path).and_then(|()| lock(path)) {
+            let above = match base {
+                Some(base) => make(base),
+                None => make_parents(path),
+            };
+            match above.and_then(|()| make(path)).and_then(|()| lock(path)) {
                 Ok(Some(lock)) => return Ok(lock),
                 Ok(None) if attempts < MAX_ATTEMPTS => {}
                 Ok(None) => {
@@ -311,13 +312,18 @@ impl StateDir {
         written().map_err(|source| StateDirError::Publish { path: path.clone(), source })
     }
 
+    /// The file that is there once somebody has joined the instance's namespaces.
+    pub fn entered(&self) -> PathBuf {
+        self.path.join(ENTERED)
+    }
+
     /// What CMD's environment says about this directory and the caller, as RootlessKit does it.
     pub fn environment(&self) -> [(&'static str, std::ffi::OsString); 3] {
         environment(&self.path)
     }
 
     fn clean(&self) -> Result<(), StateDirError> {
-        for name in [CHILD_PID, CHILD_PID_UNFINISHED, SOCKET] {
+        for name in [CHILD_PID, CHILD_PID_UNFINISHED, ENTERED, SOCKET] {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -395,6 +401,15 @@ impl Instance {
         Some(Instance { name, path: path.to_owned(), launcher, child })
     }
 
+    /// Says that somebody is about to join its namespaces, who is to end with it.
+    ///
+    /// # Errors
+    /// open(2).
+    pub fn announce_entry(&self) -> io::Result<()> {
+        let options = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).clone();
+        options.open(self.path.join(ENTERED)).map(drop)
+    }
+
     /// Every instance below [`base`], by name.
     pub fn all() -> Vec<Instance> {
         Instance::all_in(&base())
@@ -422,10 +437,7 @@ const TIDYING_LOOK: Duration = Duration::from_millis(5);
 fn is_dead(process: Pid) -> bool {
     match pidfd::open(process) {
         Err(error) => error.raw_os_error() == Some(libc::ESRCH),
-        Ok(process) => {
-            let mut end = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-            poll(&mut end, PollTimeout::ZERO).is_ok_and(|ended| ended > 0)
-        }
+        Ok(process) => pidfd::is_dead(process.as_fd()),
     }
 }
 

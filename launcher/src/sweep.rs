@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid};
 
@@ -47,7 +46,7 @@ impl UserNamespace {
             }
             count += killed.len();
             for process in killed {
-                wait_dead(&process)?;
+                pidfd::wait_dead(process.as_fd())?;
             }
         }
     }
@@ -85,7 +84,7 @@ fn kill_once(namespace: NamespaceId, spared: Option<Pid>) -> io::Result<Vec<Owne
         // Opened first: what is looked at next is this process or nobody.
         let Ok(process) = pidfd::open(pid) else { continue };
         if is_inside(pid, namespace)
-            && !is_dead(&process)
+            && !pidfd::is_dead(process.as_fd())
             && pidfd::signal(process.as_fd(), Signal::SIGKILL).is_ok()
         {
             killed.push(process);
@@ -111,18 +110,4 @@ fn is_inside(pid: Pid, namespace: NamespaceId) -> bool {
 fn identity(file: &File) -> io::Result<NamespaceId> {
     let metadata = file.metadata()?;
     Ok(NamespaceId { device: metadata.dev(), inode: metadata.ino() })
-}
-
-fn is_dead(process: &OwnedFd) -> bool {
-    poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)
-        .is_ok_and(|ready| ready > 0)
-}
-
-fn wait_dead(process: &OwnedFd) -> io::Result<()> {
-    loop {
-        match poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
-            Err(Errno::EINTR) => {}
-            other => return Ok(other.map(drop)?),
-        }
-    }
 }

@@ -71,6 +71,16 @@ impl Agent {
         Self::start(&["agent", "beside", &self.pid().to_string()])
     }
 
+    /// An agent of the same user namespace in the network namespace of process `pid`, which belongs to that user namespace or to
+    /// one below.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    #[must_use]
+    pub fn inside(&self, pid: u32) -> Self {
+        Self::start(&["agent", "inside", &self.pid().to_string(), &pid.to_string()])
+    }
+
     /// Its process id, which names the namespaces.
     #[must_use]
     pub fn pid(&self) -> u32 {
@@ -141,7 +151,7 @@ pub fn has_subordinate_ids() -> bool {
         && subordinate_range("/etc/subgid", &user.name).is_some()
 }
 
-/// The agent itself: `found single|subordinate RESOLV_CONF` or `beside PID`.
+/// The agent itself: `found single|subordinate RESOLV_CONF`, `beside PID` or `inside PID OTHER`.
 pub(crate) fn serve(args: &[String]) -> io::Result<()> {
     let control = io::stdin().as_fd().try_clone_to_owned()?;
     let words = args.iter().map(String::as_str).collect::<Vec<_>>();
@@ -149,6 +159,10 @@ pub(crate) fn serve(args: &[String]) -> io::Result<()> {
         ["found", ids, resolv_conf] => found(&control, ids, Path::new(resolv_conf)),
         ["beside", pid] => join(pid, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
             .and_then(|()| Ok(unshare(CloneFlags::CLONE_NEWNET)?)),
+        ["inside", pid, other] => File::open(format!("/proc/{other}/ns/net")).and_then(|net| {
+            join(pid, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+            Ok(setns(net, CloneFlags::CLONE_NEWNET)?)
+        }),
         _ => Err(io::Error::from(io::ErrorKind::InvalidInput)),
     };
     // What the kernel forbade is told to the test, which knows how to fail.

@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod engine;
 pub mod forward;
+pub mod instance;
 pub mod link;
 pub mod locate;
 pub mod podman;

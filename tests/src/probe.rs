@@ -48,6 +48,7 @@ probe tcp-urgent HOST PORT                 send `a`, urgent `!`, `b`, end, read 
 probe tcp-stall HOST PORT                  connect, print ready, read only after a line on stdin
 probe tcp-flood HOST PORT                  write until nothing more is taken for a second, then wait for a line and send the end
 probe connect HOST PORT                    connect, print the result
+probe short N HOST PORT                    N connections, 16 at a time, each with an echoed byte and an end
 probe many N HOST PORT BYTES SEED          N echoed connections at once
 probe idle N HOST PORT                     open N, wait for a line, close them, wait for the end of stdin
 probe rr|crr|udp-rr HOST PORT SECONDS      transactions of one byte, one at a time
@@ -82,6 +83,7 @@ pub fn main(args: Vec<String>) -> ExitCode {
         ["tcp-flood", host, port] => tcp_flood(host, port),
         ["connect", host, port] => connect(host, port),
         ["many", n, host, port, bytes, seed] => many(n, host, port, bytes, seed),
+        ["short", n, host, port] => short(n, host, port),
         ["idle", n, host, port] => idle(n, host, port),
         ["rr", host, port, seconds] => rr(host, port, seconds),
         ["crr", host, port, seconds] => crr(host, port, seconds),
@@ -252,6 +254,37 @@ fn many(n: &str, host: &str, port: &str, bytes: &str, seed: &str) -> io::Result<
         intact += usize::from(back == Pattern::bytes(seed + i as u64, bytes));
     }
     println!("open={} intact={intact}", streams.len());
+    Ok(())
+}
+
+fn short(n: &str, host: &str, port: &str) -> io::Result<()> {
+    let (n, peer) = (number::<usize>(n)?, resolve(host, port)?);
+    let one = move || -> io::Result<()> {
+        let mut stream = TcpStream::connect(peer)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"x")?;
+        stream.read_exact(&mut [0])?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        match stream.read(&mut [0])? {
+            0 => Ok(()),
+            _ => Err(ErrorKind::InvalidData.into()),
+        }
+    };
+    let workers = 16;
+    let threads = (0..workers).map(|worker| {
+        let share = n / workers + usize::from(worker < n % workers);
+        thread::spawn(move || (0..share).map(|_| one()).collect::<Vec<_>>())
+    });
+    let mut answered = 0;
+    for thread in threads.collect::<Vec<_>>() {
+        for result in thread.join().map_err(|_| io::Error::other("a connecting thread panicked"))? {
+            match result {
+                Ok(()) => answered += 1,
+                Err(error) => println!("failed={}", name_of(&error)),
+            }
+        }
+    }
+    println!("answered={answered}");
     Ok(())
 }
 

@@ -139,27 +139,38 @@ impl Drop for Server {
 /// When the descriptor cannot be cloned.
 #[must_use]
 pub fn udp_echo(socket: UdpSocket) -> UdpServer {
+    udp_server(socket, |_, datagram| datagram.to_vec())
+}
+
+/// Answers every datagram as `answer` says until the returned guard is dropped.
+///
+/// # Panics
+/// When the descriptor cannot be cloned.
+#[must_use]
+pub fn udp_server(
+    socket: UdpSocket,
+    answer: impl Fn(SocketAddr, &[u8]) -> Vec<u8> + Send + 'static,
+) -> UdpServer {
     let echo = socket.try_clone().expect("descriptors are left");
-    thread::spawn(move || {
+    let thread = thread::spawn(move || {
         let mut buffer = vec![0; 65536];
-        // A datagram from the socket to itself is the guard's farewell; an ICMP error that a reply earned is no reason to stop.
-        let own = echo.local_addr().ok();
+        // An ICMP error that a reply earned is no reason to stop.
         loop {
             match echo.recv_from(&mut buffer) {
-                Ok((_, peer)) if Some(peer) == own => return,
-                Ok((n, peer)) => drop(echo.send_to(&buffer[..n], peer)),
+                Ok((n, peer)) => drop(echo.send_to(&answer(peer, &buffer[..n]), peer)),
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
                 Err(_) => return,
             }
         }
     });
-    UdpServer { socket }
+    UdpServer { socket, thread: Some(thread) }
 }
 
 /// A running UDP server.
 #[derive(Debug)]
 pub struct UdpServer {
     socket: UdpSocket,
+    thread: Option<thread::JoinHandle<()>>,
 }
 
 impl UdpServer {
@@ -175,10 +186,10 @@ impl UdpServer {
 
 impl Drop for UdpServer {
     fn drop(&mut self) {
-        if let Ok(own) = self.socket.local_addr() {
-            // Should it get lost the thread waits on, and ends with the process.
-            let _ = self.socket.send_to(&[], own);
-        }
+        // Says ENOTCONN and wakes the thread all the same: what it gets then has no sender.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        // A panic was told already. The address is free from here on.
+        let _ = self.thread.take().map(thread::JoinHandle::join);
     }
 }
 

@@ -182,6 +182,15 @@ impl World {
         netns
     }
 
+    /// The network namespace of a process that runs in the world.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    #[must_use]
+    pub fn inside(&self, pid: u32) -> Netns {
+        Netns { agent: self.host.agent.inside(pid) }
+    }
+
     /// A directory that lives as long as the world.
     #[must_use]
     pub fn dir(&self) -> &Path {

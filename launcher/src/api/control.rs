@@ -27,6 +27,7 @@ use super::model::{
     StaticName, Statistics,
 };
 use super::{Control, Refusal, Reply, VERSION};
+use crate::holder::TakenPort;
 
 /// What is known of an instance from the start.
 #[derive(Clone, Debug, Default)]
@@ -230,7 +231,7 @@ fn refused(error: &PortError) -> Refusal {
         text.push_str(&format!(": {cause}"));
         source = cause.source();
     }
-    Refusal::bad_request(text)
+    Refusal { in_use: TakenPort::of(error), ..Refusal::bad_request(text) }
 }
 
 fn forward_statistics(stats: &ForwardStats, forwards: usize) -> ForwardStatistics {

@@ -28,6 +28,7 @@ use self::model::{
     Capture, Dns, DnsChange, FlowList, FlowQuery, Health, Info, Policy, PortSpec, PortStatus, Position,
     Statistics,
 };
+use crate::holder::TakenPort;
 
 /// The API's version, as RootlessKit counts it: ours adds to 1.1.1 and changes nothing.
 pub const VERSION: &str = "1.1.1";
@@ -76,12 +77,14 @@ pub struct Refusal {
     pub status: StatusCode,
     /// A sentence for people.
     pub message: String,
+    /// The host's port that somebody else has, if it is because of that.
+    pub in_use: Option<TakenPort>,
 }
 
 impl Refusal {
     /// A refusal of any status.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Refusal { status, message: message.into() }
+        Refusal { status, message: message.into(), in_use: None }
     }
 
     /// 400: the request cannot be served as it is. RootlessKit says this also of ports in use and of unknown ids.

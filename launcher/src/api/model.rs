@@ -7,11 +7,16 @@ use std::net::{IpAddr, SocketAddr};
 pub use forwarder::spec::{PortSpec, PortStatus};
 use serde::{Deserialize, Serialize};
 
+use crate::holder::TakenPort;
+
 /// Answer of every request that failed.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct ErrorBody {
     /// Why.
     pub message: String,
+    /// The host's port that somebody else has, if it is because of that (ours).
+    #[serde(rename = "inUse", default, skip_serializing_if = "Option::is_none")]
+    pub in_use: Option<TakenPort>,
 }
 
 /// What an instance is.

@@ -475,7 +475,7 @@ fn response(route: &Route, payload: Payload, kind: Option<&'static str>) -> Resp
 }
 
 fn error(refusal: &Refusal, path: &str) -> Response<Payload> {
-    let body = ErrorBody { message: refusal.message.clone() };
+    let body = ErrorBody { message: refusal.message.clone(), in_use: refusal.in_use };
     let body = serde_json::to_vec(&body).unwrap_or_default();
     let mut response = Response::new(Payload::Whole(Full::new(body.into())));
     *response.status_mut() = refusal.status;

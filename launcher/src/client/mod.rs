@@ -181,7 +181,9 @@ fn good(response: http::Response) -> Result<http::Response, ClientError> {
     }
     let body = response.read()?;
     let message = match serde_json::from_slice::<ErrorBody>(&body) {
-        Ok(ErrorBody { message }) => message,
+        // The engine is confined: we can see more of who that is.
+        Ok(ErrorBody { message, in_use: Some(port) }) => port.explain(message),
+        Ok(ErrorBody { message, in_use: None }) => message,
         Err(_) => format!("HTTP status {status}"),
     };
     Err(ClientError::Refused { status, message })

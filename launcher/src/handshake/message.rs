@@ -1,8 +1,12 @@
 //! The messages between our processes: one byte of kind, then fixed fields in little endian, then text.
 
+use std::net::{Ipv6Addr, SocketAddr};
+
+use forwarder::spec::Transport;
 use thiserror::Error;
 
 use crate::error::{Failure, Step};
+use crate::holder::TakenPort;
 
 /// Longest message in bytes; longer texts are cut.
 pub const MAX_MESSAGE: usize = 4096;
@@ -27,12 +31,16 @@ pub enum Message {
     GuardReady,
     /// Launcher to child: run CMD.
     Execute,
+    /// Launcher to guard: this is the engine, whose pidfd comes along.
+    EngineStarted,
     /// Launcher to engine: CMD is about to run.
     Running,
     /// Launcher to engine and guard: CMD is dead and so is everything it started; leave.
     Stop,
     /// Child or engine: the launch is over.
     Failed(Failure),
+    /// Engine: the launch is over because somebody has this port of the host.
+    PortTaken(TakenPort, Failure),
 }
 
 /// Bytes that are not a message.
@@ -46,11 +54,16 @@ impl Message {
         let mut bytes = vec![self.kind()];
         match self {
             Message::IdsMapped { last_gid } => bytes.extend(last_gid.to_le_bytes()),
-            Message::Failed(failure) => {
-                bytes.push(failure.step as u8);
-                bytes.extend(failure.errno.to_le_bytes());
-                let room = MAX_MESSAGE - bytes.len();
-                bytes.extend(&failure.value.as_bytes()[..failure.value.floor_char_boundary(room)]);
+            Message::Failed(failure) => encode_failure(failure, &mut bytes),
+            Message::PortTaken(TakenPort { address, transport }, failure) => {
+                bytes.push(u8::from(*transport == Transport::Udp));
+                bytes.extend(address.port().to_le_bytes());
+                let ip = match address {
+                    SocketAddr::V4(address) => address.ip().to_ipv6_mapped(),
+                    SocketAddr::V6(address) => *address.ip(),
+                };
+                bytes.extend(ip.octets());
+                encode_failure(failure, &mut bytes);
             }
             _ => {}
         }
@@ -74,17 +87,22 @@ impl Message {
             5 => (Message::EngineReady, rest),
             9 => (Message::GuardReady, rest),
             10 => (Message::Running, rest),
+            12 => (Message::EngineStarted, rest),
             6 => (Message::Execute, rest),
             7 => (Message::Stop, rest),
-            8 => {
-                let ([step], rest) = take(rest)?;
-                let (errno, text) = take(rest)?;
-                let failure = Failure {
-                    step: Step::from_code(step).ok_or(MalformedMessage)?,
-                    value: String::from_utf8(text.to_vec()).map_err(|_| MalformedMessage)?,
-                    errno: i32::from_le_bytes(errno),
+            8 => (Message::Failed(decode_failure(rest)?), &[][..]),
+            11 => {
+                let ([transport], rest) = take(rest)?;
+                let (port, rest) = take(rest)?;
+                let (ip, rest) = take(rest)?;
+                let transport = match transport {
+                    0 => Transport::Tcp,
+                    1 => Transport::Udp,
+                    _ => return Err(MalformedMessage),
                 };
-                (Message::Failed(failure), &[][..])
+                let ip = Ipv6Addr::from_octets(ip).to_canonical();
+                let address = SocketAddr::new(ip, u16::from_le_bytes(port));
+                (Message::PortTaken(TakenPort { address, transport }, decode_failure(rest)?), &[][..])
             }
             _ => return Err(MalformedMessage),
         };
@@ -100,11 +118,30 @@ impl Message {
             Message::EngineReady => 5,
             Message::GuardReady => 9,
             Message::Running => 10,
+            Message::EngineStarted => 12,
             Message::Execute => 6,
             Message::Stop => 7,
             Message::Failed(_) => 8,
+            Message::PortTaken(..) => 11,
         }
     }
+}
+
+fn encode_failure(failure: &Failure, bytes: &mut Vec<u8>) {
+    bytes.push(failure.step as u8);
+    bytes.extend(failure.errno.to_le_bytes());
+    let room = MAX_MESSAGE - bytes.len();
+    bytes.extend(&failure.value.as_bytes()[..failure.value.floor_char_boundary(room)]);
+}
+
+fn decode_failure(bytes: &[u8]) -> Result<Failure, MalformedMessage> {
+    let ([step], rest) = take(bytes)?;
+    let (errno, text) = take(rest)?;
+    Ok(Failure {
+        step: Step::from_code(step).ok_or(MalformedMessage)?,
+        value: String::from_utf8(text.to_vec()).map_err(|_| MalformedMessage)?,
+        errno: i32::from_le_bytes(errno),
+    })
 }
 
 fn take<const N: usize>(bytes: &[u8]) -> Result<([u8; N], &[u8]), MalformedMessage> {
@@ -123,11 +160,19 @@ mod tests {
             Message::NetworkReady,
             Message::EngineReady,
             Message::GuardReady,
+            Message::EngineStarted,
             Message::Running,
             Message::Execute,
             Message::Stop,
             Message::Failed(Failure { step: Step::Network, value: "route".into(), errno: libc::EPERM }),
+            taken("192.0.2.1:80", Transport::Tcp),
+            taken("[2001:db8::1]:53", Transport::Udp),
         ]
+    }
+
+    fn taken(address: &str, transport: Transport) -> Message {
+        let port = TakenPort { address: address.parse().unwrap(), transport };
+        Message::PortTaken(port, Failure { step: Step::Publish, value: "80:80".into(), errno: 0 })
     }
 
     #[test]
@@ -141,11 +186,15 @@ mod tests {
     fn every_shorter_or_longer_form_is_refused() {
         for message in samples() {
             let mut bytes = message.encode();
-            let fixed = if matches!(message, Message::Failed(_)) { 6 } else { bytes.len() };
+            let fixed = match message {
+                Message::Failed(_) => 6,
+                Message::PortTaken(..) => 25,
+                _ => bytes.len(),
+            };
             for end in 0..fixed {
                 assert_eq!(Message::decode(&bytes[..end]), Err(MalformedMessage), "{message:?} cut to {end}");
             }
-            if !matches!(message, Message::Failed(_)) {
+            if !matches!(message, Message::Failed(_) | Message::PortTaken(..)) {
                 bytes.push(0);
                 assert_eq!(Message::decode(&bytes), Err(MalformedMessage), "{message:?}");
             }

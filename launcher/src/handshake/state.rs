@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use super::message::Message;
 use crate::error::Failure;
+use crate::holder::TakenPort;
 
 /// Who sent a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub enum Action {
     Execute,
     /// Give up.
     Fail(Failure),
+    /// Give up, and say who has the port.
+    FailForPort(TakenPort, Failure),
 }
 
 /// A message that the sender may not send now.
@@ -88,6 +91,7 @@ impl ParentHandshake {
     pub fn handle_message(&mut self, peer: Peer, message: Message) -> Result<Action, HandshakeError> {
         match (self.phase, peer, message) {
             (_, _, Message::Failed(failure)) => Ok(Action::Fail(failure)),
+            (_, Peer::Engine, Message::PortTaken(port, failure)) => Ok(Action::FailForPort(port, failure)),
             (Phase::Starting, Peer::Child, Message::TapReady) if self.tap_expected => {
                 self.tap_expected = false;
                 Ok(Action::PassTap)

@@ -1,13 +1,18 @@
 //! pidfd_open(2), pidfd_send_signal(2) and the parent of a user namespace (ioctl_ns(2)).
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::check;
+
+/// How long [`end`] waits, in milliseconds.
+const GRACE: u16 = 1000;
 
 const NS_GET_PARENT: libc::c_ulong = 0xb702;
 
@@ -33,6 +38,37 @@ pub(crate) fn signal(process: BorrowedFd<'_>, signal: Signal) -> io::Result<()> 
         libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal as libc::c_int, info, 0)
     })
     .map(drop)
+}
+
+/// Whether a process is dead, a zombie counting as dead.
+pub(crate) fn is_dead(process: BorrowedFd<'_>) -> bool {
+    poll(&mut [PollFd::new(process, PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// Waits until a process is dead.
+///
+/// # Errors
+/// poll(2).
+pub(crate) fn wait_dead(process: BorrowedFd<'_>) -> io::Result<()> {
+    loop {
+        match poll(&mut [PollFd::new(process, PollFlags::POLLIN)], PollTimeout::NONE) {
+            Err(Errno::EINTR) => {}
+            other => return Ok(other.map(drop)?),
+        }
+    }
+}
+
+/// Waits until a process is dead, and kills it if that takes longer than [`GRACE`].
+///
+/// # Errors
+/// poll(2), pidfd_send_signal(2).
+pub(crate) fn end(process: &OwnedFd) -> io::Result<()> {
+    let process = process.as_fd();
+    let mut fds = [PollFd::new(process, PollFlags::POLLIN)];
+    if !poll(&mut fds, GRACE).is_ok_and(|ready| ready > 0) {
+        signal(process, Signal::SIGKILL)?;
+    }
+    wait_dead(process)
 }
 
 /// The user namespace above `namespace`.
