@@ -23,6 +23,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
 };
 
 /// The host's own address, the one an engine would copy.
@@ -313,7 +314,7 @@ impl Netns {
     #[track_caller]
     #[must_use]
     pub fn listen(&self, address: &str) -> TcpListener {
-        self.fd(&format!("listen {address}"))
+        self.bound(&format!("listen {address}"))
             .map(TcpListener::from)
             .unwrap_or_else(|error| panic!("{address}: {error}"))
     }
@@ -325,7 +326,7 @@ impl Netns {
     #[track_caller]
     #[must_use]
     pub fn udp(&self, address: &str) -> UdpSocket {
-        self.fd(&format!("udp {address}"))
+        self.bound(&format!("udp {address}"))
             .map(UdpSocket::from)
             .unwrap_or_else(|error| panic!("{address}: {error}"))
     }
@@ -374,6 +375,20 @@ impl Netns {
     #[track_caller]
     pub fn run(&self, argv: &[&str]) -> crate::process::Finished {
         run(self.program(argv))
+    }
+
+    /// A process that is being started by another thread has copies of our sockets until it executes its program: a port that
+    /// was given back just now may be in use for a moment.
+    fn bound(&self, request: &str) -> io::Result<std::os::fd::OwnedFd> {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        loop {
+            match self.fd(request) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                    std::thread::yield_now();
+                }
+                result => return result,
+            }
+        }
     }
 
     fn fd(&self, request: &str) -> io::Result<std::os::fd::OwnedFd> {
