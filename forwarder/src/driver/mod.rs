@@ -13,6 +13,9 @@
 //!    connection has neither.
 //! 4. Ends and resets are passed on; when both streams have ended, both sockets are closed.
 //!
+//! After a turn that moved no more than messages, the next event is waited for without sleeping for as long as it has lately taken to
+//! come, if that is short (`polling`).
+//!
 //! Limits: see [`Limits`]. Without descriptors the driver stops accepting until a connection ends; clients wait in the kernel's
 //! queue meanwhile.
 //!
@@ -23,6 +26,7 @@ mod agent;
 mod datagrams;
 mod handle;
 mod pair;
+mod polling;
 mod publishing;
 mod stats;
 mod target;
@@ -48,6 +52,7 @@ use self::agent::{Agent, Lost, News};
 use self::datagrams::UdpEntry;
 use self::handle::Inbox;
 use self::pair::{Mover, Origin as PairOrigin, Pair, Turn};
+use self::polling::Polling;
 use self::publishing::Slot;
 use self::target::{Means, Way};
 use crate::auto::AutoWatch;
@@ -128,6 +133,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// Without a byte after one end has finished, 7,440 s by default, as for the TAP's connections (RFC 5382 section 5).
     pub half_closed: Duration,
+    /// Waited for the next event without sleeping, at most, while messages go to and fro; 50 us by default, as the engine on the TAP.
+    pub busy_poll: Duration,
     /// UDP sessions without a datagram, 180 s by default (RFC 4787 section 4.3: 120 s at least).
     pub udp: Duration,
 }
@@ -138,6 +145,7 @@ impl Default for Timeouts {
             connect: Duration::from_secs(10),
             half_closed: Duration::from_secs(7440),
             udp: Duration::from_secs(180),
+            busy_poll: Duration::from_micros(50),
         }
     }
 }
@@ -172,6 +180,7 @@ pub struct ForwardDriver {
     engine: Engine,
     inbox: Inbox,
     handle: Handle,
+    polling: Polling,
 }
 
 impl ForwardDriver {
@@ -196,7 +205,8 @@ impl ForwardDriver {
         if let Some(agent) = &engine.agent {
             engine.register(agent, Token::Agent, EpollFlags::EPOLLIN).map_err(DriverError::Register)?;
         }
-        Ok(ForwardDriver { engine, inbox, handle })
+        let polling = Polling::new(engine.config.timeouts.busy_poll);
+        Ok(ForwardDriver { engine, inbox, handle, polling })
     }
 
     /// A way in for other threads.
@@ -219,8 +229,7 @@ impl ForwardDriver {
         self.engine.register(stop, Token::Stop, EpollFlags::EPOLLIN).map_err(DriverError::Register)?;
         let mut events = vec![EpollEvent::empty(); EVENTS];
         loop {
-            let timeout = self.engine.timeout();
-            let count = match self.engine.epoll.wait(&mut events, timeout) {
+            let count = match self.wait(&mut events) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => continue,
                 Err(error) => return Err(DriverError::Wait(error.into())),
@@ -248,6 +257,28 @@ impl ForwardDriver {
             }
             self.engine.finish_turn();
         }
+    }
+
+    /// Waits for events, or until there is something to do without one.
+    fn wait(&mut self, events: &mut [EpollEvent]) -> nix::Result<usize> {
+        let moved = std::mem::take(&mut self.engine.mover.moved);
+        let timeout = self.engine.timeout();
+        if timeout == EpollTimeout::ZERO {
+            return self.engine.epoll.wait(events, timeout);
+        }
+        let start = Instant::now();
+        let until = start + self.polling.budget(moved);
+        while Instant::now() < until {
+            let count = self.engine.epoll.wait(events, EpollTimeout::ZERO)?;
+            if count > 0 {
+                self.polling.handle_wait(start.elapsed());
+                return Ok(count);
+            }
+            std::thread::yield_now();
+        }
+        let result = self.engine.epoll.wait(events, timeout);
+        self.polling.handle_wait(start.elapsed());
+        result
     }
 }
 

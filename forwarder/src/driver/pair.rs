@@ -70,6 +70,8 @@ enum Carrier {
 /// What moves bytes; lent to one pair at a time.
 #[derive(Debug)]
 pub(super) struct Mover {
+    /// Bytes since somebody took the count.
+    pub(super) moved: usize,
     pub(super) buffer: Box<[u8]>,
     pub(super) pipes: PipePool,
 }
@@ -98,7 +100,7 @@ pub(super) enum Turn {
 
 impl Mover {
     pub(super) fn new(pipes: usize) -> Self {
-        Mover { buffer: vec![0; BUFFER].into_boxed_slice(), pipes: PipePool::new(pipes) }
+        Mover { moved: 0, buffer: vec![0; BUFFER].into_boxed_slice(), pipes: PipePool::new(pipes) }
     }
 }
 
@@ -138,7 +140,11 @@ impl Pair {
         while moved < TURN {
             match self.relay.poll_action() {
                 None => return Turn::Idle,
-                Some(Action::Fill(from)) => moved += self.fill(from, mover),
+                Some(Action::Fill(from)) => {
+                    let count = self.fill(from, mover);
+                    mover.moved += count;
+                    moved += count;
+                }
                 Some(Action::Drain(from)) => moved += self.drain(from, mover),
                 Some(Action::Finish(side)) => {
                     if let Some(fd) = self.socket(side) {
