@@ -165,6 +165,7 @@ mod tests {
         assert_eq!(driver.stack().dns_servers().collect::<Vec<_>>(), of_the_host);
     }
 
+    #[expect(clippy::disallowed_methods, reason = "handles are for other threads")]
     #[test]
     fn who_calls_a_driver_that_nobody_runs_any_more_is_told() {
         let (mut driver, _child) = driver();
