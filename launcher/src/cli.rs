@@ -95,7 +95,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "IP")]
     pub dns_address: Vec<IpAddr>,
 
-    /// MTU of the child's network device, 576 to 65520 (at least 1280 with IPv6)
+    /// MTU of the child's network device, 576 to 65521 (at least 1280 with IPv6)
     ///
     /// The engine moves up to 64 KiB at once at any MTU; a larger one is not faster for TCP.
     #[arg(long, value_name = "N", default_value_t = 1500)]

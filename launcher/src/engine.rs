@@ -148,7 +148,8 @@ fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
     }
     confinement.confine(ThreadRole::Driver).map_err(confined)?;
     let served = serve_until_told(task, &mut driver, &requests, &services);
-    // Ports are free, while what the child has sent is still delivered.
+    // Ports are free, while what the child has sent is still delivered. No thread of theirs is to wait for this one.
+    driver.close_handles();
     drop(services);
     let served = served.and_then(|()| driver.finish()).map_err(|error| failed(io::Error::other(error)));
     if task.report == Report::Statistics {

@@ -90,7 +90,10 @@ impl AsFd for Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.dismiss();
+        // Also one that somebody has stopped.
+        if let Some(process) = self.process {
+            let _ = wait::kill(process, libc::SIGKILL);
+        }
         let _ = self.wait_end();
     }
 }

@@ -135,7 +135,8 @@ impl Target {
         Ok(None)
     }
 
-    /// Joins both with the calling process, which has one thread.
+    /// Joins both with the calling process, which has one thread and is not to be traced from inside: it has the caller's
+    /// memory and files, and the child's root is of the same user.
     ///
     /// A user namespace that refuses is no obstacle by itself: whoever is in it already (`EINVAL`), or has the
     /// rights without it, joins the network namespace all the same.
@@ -143,6 +144,8 @@ impl Target {
     /// # Errors
     /// The network namespace refuses.
     pub fn join(&self) -> Result<(), Failure> {
+        // The kernel does this by itself only for who does not own the user namespace (commit_creds).
+        prctl::set_dumpable(false).map_err(|error| Failure::new(Step::Prepare, "PR_SET_DUMPABLE", error))?;
         if let Some(user) = &self.user
             && let Err(error) = setns(user, CloneFlags::CLONE_NEWUSER)
         {

@@ -162,9 +162,11 @@ impl AgentState {
         }
     }
 
-    /// Waits for its end, which follows that of the engine.
-    fn wait_end(&mut self) {
+    /// Ends it, when the engine has ended. It would end by itself, unless somebody has stopped it.
+    fn end(&mut self) {
         if let AgentState::Running(pid) = std::mem::replace(self, AgentState::Absent) {
+            // Fails only for a process that is dead already.
+            let _ = wait::kill(pid, libc::SIGKILL);
             let _ = wait::wait_end(pid);
         }
     }
@@ -474,9 +476,11 @@ impl Processes {
         let _ = self.tell_engine(&Message::Stop, None);
         self.guard.iter().for_each(Guard::dismiss);
         if let Some(engine) = self.engine.take() {
+            // Processes of the user's may have stopped it, CMD among them.
+            let _ = wait::kill(engine, libc::SIGCONT);
             wait::wait_end(engine).map_err(prepare("waiting for the engine"))?;
         }
-        self.agent.wait_end();
+        self.agent.end();
         Ok(ending)
     }
 
@@ -508,7 +512,7 @@ impl Drop for Processes {
             let _ = wait::kill(pid, libc::SIGKILL);
             let _ = wait::wait_end(pid);
         }
-        self.agent.wait_end();
+        self.agent.end();
         if self.namespace.is_some() {
             self.sweep();
         }

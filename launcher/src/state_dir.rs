@@ -416,6 +416,10 @@ impl Instance {
     }
 
     fn all_in(base: &Path) -> Vec<Instance> {
+        // In /tmp anybody may have made it, and whoever enters an instance trusts it.
+        if check(base).is_err() {
+            return Vec::new();
+        }
         let entries = fs::read_dir(base).into_iter().flatten().flatten();
         let mut found: Vec<_> = entries.filter_map(|entry| Instance::at(&entry.path())).collect();
         found.sort_by(|a, b| a.name.cmp(&b.name));
@@ -617,6 +621,19 @@ mod tests {
         std::os::unix::fs::symlink(&scratch.0, &link).unwrap();
         let opened = StateDir::open_at(link.join("x"), Some(link));
         assert!(matches!(opened, Err(StateDirError::Unsafe { .. })), "{opened:?}");
+    }
+
+    #[test]
+    fn instances_of_others_are_not_found() {
+        let scratch = Scratch::new();
+        let _instance = scratch.open("a").unwrap();
+        let base = scratch.0.join("base");
+        assert_eq!(Instance::all_in(&base).len(), 1);
+        fs::set_permissions(&base, fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(Instance::all_in(&base), []);
+        let link = scratch.0.join("link");
+        std::os::unix::fs::symlink(&base, &link).unwrap();
+        assert_eq!(Instance::all_in(&link), []);
     }
 
     #[test]

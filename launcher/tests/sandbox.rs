@@ -35,6 +35,7 @@ fn main() -> ExitCode {
     // A fault of ours is told and ends in its own way.
     let output = ends_with("panic", |status| status.code() == Some(101));
     assert!(String::from_utf8_lossy(&output.stderr).contains("panicked"), "{output:?}");
+    ends_with("panic of a thread", |status| status.signal() == Some(libc::SIGABRT));
     ends_with("abort", |status| status.signal() == Some(libc::SIGABRT));
     what_is_missing_is_told();
     println!("sandbox: ok");
@@ -190,6 +191,11 @@ fn inside(case: &str) {
             confine(ThreadRole::Driver);
             panic!("as it should");
         }
+        "panic of a thread" => {
+            let confinement = everything().enter().expect("a sandbox");
+            let thread = confinement.spawn("api", ThreadRole::Api, || panic!("as it should"));
+            let _ = thread.expect("a thread").join();
+        }
         "abort" => {
             confine(ThreadRole::Driver);
             std::process::abort();
@@ -286,6 +292,7 @@ fn files() {
     sandbox.seccomp = false;
     sandbox.inspection = Inspection::Allowed;
     let program = env::current_exe().expect("/proc is mounted");
+    let has_runtime_directories = Path::new("/run/user").is_dir();
     let confinement = sandbox.enter().expect("files only");
     assert!(!confinement.seccomp);
     assert!(
@@ -296,7 +303,14 @@ fn files() {
         assert!(matches!(fs::exists(path), Ok(false)), "{path}");
     }
     assert!(fs::read_dir("/etc").is_ok() && fs::read_dir("/").is_err() == confinement.landlock.is_some());
-    for path in ["/etc/x", "/run/x", "/x"] {
+    if has_runtime_directories {
+        assert_eq!(
+            fs::read_dir("/run/user").expect("it is there").count(),
+            0,
+            "credentials of other programs"
+        );
+    }
+    for path in ["/etc/x", "/run/x", "/run/user/x", "/x"] {
         assert!(fs::write(path, "").is_err() && fs::create_dir(path).is_err(), "{path}");
     }
     let error = Command::new(&program).exec();

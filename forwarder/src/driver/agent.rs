@@ -147,13 +147,17 @@ impl Agent {
             Err(_) => return Err(Lost::Gone),
         };
         let reply = Reply::decode(buffer.get(..len).unwrap_or_default()).map_err(Lost::Protocol)?;
-        Ok(Some(self.handle(reply, fds)))
+        self.handle(reply, fds).map(Some)
     }
 
-    fn handle(&mut self, reply: Reply, fds: Vec<OwnedFd>) -> News {
+    /// What was not asked for is no answer: who speaks for an agent may not fill this process with descriptors.
+    fn handle(&mut self, reply: Reply, fds: Vec<OwnedFd>) -> Result<News, Lost> {
         let mut fds = fds.into_iter();
-        match reply {
+        Ok(match reply {
             Reply::Hello { mut abilities } => {
+                if self.abilities.is_some() {
+                    return Err(Lost::Protocol(ProtocolError::Malformed));
+                }
                 if abilities.addresses {
                     self.local = fds.next().and_then(|fd| LocalAddresses::new(fd).ok());
                     abilities.addresses = self.local.is_some();
@@ -167,6 +171,9 @@ impl Agent {
             }
             Reply::Sockets { kind, count, errno } => {
                 let stock = self.stock(kind);
+                if !stock.asked || count > stock.batch || fds.len() > usize::from(count) {
+                    return Err(Lost::Protocol(ProtocolError::Malformed));
+                }
                 stock.asked = false;
                 // Fewer than were sent: no descriptor was left here.
                 let arrived = fds.len();
@@ -179,7 +186,7 @@ impl Agent {
                 News::Listening(id, socket)
             }
             Reply::Listening { id, errno } => News::Listening(id, Err(io::Error::from_raw_os_error(errno))),
-        }
+        })
     }
 
     fn stock(&mut self, kind: SocketKind) -> &mut Stock {

@@ -25,6 +25,8 @@
 mod agent;
 mod datagrams;
 mod handle;
+#[cfg(test)]
+mod hostile;
 mod pair;
 mod polling;
 mod publishing;
@@ -475,9 +477,18 @@ impl Engine {
                 pair.give_pipes(&mut self.mover.pipes);
             }
         }
+        // An agent that does not answer, stopped perhaps: whoever waits goes another way, and makes room for others.
+        self.waiting.retain(|&(key, generation)| {
+            let waits = |pair: &&Pair| pair.generation == generation && pair.opened.is_none();
+            self.pairs.get(key).filter(waits).is_some_and(|pair| !silent(pair, timeouts.connect))
+        });
         for key in slow {
-            self.try_next_way(key);
+            match self.agent.as_ref().is_some_and(|agent| agent.abilities().is_none()) {
+                true => self.leave_to_tap(key),
+                false => self.try_next_way(key),
+            }
         }
+        self.resume_if_few_wait();
         for key in dead {
             self.count(key, |counters| counters.timed_out += 1);
             self.reset(key);
@@ -528,6 +539,7 @@ impl Engine {
                             self.try_next_way(key);
                         }
                     }
+                    self.resume_if_few_wait();
                 }
                 News::Listening(id, socket) => self.listening_in_child(id, socket),
             }
@@ -637,6 +649,7 @@ impl Engine {
         let abilities = match &self.agent {
             Some(agent) => match agent.abilities() {
                 Some(abilities) => Some(abilities),
+                None if pair.only_tap => None,
                 None => {
                     self.wait(key, generation);
                     return Tried::Under;
@@ -726,6 +739,7 @@ impl Engine {
         let Some(pair) = self.pairs.get_mut(key) else { return };
         (pair.only_tap, pair.first, pair.attempt) = (true, 0, 0);
         pair.opened = None;
+        pair.active = self.now;
         pair.relay = crate::relay::Relay::new();
         if let Some(forward) = self.forwards.get_mut(&pair.origin.forward()) {
             forward.by_tap_until = self.now + BY_TAP;
@@ -763,6 +777,10 @@ impl Engine {
                 self.open(key);
             }
         }
+        self.resume_if_few_wait();
+    }
+
+    fn resume_if_few_wait(&mut self) {
         if self.accepting == Accepting::PausedForSockets && self.waiting.len() < WAITING / 2 {
             self.resume_accepting();
         }

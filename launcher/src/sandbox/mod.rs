@@ -215,7 +215,8 @@ impl Confinement {
         if self.seccomp { Ok(seccomp::confine(role)?) } else { Ok(()) }
     }
 
-    /// Starts a thread that does `work` with the filter of its role, which is on when this returns.
+    /// Starts a thread that does `work` with the filter of its role, which is on when this returns. Should it panic, the
+    /// process ends: half of an engine is worse than none, for nobody would know.
     ///
     /// # Errors
     /// clone(2), seccomp(2).
@@ -233,6 +234,7 @@ impl Confinement {
             // Whoever asked waits for it.
             let _ = told.send(result);
             if go_on {
+                let _fuse = Fuse;
                 work();
             }
         });
@@ -240,6 +242,17 @@ impl Confinement {
         match confined.recv() {
             Ok(result) => Ok(result.map(|()| thread)?),
             Err(error) => Err(SandboxError::Thread(io::Error::other(error))),
+        }
+    }
+}
+
+/// Aborts the process when a panic comes by.
+struct Fuse;
+
+impl Drop for Fuse {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
         }
     }
 }

@@ -13,6 +13,8 @@
 //! has to guard the child (see [`guard`](crate::guard)). Groups keep their meaning outside (ping sockets depend on
 //! them), though they have no number inside.
 //!
+//! Of /run the runtime directories of users ([`PRIVATE`]) stay out of sight: credentials of other programs lie there.
+//!
 //! Mounts get propagation slave first: what the host unmounts below /run is unmounted here, and nothing that is
 //! done here is seen by the host. There is no /proc and no /dev.
 
@@ -27,10 +29,10 @@ use std::path::{Component, Path, PathBuf};
 
 use caps::{CapSet, Capability};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{chdir, fchdir, getegid, geteuid, pivot_root, symlinkat};
 use thiserror::Error;
 
@@ -97,10 +99,14 @@ pub struct RootPlan {
     pub binds: Vec<PathBuf>,
     /// Symbolic links to make: name and target.
     pub links: Vec<(PathBuf, PathBuf)>,
+    /// What is hidden by an empty directory, if it is there.
+    pub hidden: Option<PathBuf>,
 }
 
 /// Always there.
 const BASE: [&str; 2] = ["/etc", "/run"];
+/// Runtime directories, which are hidden unless resolv.conf is there.
+const PRIVATE: &str = "/run/user";
 /// As many symbolic links as the kernel follows.
 const MAX_LINKS: usize = 40;
 
@@ -120,8 +126,15 @@ impl RootPlan {
         read_link: impl Fn(&Path) -> Option<PathBuf>,
         is_roots: impl Fn(&Path) -> bool,
     ) -> Self {
-        let mut plan = RootPlan { binds: BASE.map(PathBuf::from).to_vec(), links: Vec::new() };
+        let mut plan = RootPlan {
+            binds: BASE.map(PathBuf::from).to_vec(),
+            hidden: Some(PRIVATE.into()),
+            links: Vec::new(),
+        };
         let Some((links, file)) = walk(resolv_conf, read_link) else { return plan };
+        if file.starts_with(PRIVATE) {
+            plan.hidden = None;
+        }
         if !plan.covers(&file) {
             let directory = file.parent().filter(|parent| *parent != Path::new("/") && is_roots(parent));
             plan.binds.push(directory.unwrap_or(&file).to_owned());
@@ -184,6 +197,7 @@ pub(super) fn enter(plan: &RootPlan) -> Result<(), RootError> {
     let root = new_tmpfs(c"0755").map_err(RootError::Tmpfs)?;
     attach(root.as_fd(), None, c"/").map_err(RootError::Tmpfs)?;
     copies.into_iter().try_for_each(|copy| copy.place(&root))?;
+    plan.hidden.iter().try_for_each(|path| hide(&root, path))?;
     plan.links.iter().try_for_each(|(name, target)| {
         make_parents(&root, name)?;
         symlinkat(target, &root, relative(name)).map_err(make_error(name))
@@ -255,6 +269,21 @@ impl Copy {
     }
 }
 
+/// Puts an empty directory in the place of another one, if that is there.
+fn hide(root: &OwnedFd, path: &Path) -> Result<(), RootError> {
+    let name = relative(path);
+    let is_directory = fstatat(root, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+        .is_ok_and(|found| found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits());
+    if !is_directory {
+        return Ok(());
+    }
+    let failed = |source| RootError::Bind { path: path.to_owned(), source };
+    let empty = new_tmpfs(c"0555").map_err(RootError::Tmpfs)?;
+    make_read_only(empty.as_fd(), Extent::Mount).map_err(RootError::ReadOnly)?;
+    let name = CString::new(name.as_os_str().as_bytes()).map_err(|error| failed(error.into()))?;
+    attach(empty.as_fd(), Some(root.as_fd()), &name).map_err(failed)
+}
+
 fn make_parents(root: &OwnedFd, path: &Path) -> Result<(), RootError> {
     let parents: Vec<&Path> = relative(path).ancestors().skip(1).collect();
     let parents = parents.into_iter().rev().filter(|parent| *parent != Path::new(""));
@@ -285,7 +314,7 @@ mod tests {
             links.iter().find(|(name, _)| Path::new(name) == path).map(|(_, target)| PathBuf::from(target))
         };
         let is_roots = |path: &Path| !homes.iter().any(|home| Path::new(home) == path);
-        let RootPlan { binds, links } = RootPlan::new(Path::new("/etc/resolv.conf"), read_link, is_roots);
+        let RootPlan { binds, links, .. } = RootPlan::new(Path::new("/etc/resolv.conf"), read_link, is_roots);
         let text = |path: &Path| path.display().to_string();
         let links = links.iter().map(|(name, target)| format!("{} {}", text(name), text(target)));
         (binds.iter().skip(BASE.len()).map(|path| text(path)).collect(), links.collect())
@@ -328,6 +357,16 @@ mod tests {
         let home = [("/etc/resolv.conf", "/home/me/resolv.conf")];
         assert_eq!(plan(&home, &["/home/me"]), (vec!["/home/me/resolv.conf".into()], none()));
         assert_eq!(plan(&[("/etc/resolv.conf", "/resolv.conf")], &[]), (vec!["/resolv.conf".into()], none()));
+    }
+
+    #[test]
+    fn runtime_directories_are_hidden_unless_the_file_is_there() {
+        let hidden = |target: &str| {
+            let read_link = |path: &Path| (path == "/etc/resolv.conf").then(|| PathBuf::from(target));
+            RootPlan::new(Path::new("/etc/resolv.conf"), read_link, |_| true).hidden
+        };
+        assert_eq!(hidden("/run/systemd/resolve/resolv.conf"), Some("/run/user".into()));
+        assert_eq!(hidden("/run/user/1000/net/resolv.conf"), None);
     }
 
     #[test]

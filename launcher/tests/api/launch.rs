@@ -1,11 +1,14 @@
 //! The API of real instances.
 
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, read_to_string};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
+use launcher::sys::pidfd;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -69,6 +72,12 @@ impl Instance {
     /// Ends the shell; everything is over when this returns.
     fn end(mut self) {
         drop(self.launcher.stdin.take());
+        let launcher = pidfd::open(Pid::from_raw(self.launcher.id().cast_signed())).unwrap();
+        let mut ended = [PollFd::new(launcher.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut ended, PollTimeout::from(20_000u16)) != Ok(1) {
+            self.kill();
+            panic!("the launcher does not end");
+        }
         assert!(self.launcher.wait().unwrap().success());
     }
 
@@ -190,4 +199,48 @@ fn a_directory_is_for_one_instance_and_free_after_a_kill() {
     assert_eq!(again.json(&["port", "list"]).as_array().unwrap().len(), 0);
     again.end();
     assert!(!directory.exists());
+}
+
+/// Runs a shell command with `$helper` for each helper of the instance whose name begins so; then says "done".
+fn for_each_helper(name: &str, command: &str) -> String {
+    format!(
+        "for p in /proc/[0-9]*; do case $(cat $p/comm 2>&1) in {name}*) \
+         if grep -q \"^PPid:[[:space:]]*$PPID$\" $p/status; then helper=${{p#/proc/}}; {command}; fi;; esac; done; \
+         echo done"
+    )
+}
+
+/// An instance with an agent that has joined the child's namespaces: a client was refused by it.
+fn start_with_agent(name: &str) -> Option<Instance> {
+    let port = free_port();
+    let instance = Instance::start(name, &["-p", &format!("127.0.0.1:{port}:1/tcp")])?;
+    let mut client = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
+    assert!(client.read(&mut [0]).is_err(), "nothing listens");
+    Some(instance)
+}
+
+#[test]
+fn the_childs_root_cannot_look_into_the_helpers() {
+    let Some(mut instance) = start_with_agent("look") else { return };
+    let look = for_each_helper("rl-", "readlink /proc/$helper/root 2>/dev/null && echo seen");
+    assert_eq!(instance.line(&look), "done");
+    instance.end();
+}
+
+#[test]
+fn helpers_that_somebody_has_stopped_do_not_stop_the_end() {
+    let Some(mut instance) = start_with_agent("stopped") else { return };
+    assert_eq!(instance.line(&for_each_helper("rl-", "kill -STOP $helper")), "done");
+    instance.end();
+}
+
+#[test]
+fn an_end_does_not_wait_for_ports_that_are_being_published() {
+    let Some(mut instance) = Instance::start("publishing", &[]) else { return };
+    // A thousand of them, each of which needs the thread that ends.
+    let range = "127.0.0.1:21000-21999:21000-21999/udp";
+    assert_eq!(instance.line(&format!("{PROGRAM} port add {range} >&2 & echo begun")), "begun");
+    let first = format!(":{:04X} ", 21000);
+    while !read_to_string("/proc/net/udp").unwrap().contains(&first) {}
+    instance.end();
 }

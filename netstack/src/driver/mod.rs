@@ -246,6 +246,14 @@ impl Driver {
         Ok(self.handle.insert(handle).clone())
     }
 
+    /// Tells all handles that this driver has ended, now and ever after, whether it runs on or not. Whoever is about to
+    /// wait for a thread that may be in [`DriverHandle::call`] does this first: nobody would do what that thread waits
+    /// for. Descriptors in jobs that were not done are closed.
+    pub fn close_handles(&mut self) {
+        // Takes the jobs along that are in it.
+        self.jobs = None;
+    }
+
     /// Counters so far.
     pub fn stats(&self) -> Stats {
         self.stack.stats()

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
     use crate::capture::CaptureState;
     use crate::config::{Config, Ipv6Mode};
-    use crate::driver::DriverError;
+    use crate::driver::{DriverError, Ended};
     use crate::sys::link::PacketSocket;
     use crate::testing::frames::{CHILD, GATEWAY, arp_request};
 
@@ -163,6 +163,19 @@ mod tests {
         assert_eq!(driver.stack().dns_servers().count(), 1);
         driver.set_dns_upstream(DnsUpstream::ResolvConf).unwrap();
         assert_eq!(driver.stack().dns_servers().collect::<Vec<_>>(), of_the_host);
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "handles are for other threads")]
+    #[test]
+    fn who_calls_a_driver_that_nobody_runs_any_more_is_told() {
+        let (mut driver, _child) = driver();
+        let handle = driver.handle().unwrap();
+        let other = handle.clone();
+        let waits = std::thread::spawn(move || other.call(|_| ()));
+        // Before or after the call, whichever comes first.
+        driver.close_handles();
+        assert_eq!(waits.join().unwrap(), Err(Ended));
+        assert_eq!(handle.post(|_| ()), Err(Ended));
     }
 
     #[test]

@@ -151,7 +151,8 @@ impl Engine<'_> {
                 break Ok(());
             }
         };
-        // Ports are free, while what the child has sent is still delivered.
+        // Ports are free, while what the child has sent is still delivered. No thread of theirs is to wait for this one.
+        driver.close_handles();
         drop(ports);
         served.and_then(|()| Ok(driver.finish()?))
     }

@@ -174,6 +174,7 @@ fn serve(request: &Request) -> Result<(), RunError> {
         }
     }
     // Ports are free and nobody asks for more, while what the child has sent is still delivered.
+    driver.close_handles();
     drop(api);
     Ok(driver.finish()?)
 }

@@ -1,0 +1,107 @@
+//! Agents that do not do what they should: somebody in the child may have stopped one, or speak for it.
+
+use std::io::{self, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::sys::eventfd::EventFd;
+use nix::sys::socket::MsgFlags;
+
+use super::{ChildAddress, ChildLine, ChildNetwork, Config, DriverError, ForwardDriver, Timeouts, WAITING};
+use crate::protocol::{Abilities, MAX_MESSAGE, Reply, Request};
+use crate::sys::scm;
+
+/// The agent's end of the line, played by the test.
+struct FakeAgent(OwnedFd);
+
+impl FakeAgent {
+    fn hear(&self) -> Option<Request> {
+        let mut buffer = [0; MAX_MESSAGE];
+        let length = scm::receive(self.0.as_fd(), &mut buffer, &mut Vec::new(), MsgFlags::empty()).ok()?;
+        Request::decode(&buffer[..length]).ok()
+    }
+
+    fn say(&self, reply: Reply, fds: &[OwnedFd]) {
+        scm::send(self.0.as_fd(), &reply.encode(), fds, MsgFlags::empty()).unwrap();
+    }
+
+    fn greet(&self) {
+        assert!(matches!(self.hear(), Some(Request::Hello { .. })));
+        let abilities = Abilities { transparent_v4: true, transparent_v6: true, ..Abilities::default() };
+        self.say(Reply::Hello { abilities }, &[]);
+    }
+}
+
+/// A driver that runs until its agent goes, and the port that it publishes.
+struct Driver {
+    thread: JoinHandle<Result<(), DriverError>>,
+    address: SocketAddr,
+}
+
+impl Driver {
+    fn start(timeouts: Timeouts) -> (Self, FakeAgent) {
+        let (line, agent) = ChildLine::pair().unwrap();
+        let side =
+            ChildAddress { address: [10, 0, 2, 100].into(), prefix: 24, gateway: [10, 0, 2, 2].into() };
+        let child = ChildNetwork { ipv4: Some(side), ipv6: None };
+        let driver = ForwardDriver::new(Config { child, timeouts, ..Config::default() }, Some(line), None);
+        let driver = driver.unwrap();
+        let handle = driver.handle();
+        let thread = thread::spawn(move || driver.run_until(EventFd::new().unwrap()));
+        let port = handle.add("127.0.0.1:0:80/tcp".parse().unwrap()).unwrap().spec.fields().parent_port;
+        (Driver { thread, address: SocketAddr::from(([127, 0, 0, 1], port)) }, FakeAgent(agent))
+    }
+
+    fn connect(&self) -> TcpStream {
+        let client = TcpStream::connect(self.address).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        client
+    }
+
+    fn end(self) -> DriverError {
+        self.thread.join().unwrap().unwrap_err()
+    }
+}
+
+#[track_caller]
+fn assert_refused(mut client: TcpStream) {
+    assert_eq!(client.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn accepting_goes_on_when_an_agent_has_no_sockets() {
+    let (driver, agent) = Driver::start(Timeouts::default());
+    agent.greet();
+    let clients: Vec<TcpStream> = (0..WAITING + 100).map(|_| driver.connect()).collect();
+    let agent = thread::spawn(move || {
+        let none = |kind| Reply::Sockets { kind, count: 0, errno: libc::EPERM };
+        while let Some(Request::Sockets { kind, .. }) = agent.hear() {
+            // Fails when the driver has gone with the test.
+            let _ = scm::send(agent.0.as_fd(), &none(kind).encode(), &[], MsgFlags::empty());
+        }
+    });
+    clients.into_iter().for_each(assert_refused);
+    drop(driver.connect());
+    drop(agent);
+}
+
+#[test]
+fn clients_of_an_agent_that_says_nothing_do_not_wait_for_ever() {
+    let (driver, agent) = Driver::start(Timeouts { connect: Duration::from_secs(1), ..Timeouts::default() });
+    assert_refused(driver.connect());
+    drop(agent);
+    assert!(matches!(driver.end(), DriverError::ChildGone));
+}
+
+#[test]
+fn sockets_that_nobody_has_asked_for_end_the_driver() {
+    let (driver, agent) = Driver::start(Timeouts::default());
+    agent.greet();
+    let _client = driver.connect();
+    let Some(Request::Sockets { kind, count }) = agent.hear() else { panic!("no request") };
+    let sockets: Vec<OwnedFd> = (0..=count).map(|_| agent.0.try_clone().unwrap()).collect();
+    agent.say(Reply::Sockets { kind, count, errno: 0 }, &sockets);
+    assert!(matches!(driver.end(), DriverError::Protocol(_)));
+}
