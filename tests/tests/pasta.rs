@@ -381,6 +381,20 @@ fn ports_are_published_and_withdrawn_by_themselves() {
 }
 
 #[test]
+fn all_ports_are_those_that_are_free() {
+    let Ok(_) = ours() else { return };
+    let world = World::new();
+    let _taken = world.host.listen("0.0.0.0:8000");
+    let script = "socat -d -d TCP-LISTEN:8001,fork EXEC:cat & read -r line || :; kill $!";
+    let options =
+        ["--config-net", "--quiet", "-t", "~1-7999,~8002-65535", "-u", "none", "-T", "none", "-U", "none"];
+    let mut process = start(&world, &options, script);
+    process.wait_for(tests::process::Pipe::Stderr, "listening on");
+    expect_echo(world.router.connect(&format!("{HOST4}:8001")).expect("published"));
+    assert!(world.router.connect(&format!("{HOST4}:8002")).is_err(), "not of these");
+}
+
+#[test]
 fn ports_of_the_childs_loopback_lead_to_the_hosts() {
     let Ok(_) = ours() else { return };
     let world = World::new();
