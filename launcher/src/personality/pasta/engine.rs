@@ -268,7 +268,12 @@ fn publish(handle: &Handle, planned: Forwards) -> Result<(), RunError> {
             }
         }
     }
-    for forward in planned.to_host {
+    let room = limits().listeners;
+    for (count, forward) in planned.to_host.into_iter().enumerate() {
+        if count == room {
+            warn!("{} and what comes after it is not forwarded: the limit is {room}", forward.spec.listen);
+            break;
+        }
         let text = forward.spec.listen.to_string();
         match (handle.add_to_host(forward.spec), forward.strength) {
             (Ok(_), _) => {}
