@@ -173,6 +173,8 @@ fn start_agent(target: &Target) -> Result<OwnedFd, RunError> {
 struct Ports {
     forwards: ForwardDriver,
     to_host: Option<ToHostWatch>,
+    /// Most ports that lead to the host.
+    room: usize,
     stop: Arc<EventFd>,
 }
 
@@ -191,11 +193,12 @@ impl Ports {
         driver: DriverHandle,
     ) -> Result<Self, RunError> {
         let auto = plan.forwards.auto.clone().map(|rules| Auto { rules, pace: Default::default() });
+        let limits = limits();
         let config = forwarder::driver::Config {
             child: plan.child_network(),
             manner: plan::manner(request),
             auto,
-            limits: forwarder::driver::Limits { forwards: limits(), ..Default::default() },
+            limits: forwarder::driver::Limits { forwards: limits, ..Default::default() },
             ..Default::default()
         };
         let carrier = Box::new(TapCarrier::new(driver));
@@ -211,7 +214,7 @@ impl Ports {
             ),
             None => None,
         };
-        Ok(Ports { forwards, to_host, stop })
+        Ok(Ports { forwards, to_host, room: limits.listeners, stop })
     }
 
     fn start(
@@ -220,7 +223,7 @@ impl Ports {
         planned: &Forwards,
         published: &Arc<EventFd>,
     ) -> Result<RunningPorts, RunError> {
-        let Ports { forwards, to_host, stop } = self;
+        let Ports { forwards, to_host, room, stop } = self;
         let (handle, until) = (forwards.handle(), Arc::clone(&stop));
         let forwards = confinement.spawn("forwards", ThreadRole::Forwards, move || {
             match forwards.run_until(&*until) {
@@ -232,7 +235,7 @@ impl Ports {
         let (teller, result) = mpsc::sync_channel(1);
         let (planned, published) = (planned.clone(), Arc::clone(published));
         let publish = confinement.spawn("publish", ThreadRole::Forwards, move || {
-            let published_all = publish(&handle, planned);
+            let published_all = publish(&handle, planned, room);
             let go_on = published_all.is_ok();
             // The engine may have ended meanwhile.
             let _ = teller.send(published_all);
@@ -257,7 +260,7 @@ impl Drop for RunningPorts {
 }
 
 /// Opens what is planned.
-fn publish(handle: &Handle, planned: Forwards) -> Result<(), RunError> {
+fn publish(handle: &Handle, planned: Forwards, room: usize) -> Result<(), RunError> {
     let mut go_on = true;
     for Forward { spec, strength } in planned.to_child {
         match strength {
@@ -268,7 +271,6 @@ fn publish(handle: &Handle, planned: Forwards) -> Result<(), RunError> {
             }
         }
     }
-    let room = limits().listeners;
     for (count, forward) in planned.to_host.into_iter().enumerate() {
         if count == room {
             warn!("{} and what comes after it is not forwarded: the limit is {room}", forward.spec.listen);
