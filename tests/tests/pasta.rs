@@ -515,16 +515,15 @@ fn what_cannot_be_done_is_said_before_the_call_returns() {
     let ours = Engine::under_test() == Engine::Ours;
     let _holder = world.host.listen("0.0.0.0:8080");
     let taken = ["-q", "-t", "8080:80", "-u", "none", "-T", "none", "-U", "none", &pid];
-    // The packaged original goes on without a port that is taken.
-    let taken = ours.then_some((&taken[..], "Failed to bind port"));
+    // The packaged original goes on without a port that is taken, and overlooks what is for virtual machines.
+    let stricter = [(&taken[..], "Failed to bind port"), (&["--socket", "/x"][..], "virtual machines")];
     let wrong = [
         (&["--nonsense"][..], "unrecognized option '--nonsense'"),
         (&["--netns", "/no/such/netns"][..], "/no/such/netns"),
         (&["-t", "nonsense"], "Invalid port specifier nonsense"),
-        (&["--socket", "/x"], "socket"),
         (&["-4", "-6"], "ipv"),
     ];
-    for (words, text) in taken.into_iter().chain(wrong) {
+    for (words, text) in stricter.into_iter().filter(|_| ours).chain(wrong) {
         let done = call(&world, words);
         assert_eq!(done.status.code(), Some(1), "{}", done.describe());
         if ours {
