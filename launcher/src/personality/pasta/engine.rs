@@ -8,16 +8,20 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 
 use forwarder::driver::{Auto, ChildLine, ForwardDriver, Handle};
+use forwarder::error::PortError;
+use forwarder::manager::Limits;
+use forwarder::spec::PortSpec;
 use log::{debug, info, warn};
 use netstack::capture::PcapWriter;
 use netstack::driver::DriverHandle;
 use netstack::{Driver, DriverError, Tap};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::RunError;
 use super::cli::Request;
 use super::end::End;
-use super::plan::{self, Forwards, Plan};
+use super::plan::{self, Forward, Forwards, Plan};
 use super::ports::Strength;
 use super::to_host::ToHostWatch;
 use crate::agent::Agent;
@@ -170,6 +174,8 @@ fn start_agent(target: &Target) -> Result<OwnedFd, RunError> {
 struct Ports {
     forwards: ForwardDriver,
     to_host: Option<ToHostWatch>,
+    /// Most ports that lead to the host.
+    room: usize,
     stop: Arc<EventFd>,
 }
 
@@ -188,10 +194,12 @@ impl Ports {
         driver: DriverHandle,
     ) -> Result<Self, RunError> {
         let auto = plan.forwards.auto.clone().map(|rules| Auto { rules, pace: Default::default() });
+        let limits = limits();
         let config = forwarder::driver::Config {
             child: plan.child_network(),
             manner: plan::manner(request),
             auto,
+            limits: forwarder::driver::Limits { forwards: limits, ..Default::default() },
             ..Default::default()
         };
         let carrier = Box::new(TapCarrier::new(driver));
@@ -207,7 +215,7 @@ impl Ports {
             ),
             None => None,
         };
-        Ok(Ports { forwards, to_host, stop })
+        Ok(Ports { forwards, to_host, room: limits.listeners, stop })
     }
 
     fn start(
@@ -216,7 +224,7 @@ impl Ports {
         planned: &Forwards,
         published: &Arc<EventFd>,
     ) -> Result<RunningPorts, RunError> {
-        let Ports { forwards, to_host, stop } = self;
+        let Ports { forwards, to_host, room, stop } = self;
         let (handle, until) = (forwards.handle(), Arc::clone(&stop));
         let forwards = confinement.spawn("forwards", ThreadRole::Forwards, move || {
             match forwards.run_until(&*until) {
@@ -228,7 +236,7 @@ impl Ports {
         let (teller, result) = mpsc::sync_channel(1);
         let (planned, published) = (planned.clone(), Arc::clone(published));
         let publish = confinement.spawn("publish", ThreadRole::Forwards, move || {
-            let published_all = publish(&handle, planned);
+            let published_all = publish(&handle, planned, room);
             let go_on = published_all.is_ok();
             // The engine may have ended meanwhile.
             let _ = teller.send(published_all);
@@ -253,16 +261,22 @@ impl Drop for RunningPorts {
 }
 
 /// Opens what is planned.
-fn publish(handle: &Handle, planned: Forwards) -> Result<(), RunError> {
-    for forward in planned.to_child {
-        let text = forward.spec.to_string();
-        match (handle.add(forward.spec), forward.strength) {
-            (Ok(_), _) => {}
-            (Err(error), Strength::IfFree) => debug!("{text}: {}", with_causes(&error)),
-            (Err(source), Strength::Wanted) => return Err(RunError::Port { spec: text, source }),
+fn publish(handle: &Handle, planned: Forwards, room: usize) -> Result<(), RunError> {
+    let mut go_on = true;
+    for Forward { spec, strength } in planned.to_child {
+        match strength {
+            Strength::IfFree => go_on = go_on && publish_free(handle, spec),
+            Strength::Wanted => {
+                let text = spec.to_string();
+                handle.add(spec).map_err(|source| RunError::Port { spec: text, source })?;
+            }
         }
     }
-    for forward in planned.to_host {
+    for (count, forward) in planned.to_host.into_iter().enumerate() {
+        if count == room {
+            warn!("{} and what comes after it is not forwarded: the limit is {room}", forward.spec.listen);
+            break;
+        }
         let text = forward.spec.listen.to_string();
         match (handle.add_to_host(forward.spec), forward.strength) {
             (Ok(_), _) => {}
@@ -271,4 +285,34 @@ fn publish(handle: &Handle, planned: Forwards) -> Result<(), RunError> {
         }
     }
     Ok(())
+}
+
+/// Opens those of the ports that can be had; says whether more can.
+fn publish_free(handle: &Handle, ports: PortSpec) -> bool {
+    let mut pieces = vec![ports];
+    while let Some(piece) = pieces.pop() {
+        let Err(error) = handle.add(piece.clone()) else { continue };
+        let text = with_causes(&error);
+        match error {
+            PortError::InUse { address, .. }
+            | PortError::Privileged { address, .. }
+            | PortError::Conflict { address, .. } => {
+                debug!("{text}");
+                pieces.extend(plan::without_port(&piece, address.port()));
+            }
+            _ => {
+                warn!("{piece} and what comes after it is not forwarded: {text}");
+                return false;
+            }
+        }
+    }
+    true
+}
+
+/// "All" is some 30,000 ports of each family, in pieces. At least a quarter of the descriptors is left: a UDP port may
+/// take three.
+fn limits() -> Limits {
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(_, hard)| hard);
+    let listeners = usize::try_from(descriptors / 4).unwrap_or(usize::MAX);
+    Limits { forwards: 4096, listeners: listeners.clamp(Limits::default().listeners, 1 << 17) }
 }

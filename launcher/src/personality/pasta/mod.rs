@@ -7,9 +7,9 @@
 //! |---|---|---|
 //! | PID, `--netns` | leaves when all is ready | the engine, forked, whose id is in the PID file |
 //! | the same, `-f` | is the engine | – |
-//! | a command | waits for it ([`command`]) | the engine, the guard, the command |
+//! | a command | waits for it (`command.rs`) | the engine, the guard, the command |
 //!
-//! The engine ([`engine`]) makes the TAP through a short-lived child, starts the forwarder's agent if there are ports to
+//! The engine (`engine.rs`) makes the TAP through a short-lived child, starts the forwarder's agent if there are ports to
 //! forward, goes into the sandbox, forwards ports, and says that it is ready. It ends with its namespace.
 
 pub mod cli;

@@ -377,8 +377,8 @@ fn forwards(request: &Request) -> Result<Forwards, PlanError> {
                 Ports::None => {}
                 Ports::Auto(excluded) => auto.push((transport, excluded)),
                 Ports::These(rules) => {
-                    for rule in &rules {
-                        forwards.to_child.extend(to_child_specs(transport, rule, request)?);
+                    for rule in rules.iter().flat_map(PortRule::chunks) {
+                        forwards.to_child.push(to_child_spec(transport, &rule, request)?);
                     }
                 }
             }
@@ -401,11 +401,11 @@ fn forwards(request: &Request) -> Result<Forwards, PlanError> {
     Ok(forwards)
 }
 
-fn to_child_specs(
+fn to_child_spec(
     transport: Transport,
     rule: &PortRule,
     request: &Request,
-) -> Result<Vec<Forward<PortSpec>>, PlanError> {
+) -> Result<Forward<PortSpec>, PlanError> {
     let interface = rule.interface.as_deref().map(str::parse::<InterfaceName>).transpose()?;
     let proto = match (transport, request.families) {
         (Transport::Tcp, Families::V4) if rule.address.is_none() => Proto::Tcp4,
@@ -415,22 +415,29 @@ fn to_child_specs(
         (Transport::Udp, Families::V6) if rule.address.is_none() => Proto::Udp6,
         (Transport::Udp, _) => Proto::Udp,
     };
-    let spec = |listen: RangeInclusive<u16>| {
-        let target = rule.target_of(*listen.start());
-        PortSpec::try_from(PortFields {
-            parent_ip: rule.address,
-            parent_interface: interface.clone(),
-            parent_port_end: Some(*listen.end()),
-            ..PortFields::new(proto, *listen.start(), target)
-        })
+    let (first, last) = (*rule.listen.start(), *rule.listen.end());
+    let spec = PortSpec::try_from(PortFields {
+        parent_ip: rule.address,
+        parent_interface: interface,
+        parent_port_end: Some(last),
+        ..PortFields::new(proto, first, rule.target)
+    })?;
+    Ok(Forward { spec, strength: rule.strength })
+}
+
+/// The same ports without `taken`, one of the host's.
+pub fn without_port(spec: &PortSpec, taken: u16) -> Vec<PortSpec> {
+    let fields = spec.fields();
+    let (first, last) = (fields.parent_port, fields.parent_port_end.unwrap_or(fields.parent_port));
+    let piece = |from: u16, to: u16| {
+        let child_port = fields.child_port + (from - first);
+        let fields =
+            PortFields { parent_port: from, parent_port_end: Some(to), child_port, ..fields.clone() };
+        PortSpec::try_from(fields).ok()
     };
-    // What may fail fails port by port.
-    let pieces: Vec<RangeInclusive<u16>> = match rule.strength {
-        Strength::Wanted => vec![rule.listen.clone()],
-        Strength::IfFree => rule.listen.clone().map(|port| port..=port).collect(),
-    };
-    let strength = rule.strength;
-    pieces.into_iter().map(|piece| Ok(Forward { spec: spec(piece)?, strength })).collect()
+    let before = (first < taken && taken <= last).then(|| piece(first, taken - 1));
+    let behind = (first <= taken && taken < last).then(|| piece(taken + 1, last));
+    before.into_iter().chain(behind).flatten().collect()
 }
 
 fn to_host_specs(transport: Transport, rule: &PortRule) -> Result<Vec<Forward<ToHost>>, PlanError> {
@@ -666,6 +673,18 @@ mod tests {
         assert_eq!(plan("1").config.maps(), []);
         let map = AddressMap { child: ip("192.0.2.200"), host: MapTarget::Loopback };
         assert_eq!(plan("--no-map-gw --map-host-loopback 192.0.2.200 1").config.maps(), [map]);
+    }
+
+    #[test]
+    fn a_taken_port_splits_a_range() {
+        let pieces = |text: &str, taken| -> Vec<String> {
+            without_port(&text.parse().unwrap(), taken).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(pieces("80-90:180/tcp", 85), ["80-84:180/tcp", "86-90:186/tcp"]);
+        assert_eq!(pieces("80-90:180/tcp", 80), ["81-90:181/tcp"]);
+        assert_eq!(pieces("80-90:180/tcp", 90), ["80-89:180/tcp"]);
+        assert_eq!(pieces("80-81:180/tcp", 81), ["80:180/tcp"]);
+        assert_eq!(pieces("80:180/tcp", 80), Vec::<String>::new());
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub struct PortsError(pub String);
 /// The ports that "all" means: those that programs do not get by themselves
 /// (`net.ipv4.ip_local_port_range` by its default).
 const ALL: RangeInclusive<u16> = 1..=32767;
+/// Ports of a piece of "all".
+const CHUNK: u16 = 256;
 
 impl Ports {
     /// Reads a specification.
@@ -118,6 +120,21 @@ impl PortRule {
     fn everywhere(listen: RangeInclusive<u16>) -> Self {
         let target = *listen.start();
         PortRule { address: None, interface: None, listen, target, strength: Strength::IfFree }
+    }
+
+    /// Pieces of it that are opened as one: what is taken of "all" costs no more than its piece a second time.
+    pub fn chunks(&self) -> impl Iterator<Item = PortRule> {
+        let size = match self.strength {
+            Strength::Wanted => u16::MAX,
+            Strength::IfFree => CHUNK,
+        };
+        let last = *self.listen.end();
+        let starts = self.listen.clone().step_by(size.into());
+        starts.map(move |first| PortRule {
+            listen: first..=last.min(first.saturating_add(size - 1)),
+            target: self.target_of(first),
+            ..self.clone()
+        })
     }
 
     /// The port of the other side that belongs to `port` of these.
@@ -224,6 +241,18 @@ mod tests {
         assert_eq!(place("%eth0/22"), (None, Some("eth0".into())));
         assert_eq!(place("::1/22").0, "::1".parse().ok());
         assert_eq!(place("[::1]/22").0, "::1".parse().ok());
+    }
+
+    #[test]
+    fn all_ports_come_in_pieces_and_wanted_ones_in_one() {
+        let chunks = |text: &str| match Ports::parse(text) {
+            Ok(Ports::These(rules)) => rules.iter().flat_map(PortRule::chunks).collect::<Vec<_>>(),
+            other => panic!("{text}: {other:?}"),
+        };
+        let all = chunks("all");
+        assert_eq!((all.len(), &all[0].listen, &all[127].listen), (128, &(1..=256), &(32513..=32767)));
+        assert_eq!(all[127].target, 32513);
+        assert_eq!(chunks("1-60000:2-60001").len(), 1);
     }
 
     #[test]
