@@ -13,7 +13,7 @@
 //! has to guard the child (see [`guard`](crate::guard)). Groups keep their meaning outside (ping sockets depend on
 //! them), though they have no number inside.
 //!
-//! Of /run the runtime directories of users ([`PRIVATE`]) stay out of sight: credentials of other programs lie there.
+//! Of /run the runtime directories of users (/run/user) stay out of sight: credentials of other programs lie there.
 //!
 //! Mounts get propagation slave first: what the host unmounts below /run is unmounted here, and nothing that is
 //! done here is seen by the host. There is no /proc and no /dev.
