@@ -215,17 +215,6 @@ impl PortError {
             _ => PortError::Listen { address, transport, source },
         }
     }
-
-    /// The same error, saying who holds the port if it is one that somebody holds.
-    #[must_use]
-    pub fn with_holder(self, find: impl FnOnce(SocketAddr, Transport) -> Option<String>) -> Self {
-        match self {
-            PortError::InUse { address, transport, holder: None } => {
-                PortError::InUse { address, transport, holder: find(address, transport) }
-            }
-            other => other,
-        }
-    }
 }
 
 fn held(holder: &Option<String>) -> String {

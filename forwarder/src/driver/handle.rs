@@ -38,14 +38,6 @@ impl Handle {
         self.call(move |engine| engine.add(spec, Origin::Asked))?
     }
 
-    /// Adds a forward, saying whose it is.
-    ///
-    /// # Errors
-    /// As [`Handle::add`].
-    pub fn add_for(&self, spec: PortSpec, origin: Origin) -> Result<PortStatus, PortError> {
-        self.call(move |engine| engine.add(spec, origin))?
-    }
-
     /// Removes a forward: nobody new gets in. Connections live until they end.
     ///
     /// # Errors
