@@ -153,7 +153,7 @@ impl Drop for Services {
         self.server = None;
         // Fails only if the counter is full, and then it is readable.
         let _ = self.stop.write(1);
-        // A panic was told already.
+        // A thread that panicked has ended the process.
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }

@@ -104,8 +104,9 @@ pub struct Config {
 pub struct Limits {
     /// Forwards and listeners.
     pub forwards: manager::Limits,
-    /// TCP connections of all forwards, 20,000 by default: 40,000 descriptors. Further clients see RST. It is lowered to
-    /// what the descriptors of the process (RLIMIT_NOFILE) allow.
+    /// TCP connections of all forwards that are joined here, 20,000 by default: 40,000 descriptors. Further clients see
+    /// RST. It is lowered to what the descriptors of the process (RLIMIT_NOFILE) allow. What the TAP takes over counts
+    /// among the engine's flows instead.
     pub connections: usize,
     /// TCP connections of one forward, unlimited by default. Further clients see RST.
     pub connections_per_forward: usize,

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
 };
@@ -35,8 +36,11 @@ impl DiagSocket {
         Ok(DiagSocket::adopt(fd))
     }
 
-    /// Takes over a socket that [`open`](Self::open) made, perhaps in another process.
+    /// Takes over a socket that [`open`](Self::open) made, perhaps in another process, which need not have left it as
+    /// it was.
     pub fn adopt(fd: OwnedFd) -> Self {
+        // Without it a read could wait for ever. It fails for no descriptor that is open.
+        let _ = fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
         DiagSocket { fd, sequence: UNASKED, buffer: vec![0; RECEIVE_BUFFER] }
     }
 

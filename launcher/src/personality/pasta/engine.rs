@@ -254,7 +254,7 @@ impl Drop for RunningPorts {
         // Fails only if the counter is full, and then it is readable.
         let _ = self.stop.write(1);
         for thread in self.threads.drain(..) {
-            // A panic was told already.
+            // A thread that panicked has ended the process.
             let _ = thread.join();
         }
     }

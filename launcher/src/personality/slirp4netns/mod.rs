@@ -253,7 +253,7 @@ impl Drop for RunningApi {
     fn drop(&mut self) {
         // Fails only if the counter is full, and then it is readable.
         let _ = self.stop.write(1);
-        // A panic was told already.
+        // A thread that panicked has ended the process.
         let _ = self.forwards.take().map(JoinHandle::join);
     }
 }
