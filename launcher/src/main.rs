@@ -1,14 +1,16 @@
 //! `rootless-launch`: parse, run, tell.
 
-use std::process::ExitCode;
+use std::panic;
+use std::process::{self, ExitCode};
 
 use clap::Parser;
 use launcher::cli::{Cli, Command};
-use launcher::error::{Ending, LaunchError};
+use launcher::error::{Ending, LaunchError, with_causes};
 use launcher::personality::Personality;
 use launcher::{check, client, hint, logger, manual, parent, signals};
 
 fn main() -> ExitCode {
+    abort_on_panic();
     if let Some((personality, args)) = Personality::of(std::env::args_os()) {
         return personality.main(args);
     }
@@ -28,15 +30,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// A process that panics ends there and then: unwinding would go through what it copied from its parent, and undo
+/// what is the parent's. The guard cleans up.
+fn abort_on_panic() {
+    let tell = panic::take_hook();
+    panic::set_hook(Box::new(move |what| {
+        tell(what);
+        process::abort()
+    }));
+}
+
 /// Prints the error, its causes and what to do about it.
 fn tell(error: &LaunchError) -> ExitCode {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    log::error!("{text}");
+    log::error!("{}", with_causes(error));
     if let Some(hint) = hint::for_error(error, &hint::Machine::read()) {
         log::error!("{}", hint.sentence());
     }
