@@ -12,9 +12,6 @@
 //! | within the limit | twice as long as before, at least [`FIRST`], at most the limit |
 //! | later | a quarter of that; nothing below [`FIRST`] |
 //!
-//! After a turn that moved more than a message the next [`BULK_TURNS`] are not polled for: a bulk transfer has turns
-//! that move little or nothing, and waiting lets more come together.
-//!
 //! Not handled: how busy the other CPUs are. Yielding gives way on this one only.
 
 use crate::time::Duration;
@@ -23,36 +20,24 @@ use crate::time::Duration;
 const FIRST: Duration = Duration::from_micros(8);
 
 /// Bytes moved in one turn of the loop up to which the turn counts as a message.
-const MESSAGE: usize = 2 << 10;
-
-/// Turns that a bulk transfer is remembered for.
-const BULK_TURNS: u8 = 16;
+pub(super) const MESSAGE: usize = 8 << 10;
 
 /// How long to poll, learnt from how long the latest waits were.
 #[derive(Debug)]
 pub(super) struct Polling {
     limit: Duration,
     budget: Duration,
-    /// Turns until polling may begin again.
-    bulk: u8,
 }
 
 impl Polling {
     /// Never polls for longer than `limit`; zero switches it off.
     pub(super) fn new(limit: Duration) -> Self {
-        Polling { limit, budget: Duration::ZERO, bulk: 0 }
+        Polling { limit, budget: Duration::ZERO }
     }
 
     /// How long to poll now, after a turn that moved `bytes`.
-    pub(super) fn budget(&mut self, bytes: usize) -> Duration {
-        if bytes > MESSAGE {
-            self.bulk = BULK_TURNS;
-        } else if self.bulk == 0 {
-            return self.budget;
-        } else {
-            self.bulk -= 1;
-        }
-        Duration::ZERO
+    pub(super) fn budget(&self, bytes: usize) -> Duration {
+        if bytes <= MESSAGE { self.budget } else { Duration::ZERO }
     }
 
     /// Learns how long a wait was.
@@ -97,10 +82,7 @@ mod tests {
         let mut polling = Polling::new(LIMIT);
         polling.handle_wait(FIRST);
         assert_eq!(polling.budget(MESSAGE), FIRST);
-        for bytes in std::iter::once(MESSAGE + 1).chain([0; BULK_TURNS as usize]) {
-            assert_eq!(polling.budget(bytes), Duration::ZERO);
-        }
-        assert_eq!(polling.budget(0), FIRST);
+        assert_eq!(polling.budget(MESSAGE + 1), Duration::ZERO);
     }
 
     #[test]
