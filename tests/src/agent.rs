@@ -14,8 +14,8 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
     sys::socket::{
-        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recv, recvmsg,
-        send, sendmsg, socketpair,
+        AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, listen,
+        recv, recvmsg, send, sendmsg, socketpair,
     },
     unistd::{Gid, Uid, getegid, geteuid},
 };
@@ -268,7 +268,7 @@ fn subordinate_range(file: &str, user: &str) -> Option<(String, String)> {
 fn answer(request: &str) -> io::Result<Option<OwnedFd>> {
     let words = request.split(' ').collect::<Vec<_>>();
     let fd = match words[..] {
-        ["listen", address] => TcpListener::bind(address)?.into(),
+        ["listen", address] => listener(address)?.into(),
         ["connect", address] => TcpStream::connect(address)?.into(),
         ["udp", address] => UdpSocket::bind(address)?.into(),
         ["diag"] => DiagSocket::open()?.into(),
@@ -308,4 +308,12 @@ fn receive(control: &OwnedFd) -> io::Result<Option<OwnedFd>> {
         Ok(0) | Err(_) => io::Error::other(message.to_owned()),
         Ok(number) => io::Error::from_raw_os_error(number),
     })
+}
+
+/// A listener that keeps a thousand clients waiting: the standard library's queue of 128 makes the kernel answer bursts by SYN
+/// cookies, and when the queue is still full as their ACK arrives, by the occasional reset.
+fn listener(address: &str) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listen(&listener, Backlog::MAXCONN)?;
+    Ok(listener)
 }
