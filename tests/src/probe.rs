@@ -52,8 +52,8 @@ probe short N HOST PORT                    N connections, 16 at a time, each wit
 probe many N HOST PORT BYTES SEED          N echoed connections at once
 probe idle N HOST PORT                     open N, wait for a line, close them, wait for the end of stdin
 probe rr|crr|udp-rr HOST PORT SECONDS      transactions of one byte, one at a time
-probe gate COMMAND...                      (benches) idle, rr, crr, udp-rr, or `rr-among N HOST HELD PORT SECONDS` (rr beside N idle
-                                           connections to HELD): starts on a line, stays until stdin ends
+probe gate COMMAND...                      (benches) idle, rr, crr, udp-rr, or `rr-among N HOST HELD PORT SECONDS` (rr alone, then
+                                           beside N idle connections to HELD): starts on a line, stays until stdin ends
 probe udp-echo HOST PORT SEED SIZE...      one datagram of each size, there and back
 probe udp-error HOST PORT                  send to where nobody listens, print the error that comes back
 probe udp-from-one-socket HOST PORT...     one socket to many peers: print the replies and what else comes before stdin ends
@@ -327,10 +327,13 @@ fn rr(host: &str, port: &str, seconds: &str) -> io::Result<()> {
 fn gate(words: &[&str]) -> io::Result<()> {
     match *words {
         ["rr-among", n, host, held, port, seconds] => {
-            // The idle ones are open before the measurement begins.
             raise_descriptor_limit();
-            let _held = open(number(n)?, host, held)?;
             println!("ready=1");
+            wait_for_line()?;
+            // Alone first: both on the same engine, or where its threads happen to run is what is compared.
+            rr(host, port, seconds)?;
+            let _held = open(number(n)?, host, held)?;
+            println!("open={n}");
             wait_for_line()?;
             rr(host, port, seconds)?;
             wait_for_end("over=1")

@@ -31,6 +31,7 @@ enum Row {
     TcpToChild,
     TcpRr,
     TcpRrBusy,
+    TcpRrCost,
     TcpCrr,
     UdpRr,
     UdpToHost,
@@ -44,11 +45,12 @@ enum Row {
 }
 
 impl Row {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::TcpToHost,
         Self::TcpToChild,
         Self::TcpRr,
         Self::TcpRrBusy,
+        Self::TcpRrCost,
         Self::TcpCrr,
         Self::UdpRr,
         Self::UdpToHost,
@@ -73,6 +75,7 @@ impl benches::comparison::Row for Row {
             Self::TcpToChild => "TCP host->child, Gb/s (engine CPU s/GB)",
             Self::TcpRr => "TCP RR, 1/s (engine CPU us each)",
             Self::TcpRrBusy => "TCP RR with 10,000 idle flows, 1/s (engine CPU us each)",
+            Self::TcpRrCost => "the same / alone before, time each (engine CPU each)",
             Self::TcpCrr => "TCP CRR, 1/s (engine CPU us each)",
             Self::UdpRr => "UDP RR, 1/s (engine CPU us each)",
             Self::UdpToHost => "UDP 1400 B child->host, Gb/s received",
@@ -211,6 +214,39 @@ impl Lab {
         Sample::of_transactions(&line, (column.engine != Engine::Veth).then_some(cpu))
     }
 
+    /// The same transactions on the same engine, alone and then among thousands of idle flows.
+    fn among_idle_flows(&self, column: Column) -> Vec<(Row, Sample)> {
+        let (idle, hold, seconds) = (self.idle_flows.to_string(), self.hold(), self.seconds.to_string());
+        let argv = locate::probe_argv(&[
+            "gate",
+            "rr-among",
+            &idle,
+            SERVICE4,
+            &hold.port(),
+            &self.echo.port(),
+            &seconds,
+        ]);
+        let argv = argv.iter().map(String::as_str).collect::<Vec<_>>();
+        let mut process = self.world.launch(&column.launch(), &argv).within(Duration::from_secs(120));
+        process.wait_for_line("ready=1");
+        let is_engine = column.engine != Engine::Veth;
+        let measure = |process: &mut Process| {
+            let before = engine_cpu(process);
+            process.tell("go");
+            let line = process.wait_for_line("per_second=");
+            let cpu = engine_cpu(process) - before;
+            Sample::of_transactions(&line, is_engine.then_some(cpu))
+        };
+        let alone = measure(&mut process);
+        process.wait_for_line("open=");
+        let among = measure(&mut process);
+        process.close_stdin();
+        process.finish();
+        let cpu = among.cpu.zip(alone.cpu).map(|(among, alone)| among / alone);
+        let cost = Sample { value: alone.value / among.value, cpu };
+        vec![(Row::TcpRrBusy, among), (Row::TcpRrCost, cost)]
+    }
+
     /// A server of its own for each measurement: it keeps what it accepted until it is dropped.
     fn hold(&self) -> Server {
         Server::start(self.world.host.listen(&format!("{SERVICE4}:0")), Serve::Hold)
@@ -257,6 +293,8 @@ impl benches::comparison::Lab for Lab {
             Row::LaunchTrue => column.engine == Engine::Ours,
             // The others need up to minutes to open them.
             Row::TcpRrBusy => matches!(column.engine, Engine::Veth | Engine::Ours),
+            // Comes with the row before.
+            Row::TcpRrCost => false,
             // The same fresh engine answers the four memory rows, in order.
             row if row.needs_fresh_engine() => Some(row) == self.first_memory_row,
             _ => true,
@@ -282,13 +320,7 @@ impl benches::comparison::Lab for Lab {
                 self.transactions(column, &["crr", SERVICE4, &echo.port(), &seconds])
             }
             Row::UdpRr => self.transactions(column, &["udp-rr", SERVICE4, &self.udp.port(), &seconds]),
-            Row::TcpRrBusy => {
-                let (idle, hold) = (self.idle_flows.to_string(), self.hold());
-                self.transactions(
-                    column,
-                    &["rr-among", &idle, SERVICE4, &hold.port(), &self.echo.port(), &seconds],
-                )
-            }
+            Row::TcpRrBusy | Row::TcpRrCost => return self.among_idle_flows(column),
             Row::LaunchTrue => {
                 self.rootlesskit.extend(rootlesskit_true());
                 launch_true(column)
@@ -343,7 +375,6 @@ fn least_rss(process: &Process, limit: Duration, enough: f64) -> f64 {
 
 fn print_bars(comparison: &Comparison<Row, Column>, rootlesskit: &[f64]) -> Verdict {
     let value = |row, engine, mtu| comparison.value(row, Column { engine, mtu });
-    let cpu = |row, engine, mtu| comparison.cpu(row, Column { engine, mtu });
     let (ours, slirp, pasta) = (Engine::Ours, Engine::Slirp4netns, Engine::Pasta);
     let better = |a: Option<f64>, b: Option<f64>| Some(a?.max(b?));
     let pasta_best = better(value(Row::TcpToHost, pasta, 65520), value(Row::TcpToChild, pasta, 65520));
@@ -360,9 +391,9 @@ fn print_bars(comparison: &Comparison<Row, Column>, rootlesskit: &[f64]) -> Verd
         let over_pasta = ratio(value(row, ours, 65520), value(row, pasta, 65520));
         bars.at_least(&format!("{name} / pasta"), over_pasta, bar);
     }
-    let wall_cost = ratio(value(Row::TcpRr, ours, 65520), value(Row::TcpRrBusy, ours, 65520));
+    let wall_cost = value(Row::TcpRrCost, ours, 65520);
     bars.at_most("RR time with 10,000 idle flows / with one", wall_cost, 1.2);
-    let cpu_cost = ratio(cpu(Row::TcpRrBusy, ours, 65520), cpu(Row::TcpRr, ours, 65520));
+    let cpu_cost = comparison.cpu(Row::TcpRrCost, Column { engine: ours, mtu: 65520 });
     bars.at_most("RR engine CPU with 10,000 idle flows / with one", cpu_cost, 1.2);
     let idle = value(Row::RssIdle, ours, 65520);
     bars.at_most("RSS idle, MB", idle, 8.0);
