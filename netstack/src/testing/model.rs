@@ -16,7 +16,7 @@ use super::{ALL_OFFLOADS, Harness, NO_OFFLOADS, config};
 use crate::action::{ConnectError, DatagramError, DatagramErrorKind, HostEvent};
 use crate::config::Limits;
 use crate::error::DropReason;
-use crate::flow::{FlowId, FlowPath};
+use crate::flow::FlowId;
 use crate::forward::{ForwardId, ForwardSource, UdpForward};
 use crate::frame::{Checksum, Gso, Offload};
 use crate::stack::{RelayEnd, Relaying};
@@ -380,8 +380,7 @@ impl Model {
         let stack = &harness.stack;
         assert!(stack.flows().count() <= CONNECTIONS + 8 + 4 + SESSIONS, "flows beyond every limit");
         assert!(stack.buffer_bytes() <= stack.config().limits().buffer_bytes);
-        let relayed = stack.flows().filter(|flow| flow.path == FlowPath::Relay).count() as u64;
-        assert_eq!(stack.stats().relay.active, relayed);
+        stack.assert_counts();
     }
 
     /// Everything that is not broken ends in order, whatever the link has lost.
