@@ -68,6 +68,9 @@ job_test() {
 # The corpus of every fuzz target, replayed by ordinary tests (they are part of the workspace's tests as well).
 job_fuzz_replay() { cargo test -p fuzz --locked; }
 
+# Instructions of the pure core's scenarios against benches/icounts.csv; counted, not timed, so that a busy machine is no excuse.
+job_icounts() { cargo run --release --locked -p benches --bin icounts -- check; }
+
 job_bench_smoke() {
     as_test_user "$TARGET/release/compare" --smoke
     as_test_user "$TARGET/release/forwards" --smoke
@@ -99,7 +102,7 @@ move_if_unreadable() {
 
 TARGET=${CARGO_TARGET_DIR:-$PWD/target}
 if [ "$#" -eq 0 ]; then
-    set -- setup test fmt clippy features doc deny fuzz-replay bench-smoke
+    set -- setup test fmt clippy features doc deny fuzz-replay icounts bench-smoke
 fi
 while [ "$#" -gt 0 ]; do
     [ "$1" = setup ] || move_if_unreadable "$@"

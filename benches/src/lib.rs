@@ -6,6 +6,7 @@
 pub mod bars;
 pub mod comparison;
 pub mod measure;
+pub mod scenarios;
 
 use std::process::ExitCode;
 use tests::{locate, probe};
