@@ -69,11 +69,14 @@ job_test() {
 job_fuzz_replay() { cargo test -p fuzz --locked; }
 
 # Instructions of the pure core's scenarios against benches/icounts.csv; counted, not timed, so that a busy machine is no excuse.
-job_icounts() { cargo run --release --locked -p benches --bin icounts -- check; }
+job_icounts() {
+    job_build
+    "$TARGET/release/icounts" check
+}
 
 job_bench_smoke() {
-    as_test_user "$TARGET/release/compare" --smoke
-    as_test_user "$TARGET/release/forwards" --smoke
+    # Every comparison and the report of them, in a temporary directory.
+    as_test_user "$TARGET/release/all" --smoke
 }
 
 as_test_user() {

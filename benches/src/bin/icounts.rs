@@ -4,7 +4,7 @@
 //! For every scenario valgrind runs this program again: it prepares the scenario, runs it once to warm it up and once more inside
 //! [`counted_section`], the only function that callgrind collects. Time plays no part, and what could differ from machine to machine is
 //! pinned: the environment is empty, and glibc takes its plain memcpy, whatever the CPU offers. Another compiler or architecture makes other
-//! instructions: then there is nothing to compare, which is said.
+//! instructions: then there is nothing to compare, which is said. So does another set of features: the kept counts are those of the whole workspace's build.
 
 use benches::scenarios::{self, Scenario};
 use clap::{Parser, Subcommand};
@@ -101,7 +101,7 @@ fn check(file: &Path) -> ExitCode {
     }
     if failed {
         println!(
-            "\nicounts: see FAIL. Where it is meant, `cargo run --release -p benches --bin icounts -- update` in the same commit."
+            "\nicounts: see FAIL. Where it is meant: ./ci.sh build && target/release/icounts update, in the same commit."
         );
         return ExitCode::FAILURE;
     }

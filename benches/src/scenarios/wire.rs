@@ -50,7 +50,7 @@ fn parse_udp() -> Run {
 }
 
 fn emit() -> Run {
-    let mut frame = vec![7; L4_V4 + UDP_LEN + 64];
+    let mut frame = [7; L4_V4 + UDP_LEN + 64];
     let ip = IpHeader { src: WORLD.into(), dst: CHILD.into(), protocol: protocol::UDP, ttl: 64 };
     Box::new(move || {
         for _ in 0..TIMES {
