@@ -4,8 +4,9 @@
 //! For every scenario valgrind runs this program again: it prepares the scenario, runs it once to warm it up and once more inside
 //! [`counted_section`], the only function that callgrind collects. Time plays no part, and what could differ from machine to machine is
 //! pinned: the environment is empty, and glibc takes its plain memcpy, whatever the CPU offers. Another compiler or architecture makes other
-//! instructions: then there is nothing to compare, which is said. So does another set of features: the kept counts are those of the whole workspace's build.
+//! instructions: then there is nothing to compare, which is said. So may other features: the kept counts are of a build of the whole workspace.
 
+use ::tests::{locate, process::run};
 use benches::scenarios::{self, Scenario};
 use clap::{Parser, Subcommand};
 use std::{
@@ -17,7 +18,6 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
-use tests::{locate, process::run};
 
 /// Count the instructions of the pure core's scenarios.
 #[derive(Debug, Parser)]
@@ -47,7 +47,7 @@ enum Verb {
 type Counts = BTreeMap<String, u64>;
 
 /// Growth that fails, and shrinking that should be written down, in percent.
-const TOLERANCE: f64 = 5.0;
+const TOLERANCE: u64 = 5;
 
 /// The oldest string functions of glibc, and one size of cache.
 const PLAIN_GLIBC: &str = "glibc.cpu.hwcaps=-AVX512VL,-AVX512F,-AVX2,-AVX2_Usable,-AVX_Fast_Unaligned_Load,-ERMS,-FSRM,-SSSE3,-SSE4_1,-SSE4_2:\
@@ -140,9 +140,9 @@ fn judge(before: Option<u64>, after: Option<u64>) -> (f64, Remark) {
         return (0.0, if before.is_some() { Remark::Gone } else { Remark::Unknown });
     };
     let change = (after as f64 / before.max(1) as f64 - 1.0) * 100.0;
-    let remark = match change {
-        change if change > TOLERANCE => Remark::Worse,
-        change if change < -TOLERANCE => Remark::Better,
+    let remark = match after * 100 {
+        after if after > before * (100 + TOLERANCE) => Remark::Worse,
+        after if after < before * (100 - TOLERANCE) => Remark::Better,
         _ => Remark::Same,
     };
     (change, remark)
