@@ -70,6 +70,8 @@ job_fuzz_replay() { cargo test -p fuzz --locked; }
 
 # Instructions of the pure core's scenarios against benches/icounts.csv; counted, not timed, so that a busy machine is no excuse.
 job_icounts() {
+    # An incremental build inlines otherwise.
+    export CARGO_INCREMENTAL=0
     job_build
     "$TARGET/release/icounts" check
 }

@@ -4,7 +4,7 @@
 //! For every scenario valgrind runs this program again: it prepares the scenario, runs it once to warm it up and once more inside
 //! [`counted_section`], the only function that callgrind collects. Time plays no part, and what could differ from machine to machine is
 //! pinned: the environment is empty, and glibc takes its plain memcpy, whatever the CPU offers. Another compiler or architecture makes other
-//! instructions: then there is nothing to compare, which is said. So may other features: the kept counts are of a build of the whole workspace.
+//! instructions, and so does an incremental build: then there is nothing to compare, which is said.
 
 use ::tests::{locate, process::run};
 use benches::scenarios::{self, Scenario};
@@ -101,7 +101,7 @@ fn check(file: &Path) -> ExitCode {
     }
     if failed {
         println!(
-            "\nicounts: see FAIL. Where it is meant: ./ci.sh build && target/release/icounts update, in the same commit."
+            "\nicounts: see FAIL. Where it is meant, in the same commit:\nCARGO_INCREMENTAL=0 cargo run --release -p benches --bin icounts -- update"
         );
         return ExitCode::FAILURE;
     }
@@ -188,12 +188,13 @@ fn kept_file() -> PathBuf {
     PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or("benches".into())).join("icounts.csv")
 }
 
-/// Compiler and architecture.
+/// Compiler, architecture, and whether it inlined otherwise than it does for users.
 fn built_by() -> String {
     let rustc = env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
     let version = benches::measure::first_line_of(&rustc, &["--version"]);
     let version = version.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
-    format!("{version} {}", env::consts::ARCH)
+    let incremental = if option_env!("CARGO_INCREMENTAL") == Some("1") { " incremental" } else { "" };
+    format!("{version} {}{incremental}", env::consts::ARCH)
 }
 
 fn text_of(by: &str, counts: &Counts) -> String {

@@ -34,11 +34,11 @@ struct Cli {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Row {
     Busy(u32),
-    Cost(u32),
-    PacketCost(u32),
+    Cost,
+    PacketCost,
     MemoryIdle(u32),
-    MemoryBusy(u32),
-    Descriptors(u32),
+    MemoryBusy,
+    Descriptors,
     Connects,
     ConnectsLast,
     Alone,
@@ -49,13 +49,11 @@ enum Row {
 }
 
 impl Row {
-    /// Those of a ramp up to the last of `flows`, then the others.
     fn all(flows: &[u32]) -> Vec<Self> {
-        let most = flows.last().copied().unwrap_or(1);
         let mut rows = flows.iter().copied().map(Self::Busy).collect::<Vec<_>>();
-        rows.extend([Self::Cost(most), Self::PacketCost(most)]);
+        rows.extend([Self::Cost, Self::PacketCost]);
         rows.extend(flows.iter().copied().filter(|flows| *flows >= MANY).map(Self::MemoryIdle));
-        rows.extend([Self::MemoryBusy(most), Self::Descriptors(most), Self::Connects, Self::ConnectsLast]);
+        rows.extend([Self::MemoryBusy, Self::Descriptors, Self::Connects, Self::ConnectsLast]);
         rows.extend([
             Self::Alone,
             Self::BesideToHost,
@@ -71,13 +69,11 @@ impl benches::comparison::Row for Row {
     fn name(self) -> String {
         match self {
             Self::Busy(flows) => format!("messages by {} in turn, 1/s (engine CPU us each)", of(flows)),
-            Self::Cost(flows) => format!("time of a message by {} / by one (engine CPU likewise)", of(flows)),
-            Self::PacketCost(flows) => {
-                format!("engine CPU per packet of the child's device, {} / one", of(flows))
-            }
+            Self::Cost => "time of a message by most flows / by one (engine CPU likewise)".to_owned(),
+            Self::PacketCost => "engine CPU per packet of the child's device, most flows / one".to_owned(),
             Self::MemoryIdle(flows) => format!("RSS per flow, {} that never spoke, KB", of(flows)),
-            Self::MemoryBusy(flows) => format!("RSS per flow, {} after their messages, KB", of(flows)),
-            Self::Descriptors(flows) => format!("engine's descriptors per flow, {}", of(flows)),
+            Self::MemoryBusy => "RSS per flow, most flows after their messages, KB".to_owned(),
+            Self::Descriptors => "engine's descriptors per flow, most flows".to_owned(),
             Self::Connects => "connections, eight at a time, 1/s (engine CPU us each)".to_owned(),
             Self::ConnectsLast => "rate of connections, last tenth of the time / first".to_owned(),
             Self::Alone => "RR p99 alone, us".to_owned(),
@@ -125,7 +121,7 @@ fn main() -> ExitCode {
     let (columns, absent): (Vec<_>, Vec<_>) =
         Subject::ALL.into_iter().partition(|subject| subject.is_present());
     let mut comparison = Comparison::new(&options, &rows, &columns);
-    let mut lab = Lab::new(&options, flows.clone(), cli.sustained, comparison.rows());
+    let mut lab = Lab::new(&options, flows, cli.sustained, comparison.rows());
     comparison.run(&options, &mut lab);
     print_head(&options, &absent.iter().map(|column| column.name()).collect::<Vec<_>>());
     println!("connections one after the other for {} s, once", cli.sustained);
@@ -134,7 +130,7 @@ fn main() -> ExitCode {
     }
     println!();
     comparison.print();
-    let bars = print_bars(&comparison, flows.last().copied().unwrap_or(1));
+    let bars = print_bars(&comparison);
     if comparison.ours_failed() || (!smoke && bars == Verdict::Missed) {
         ExitCode::FAILURE
     } else {
@@ -146,10 +142,19 @@ fn main() -> ExitCode {
 fn within_descriptors(wanted: &[u32]) -> (Vec<u32>, Option<String>) {
     let hard = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard);
     let most = u32::try_from(hard.saturating_sub(RESERVE)).unwrap_or(u32::MAX).max(1);
-    let mut flows = wanted.iter().map(|flows| (*flows).clamp(1, most)).collect::<Vec<_>>();
+    let greatest = wanted.iter().copied().max().unwrap_or(1);
+    let is_less = greatest > most;
+    // The greatest as it fits, and what would need two descriptors per flow and does not fit then in proportion.
+    let fitted = |flows: u32| match flows {
+        0 => 1,
+        flows if is_less && flows.saturating_mul(2) > most => {
+            (u64::from(flows) * u64::from(most) / u64::from(greatest)) as u32
+        }
+        flows => flows,
+    };
+    let mut flows = wanted.iter().copied().map(fitted).collect::<Vec<_>>();
     flows.sort_unstable();
     flows.dedup();
-    let is_less = wanted.iter().any(|flows| *flows > most);
     (flows, is_less.then(|| format!("a process may have {hard} descriptors here: no more than {most} flows")))
 }
 
@@ -199,62 +204,43 @@ impl Lab {
 
     fn ramp(&mut self, subject: Subject) -> Vec<(Row, Sample)> {
         let server = EchoServer::start(self.listeners(1));
-        let mut words = ["ramp", SERVICE4, &server.ports()[0], &self.options.seconds.to_string()]
-            .map(String::from)
-            .to_vec();
+        let seconds = self.options.seconds.to_string();
+        let mut words = ["ramp", SERVICE4, &server.ports()[0], &seconds].map(String::from).to_vec();
         words.extend(self.flows.iter().map(ToString::to_string));
-        let mut process = self.client(subject, &words, Duration::from_secs(240));
-        let resident = |process: &Process| engine_resident(process).iter().sum::<f64>() * 1024.0;
-        let (empty, descriptors) = (resident(&process), engine_descriptors(&process));
-        let mut samples = Vec::new();
-        let mut one = None;
-        for flows in self.flows.clone() {
-            let each = |value: f64| Sample::plain(value / f64::from(flows));
-            // The child's limits and the engine's end a ramp; that is an answer as well.
-            let mut step = |process: &mut Process| {
-                process.tell("go");
-                let line = process.wait_for_line("=");
-                let stopped = line.starts_with("stopped=");
-                if stopped {
-                    use benches::comparison::Column;
-                    self.notes.insert(format!("{} gave up before {}: {line}", subject.name(), of(flows)));
-                }
-                (!stopped).then_some(line)
-            };
-            if step(&mut process).is_none() {
-                break;
-            }
-            if subject.is_engine() && flows >= MANY {
-                samples.push((Row::MemoryIdle(flows), each(resident(&process) - empty)));
-            }
-            if step(&mut process).is_none() {
-                break;
-            }
-            let before = engine_cpu(&process);
-            let Some(line) = step(&mut process) else { break };
-            let cpu = subject.is_engine().then(|| engine_cpu(&process) - before);
-            let sample = Sample::of_transactions(&line, cpu);
-            samples.push((Row::Busy(flows), sample));
-            // By sockets only the connection's first packets see the device.
-            let packets = number_in(&line, "packets=");
-            let is_by_packets = packets >= number_in(&line, "transactions=");
-            let per_packet = cpu.filter(|_| is_by_packets).map(|cpu| cpu / packets);
-            let (one, packet_of_one) = *one.get_or_insert((sample, per_packet));
-            if self.flows.last() == Some(&flows) {
-                let cpu = sample.cpu.zip(one.cpu).map(|(many, one)| many / one);
-                samples.push((Row::Cost(flows), Sample { value: one.value / sample.value, cpu }));
-                let ratio = per_packet.zip(packet_of_one).map(|(many, one)| many / one);
-                samples.extend(ratio.map(|ratio| (Row::PacketCost(flows), Sample::plain(ratio))));
-                if subject.is_engine() {
-                    samples.push((Row::MemoryBusy(flows), each(resident(&process) - empty)));
-                    let more = engine_descriptors(&process)
-                        .zip(descriptors)
-                        .map(|(now, then)| now.saturating_sub(then));
-                    samples.extend(more.map(|more| (Row::Descriptors(flows), each(more as f64))));
+        let mut process = self.client(subject, &words, Duration::from_secs(300));
+        let empty = Held::by_engine(&process);
+        let (mut samples, mut turns) = (Vec::new(), Vec::new());
+        for flows in &self.flows {
+            match Turn::take(&mut process, *flows) {
+                Ok(turn) => turns.push(turn),
+                // The child's limits and the engine's end a ramp; that is an answer as well.
+                Err(line) => {
+                    self.notes.insert(format!("{} gave up before {}: {line}", subject.name(), of(*flows)));
+                    break;
                 }
             }
         }
         end(process);
+        for turn in &turns {
+            samples.push((Row::Busy(turn.flows), turn.sample(subject)));
+            if subject.is_engine() && turn.flows >= MANY {
+                samples.push((Row::MemoryIdle(turn.flows), turn.idle.more_per_flow(&empty, turn.flows)));
+            }
+        }
+        if let [one, .., most] = &turns[..] {
+            let (first, last) = (one.sample(subject), most.sample(subject));
+            let cpu = last.cpu.zip(first.cpu).map(|(many, one)| many / one);
+            samples.push((Row::Cost, Sample { value: first.value / last.value, cpu }));
+            if subject.is_engine() {
+                let ratio = most.cpu_per_packet().zip(one.cpu_per_packet()).map(|(many, one)| many / one);
+                samples.extend(ratio.map(|ratio| (Row::PacketCost, Sample::plain(ratio))));
+                samples.push((Row::MemoryBusy, most.busy.more_per_flow(&empty, most.flows)));
+                let more =
+                    most.busy.descriptors.zip(empty.descriptors).map(|(now, then)| now.saturating_sub(then));
+                let each = more.map(|more| Sample::plain(more as f64 / f64::from(most.flows)));
+                samples.extend(each.map(|each| (Row::Descriptors, each)));
+            }
+        }
         samples
     }
 
@@ -318,6 +304,62 @@ impl benches::comparison::Lab for Lab {
     }
 }
 
+/// One step of a ramp.
+struct Turn {
+    flows: u32,
+    /// What the client says of it.
+    line: String,
+    /// Seconds of the engine.
+    cpu: f64,
+    idle: Held,
+    busy: Held,
+}
+
+impl Turn {
+    /// Opens, warms up, measures; or what the client says when it cannot.
+    fn take(process: &mut Process, flows: u32) -> Result<Self, String> {
+        let step = |process: &mut Process| {
+            process.tell("go");
+            let line = process.wait_for_line("=");
+            if line.starts_with("stopped=") { Err(line) } else { Ok(line) }
+        };
+        step(process)?;
+        let idle = Held::by_engine(process);
+        step(process)?;
+        let before = engine_cpu(process);
+        let line = step(process)?;
+        let cpu = engine_cpu(process) - before;
+        Ok(Self { flows, line, cpu, idle, busy: Held::by_engine(process) })
+    }
+
+    fn sample(&self, subject: Subject) -> Sample {
+        Sample::of_transactions(&self.line, subject.is_engine().then_some(self.cpu))
+    }
+
+    /// `None` where the messages do not go by the device: by sockets only the connection's first packets do.
+    fn cpu_per_packet(&self) -> Option<f64> {
+        let packets = number_in(&self.line, "packets=");
+        (packets >= number_in(&self.line, "transactions=")).then(|| self.cpu / packets)
+    }
+}
+
+/// What an engine holds.
+struct Held {
+    kilobytes: f64,
+    descriptors: Option<u64>,
+}
+
+impl Held {
+    fn by_engine(process: &Process) -> Self {
+        let kilobytes = engine_resident(process).iter().sum::<f64>() * 1024.0;
+        Self { kilobytes, descriptors: engine_descriptors(process) }
+    }
+
+    fn more_per_flow(&self, empty: &Self, flows: u32) -> Sample {
+        Sample::plain((self.kilobytes - empty.kilobytes) / f64::from(flows))
+    }
+}
+
 /// Rows that are measured together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
@@ -328,16 +370,11 @@ enum Kind {
 
 fn kind(row: Row) -> Kind {
     match row {
-        Row::Busy(_)
-        | Row::Cost(_)
-        | Row::PacketCost(_)
-        | Row::MemoryIdle(_)
-        | Row::MemoryBusy(_)
-        | Row::Descriptors(_) => Kind::Ramp,
         Row::Connects | Row::ConnectsLast => Kind::Connects,
         Row::Alone | Row::BesideToHost | Row::FairToHost | Row::BesideToChild | Row::FairToChild => {
             Kind::Fairness
         }
+        _ => Kind::Ramp,
     }
 }
 
@@ -347,16 +384,15 @@ fn end(mut process: Process) {
     let _ = process.ends_before(std::time::Instant::now() + Duration::from_secs(5));
 }
 
-fn print_bars(comparison: &Comparison<Row, Subject>, most: u32) -> Verdict {
+fn print_bars(comparison: &Comparison<Row, Subject>) -> Verdict {
     let mut bars = Bars::default();
     for subject in [Subject::Tap, Subject::Relay] {
-        let name = subject.name();
-        let value = |row| comparison.value(row, subject);
+        let (name, value) = (subject.name(), |row| comparison.value(row, subject));
         // Where the bytes go by packets, a flow whose turn comes seldom has more of them per message.
-        let by_packet = value(Row::PacketCost(most)).map(|cost| ("packet", cost));
-        let by_message = comparison.cpu(Row::Cost(most), subject).map(|cost| ("message", cost));
+        let by_packet = value(Row::PacketCost).map(|cost| ("packet", cost));
+        let by_message = comparison.cpu(Row::Cost, subject).map(|cost| ("message", cost));
         if let Some((what, cost)) = by_packet.or(by_message) {
-            bars.at_most(&format!("{name}: engine CPU per {what}, {} / one", of(most)), Some(cost), 1.2);
+            bars.at_most(&format!("{name}: engine CPU per {what}, most flows / one"), Some(cost), 1.2);
         }
         for (row, way) in [(Row::FairToHost, "child->host"), (Row::FairToChild, "host->child")] {
             bars.at_most(&format!("{name}: RR p99 beside a stream {way} / alone"), value(row), 3.0);
