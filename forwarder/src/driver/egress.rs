@@ -318,6 +318,22 @@ impl Engine {
         }
     }
 
+    /// Whoever offered it has no use for it any more: both ends see RST.
+    pub(super) fn withdraw_egress(&mut self, id: u64) {
+        self.take_offers();
+        self.egress.waiting.retain(|(egress, _)| {
+            if egress.id == id {
+                socket::reset_on_close(egress.stream.as_fd());
+            }
+            egress.id != id
+        });
+        let of_it = |pair: &Pair| pair.origin == PairOrigin::Egress { id };
+        if let Some(key) = self.pairs.iter().find(|(_, pair)| of_it(pair)).map(|(key, _)| key) {
+            self.egress.stats.reset += 1;
+            self.reset(key);
+        }
+    }
+
     /// There are none to be had.
     pub(super) fn refuse_waiting_egress(&mut self, errno: i32) {
         for (Egress { id, stream, .. }, _) in std::mem::take(&mut self.egress.waiting) {

@@ -131,6 +131,12 @@ impl Handle {
         }
     }
 
+    /// Resets what was offered under this name, joined or not, without waiting. Nothing is told but the end of what was joined;
+    /// unknown names are ignored.
+    pub fn withdraw(&self, id: u64) {
+        self.post(move |engine| engine.withdraw_egress(id));
+    }
+
     /// Whether connections that begin in the child can be relayed, IPv4 and IPv6. Asks the agent inside the child if nobody has, and
     /// waits for it; [`ForwardStats::egress`] tells what is known.
     ///
