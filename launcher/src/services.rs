@@ -11,14 +11,12 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
-use forwarder::driver::{Auto, ChildAddress, ChildLine, ChildNetwork, ForwardDriver, Handle};
+use forwarder::driver::{Auto, ChildAddress, ChildLine, ChildNetwork};
 use forwarder::error::PortError;
 use log::warn;
 use netstack::config::{Config, Ipv4Mode, Ipv6Mode};
 use netstack::driver::DriverHandle;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Pid;
 
 use crate::api::control::{Engine, Facts, HostDns};
@@ -27,6 +25,7 @@ use crate::api::server::{self, Server};
 use crate::carrier::TapCarrier;
 use crate::engine::EngineFiles;
 use crate::error::{Failure, Step, with_causes};
+use crate::forwards::{Forwards, PreparedForwards};
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
 use crate::holder::TakenPort;
@@ -56,10 +55,9 @@ pub struct ServiceTask<'a> {
 #[derive(Debug)]
 pub struct Services {
     control: Arc<Engine>,
+    /// Goes first.
     server: Option<Server>,
-    forwards: Handle,
-    stop: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+    forwards: Forwards,
 }
 
 /// The same before the threads are there.
@@ -67,8 +65,7 @@ pub struct Services {
 pub struct Prepared {
     control: Arc<Engine>,
     api: Option<server::Prepared>,
-    forwards: ForwardDriver,
-    stop: EventFd,
+    forwards: PreparedForwards,
 }
 
 impl Services {
@@ -81,7 +78,7 @@ impl Services {
         let settings =
             forwarder::driver::Config { child: child_network(task.config), auto, ..Default::default() };
         let tap = Box::new(TapCarrier::new(task.driver.clone()));
-        let forwards = ForwardDriver::new(settings, Some(ChildLine::from(task.line)), Some(tap));
+        let forwards = PreparedForwards::new(settings, Some(ChildLine::from(task.line)), Some(tap));
         let forwards = forwards.map_err(io::Error::other)?;
         let control = Engine::new(
             facts(task.config, task.state_dir, task.child),
@@ -94,7 +91,7 @@ impl Services {
             Some(listener) => Some(server::prepare(listener.try_clone()?, control.clone(), metrics)?),
             None => None,
         };
-        Ok(Prepared { control, api, forwards, stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC)? })
+        Ok(Prepared { control, api, forwards })
     }
 
     /// Publishes what is planned, on a thread that ends when it is done, and says so on `channel`: ready, or what
@@ -108,7 +105,7 @@ impl Services {
         confinement: &Confinement,
         channel: Channel,
     ) -> Result<(), SandboxError> {
-        let (forwards, ports) = (self.forwards.clone(), plan.ports.clone());
+        let (forwards, ports) = (self.forwards.handle().clone(), plan.ports.clone());
         let work = move || {
             let failure = ports.into_iter().find_map(|spec| {
                 let text = spec.to_string();
@@ -132,29 +129,15 @@ impl Prepared {
     /// # Errors
     /// clone(2), seccomp(2), epoll_create1(2).
     pub fn start(self, confinement: &Confinement) -> Result<Services, SandboxError> {
-        let Prepared { control, api, forwards, stop } = self;
-        let (handle, stop) = (forwards.handle(), Arc::new(stop));
-        let until = Arc::clone(&stop);
-        let thread = confinement.spawn("forwards", ThreadRole::Forwards, move || {
-            if let Err(error) = forwards.run_until(&*until) {
-                warn!("no more published ports: {}", with_causes(&error));
-            }
+        let Prepared { control, api, forwards } = self;
+        let forwards = forwards.start(confinement, |error| {
+            warn!("no more published ports: {}", with_causes(error));
         })?;
-        let mut services = Services { control, server: None, forwards: handle, stop, thread: Some(thread) };
+        let mut services = Services { control, server: None, forwards };
         if let Some(api) = api {
             services.server = Some(api.start(|work| confinement.spawn("api", ThreadRole::Api, work))?);
         }
         Ok(services)
-    }
-}
-
-impl Drop for Services {
-    fn drop(&mut self) {
-        self.server = None;
-        // Fails only if the counter is full, and then it is readable.
-        let _ = self.stop.write(1);
-        // A thread that panicked has ended the process.
-        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
@@ -201,6 +184,7 @@ fn facts(config: &Config, state_dir: Option<&Path>, child: Pid) -> Facts {
                 .flatten()
                 .collect(),
             mtu: Some(config.mtu()),
+            egress: None,
         }),
         ports: Some(PortDriver {
             driver: "rootless-launch".to_owned(),

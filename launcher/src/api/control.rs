@@ -22,8 +22,8 @@ use netstack::time::Instant;
 use netstack::{Driver, Stack};
 
 use super::model::{
-    Capture, CaptureEnd, Dns, DnsChange, Drops, Flow, FlowList, FlowProtocol, FlowQuery, ForwardStatistics,
-    Health, HealthStatus, Info, NetworkDriver, Policy, PortDriver, PortSpec, PortStatus, Position, Side,
+    Capture, CaptureEnd, Dns, DnsChange, Drops, Flow, FlowList, FlowPath, FlowProtocol, FlowQuery, ForwardStatistics,
+    Health, HealthStatus, Info, NetworkDriver, Policy, PortDriver, PortSpec, PortStatus, Position, RelayStatistics, Side,
     StaticName, Statistics,
 };
 use super::{Control, Refusal, Reply, VERSION};
@@ -265,6 +265,7 @@ fn statistics(driver: &Driver) -> Statistics {
         flows: driver.flows().count() as u64,
         buffer_bytes: driver.stack().buffer_bytes() as u64,
         drops: stats.all_drops().map(|(reason, count)| Drops { reason: reason.to_string(), count }).collect(),
+        relay: RelayStatistics::default(),
         forwards: None,
     }
 }
@@ -283,6 +284,7 @@ fn flow_list(mut flows: Vec<FlowInfo>, now: Instant, limit: usize) -> FlowList {
             OpenedBy::Host => Side::Host,
         },
         phase: flow.phase.map(|phase| phase_name(phase).to_owned()),
+        path: FlowPath::Tap,
         bytes_from_child: flow.bytes_from_child,
         bytes_to_child: flow.bytes_to_child,
         idle_seconds: (now - flow.last_active).secs(),

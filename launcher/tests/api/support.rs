@@ -161,6 +161,7 @@ pub(crate) fn full_flow() -> FlowList {
         remote: Some("192.0.2.1:443".parse().unwrap()),
         opened_by: Side::Child,
         phase: Some("open".into()),
+        path: FlowPath::Relay,
         bytes_from_child: 1536,
         bytes_to_child: 7,
         idle_seconds: 2,

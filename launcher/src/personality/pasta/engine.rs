@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 
-use forwarder::driver::{Auto, ChildLine, ForwardDriver, Handle};
+use forwarder::driver::{Auto, ChildLine, Handle};
 use forwarder::error::PortError;
 use forwarder::manager::Limits;
 use forwarder::spec::PortSpec;
@@ -28,6 +28,7 @@ use crate::agent::Agent;
 use crate::apply;
 use crate::carrier::TapCarrier;
 use crate::error::with_causes;
+use crate::forwards::{Forwards as RunningForwards, PreparedForwards};
 use crate::join::{self, Target};
 use crate::sandbox::{Confinement, Mode, Sandbox, ThreadRole};
 
@@ -172,17 +173,17 @@ fn start_agent(target: &Target) -> Result<OwnedFd, RunError> {
 
 /// Forwarded ports, before there are threads.
 struct Ports {
-    forwards: ForwardDriver,
+    forwards: PreparedForwards,
     to_host: Option<ToHostWatch>,
     /// Most ports that lead to the host.
     room: usize,
-    stop: Arc<EventFd>,
 }
 
 /// The same, being served. Dropping it closes them.
 struct RunningPorts {
-    stop: Arc<EventFd>,
-    threads: Vec<JoinHandle<()>>,
+    /// Goes first, with those who follow what listens; the other thread ends with it.
+    forwards: Option<RunningForwards>,
+    publish: Option<JoinHandle<()>>,
     result: Receiver<Result<(), RunError>>,
 }
 
@@ -203,19 +204,15 @@ impl Ports {
             ..Default::default()
         };
         let carrier = Box::new(TapCarrier::new(driver));
-        let forwards = ForwardDriver::new(config, Some(ChildLine::from(line)), Some(carrier))?;
-        // Blocking readers wait by poll(2); it is never read.
-        let stop =
-            EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|error| RunError::Watch(error.into()))?;
-        let stop = Arc::new(stop);
+        let forwards = PreparedForwards::new(config, Some(ChildLine::from(line)), Some(carrier))?;
         let to_host = match &plan.forwards.auto_to_host {
             Some(rules) => Some(
-                ToHostWatch::open(rules.clone(), forwards.handle(), Arc::clone(&stop))
+                ToHostWatch::open(rules.clone(), forwards.handle(), forwards.stop())
                     .map_err(RunError::Watch)?,
             ),
             None => None,
         };
-        Ok(Ports { forwards, to_host, room: limits.listeners, stop })
+        Ok(Ports { forwards, to_host, room: limits.listeners })
     }
 
     fn start(
@@ -224,14 +221,11 @@ impl Ports {
         planned: &Forwards,
         published: &Arc<EventFd>,
     ) -> Result<RunningPorts, RunError> {
-        let Ports { forwards, to_host, room, stop } = self;
-        let (handle, until) = (forwards.handle(), Arc::clone(&stop));
-        let forwards = confinement.spawn("forwards", ThreadRole::Forwards, move || {
-            match forwards.run_until(&*until) {
-                Ok(()) => {}
-                Err(error @ forwarder::driver::DriverError::ChildGone) => info!("{error}"),
-                Err(error) => warn!("no more forwarded ports: {}", with_causes(&error)),
-            }
+        let Ports { forwards, to_host, room } = self;
+        let handle = forwards.handle();
+        let forwards = forwards.start(confinement, |error| match error {
+            forwarder::driver::DriverError::ChildGone => info!("{error}"),
+            error => warn!("no more forwarded ports: {}", with_causes(error)),
         })?;
         let (teller, result) = mpsc::sync_channel(1);
         let (planned, published) = (planned.clone(), Arc::clone(published));
@@ -245,18 +239,15 @@ impl Ports {
                 to_host.run();
             }
         })?;
-        Ok(RunningPorts { stop, threads: vec![forwards, publish], result })
+        Ok(RunningPorts { forwards: Some(forwards), publish: Some(publish), result })
     }
 }
 
 impl Drop for RunningPorts {
     fn drop(&mut self) {
-        // Fails only if the counter is full, and then it is readable.
-        let _ = self.stop.write(1);
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has ended the process.
-            let _ = thread.join();
-        }
+        self.forwards = None;
+        // A thread that panicked has ended the process.
+        let _ = self.publish.take().map(JoinHandle::join);
     }
 }
 

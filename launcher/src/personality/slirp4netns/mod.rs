@@ -20,10 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::thread::JoinHandle;
 
-use forwarder::driver::ForwardDriver;
 use forwarder::error::PortError;
 use forwarder::spec::{PortSpec, PortStatus};
 use log::warn;
@@ -33,7 +30,6 @@ use netstack::error::ConfigError;
 use netstack::{Driver, DriverError, Link, PacketSocket, Tap};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::unistd::unlink;
@@ -44,6 +40,7 @@ use self::cli::{Call, CliError, Request, Switch, Target, USAGE};
 use self::plan::Banner;
 use crate::carrier::TapCarrier;
 use crate::error::with_causes;
+use crate::forwards::{self, PreparedForwards};
 use crate::join::{self, JoinError};
 use crate::logger;
 use crate::sandbox::root::RootPlan;
@@ -202,15 +199,13 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 struct Api {
     socket: Socket,
     listener: UnixListener,
-    forwards: ForwardDriver,
-    stop: EventFd,
+    forwards: PreparedForwards,
 }
 
 /// The same, served by two threads. Dropping it closes the forwards and removes the socket.
 struct RunningApi {
+    _forwards: forwards::Forwards,
     _socket: Socket,
-    stop: Arc<EventFd>,
-    forwards: Option<JoinHandle<()>>,
 }
 
 impl Api {
@@ -227,34 +222,18 @@ impl Api {
             socket.leave_removal().map_err(failed)?;
         }
         let settings = forwarder::driver::Config { child: child_network(config), ..Default::default() };
-        let forwards = ForwardDriver::new(settings, None, Some(Box::new(TapCarrier::new(driver))))?;
-        let stop =
-            EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|error| RunError::Watch(error.into()))?;
-        Ok(Api { socket, listener, forwards, stop })
+        let forwards = PreparedForwards::new(settings, None, Some(Box::new(TapCarrier::new(driver))))?;
+        Ok(Api { socket, listener, forwards })
     }
 
     /// Serves. Forwards go to `child` if they name nobody.
     fn start(self, confinement: &Confinement, child: Ipv4Addr) -> Result<RunningApi, RunError> {
-        let Api { socket, listener, forwards, stop } = self;
-        let stop = Arc::new(stop);
+        let Api { socket, listener, forwards } = self;
         let server = Server::new(listener, child, forwards.handle());
-        let until = Arc::clone(&stop);
-        let forwards = confinement.spawn("forwards", ThreadRole::Forwards, move || {
-            if let Err(error) = forwards.run_until(&*until) {
-                warn!("no more forwards: {}", with_causes(&error));
-            }
-        })?;
+        let forwards = forwards
+            .start(confinement, |error| warn!("no more forwards: {}", with_causes(error)))?;
         confinement.spawn("slirp-api", ThreadRole::Api, || server.run())?;
-        Ok(RunningApi { _socket: socket, stop, forwards: Some(forwards) })
-    }
-}
-
-impl Drop for RunningApi {
-    fn drop(&mut self) {
-        // Fails only if the counter is full, and then it is readable.
-        let _ = self.stop.write(1);
-        // A thread that panicked has ended the process.
-        let _ = self.forwards.take().map(JoinHandle::join);
+        Ok(RunningApi { _forwards: forwards, _socket: socket })
     }
 }
 
