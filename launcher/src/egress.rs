@@ -7,12 +7,23 @@
 //!
 //! The forwarder's agent is started by the first offer. [`EgressMode::Relay`] has it started beforehand and asks what it can.
 
+use std::cell::RefCell;
 use std::env;
 use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
+use forwarder::driver::{self as forwards, EgressAbility, EgressError, EgressEvents, Handle};
+use netstack::Driver;
+use netstack::driver::{DriverHandle, HostRelay, RelayOffer};
+use netstack::flow::FlowId;
+use netstack::stack::RelayEnd;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::error::{Failure, Step};
+use crate::forwards::PreparedForwards;
 
 /// How outbound TCP connections are carried.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
@@ -46,9 +57,13 @@ impl EgressMode {
         value.to_str().and_then(|text| text.parse().ok()).ok_or(VariableError(value))
     }
 
-    /// Whether there is a relay to be had.
-    pub fn wants_relay(self) -> bool {
-        self != EgressMode::Tap
+    /// The same as the forwarder has to know it.
+    pub fn of_forwarder(self) -> forwards::EgressMode {
+        match self {
+            EgressMode::Auto => forwards::EgressMode::WhenOffered,
+            EgressMode::Relay => forwards::EgressMode::AtOnce,
+            EgressMode::Tap => forwards::EgressMode::Off,
+        }
     }
 }
 
@@ -62,5 +77,110 @@ impl FromStr for EgressMode {
             "tap" => Ok(EgressMode::Tap),
             _ => Err(()),
         }
+    }
+}
+
+/// Offers what the child connects to from now on to a forwarder, which hears of it as soon as it runs.
+///
+/// # Errors
+/// The engine gives no handle.
+pub fn join(driver: &mut Driver, forwards: &mut PreparedForwards) -> io::Result<()> {
+    let engine = driver.handle().map_err(io::Error::other)?;
+    forwards.set_egress_events(Box::new(RelayNews { engine, news: RefCell::default() }));
+    driver.set_relay(Some(Box::new(ForwarderRelay(forwards.handle()))));
+    Ok(())
+}
+
+/// Waits until it is known whether outbound connections can be relayed, which they have to be. A family that the kernel does not
+/// have is no obstacle.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn insist(forwards: &Handle) -> Result<(), Failure> {
+    let failed = |value: String, error| Failure::new(Step::Relay, value, error);
+    let abilities = forwards.egress_abilities();
+    let abilities = abilities.map_err(|error| failed("agent".to_owned(), io::Error::other(error)))?;
+    for ability in abilities {
+        match ability {
+            EgressAbility::Possible => {}
+            EgressAbility::Impossible { errno: libc::EAFNOSUPPORT, .. } => {}
+            EgressAbility::Impossible { step, errno } => {
+                return Err(failed(step.to_string(), io::Error::from_raw_os_error(errno)));
+            }
+            EgressAbility::Unknown => return Err(failed("agent".to_owned(), io::ErrorKind::NotFound.into())),
+        }
+    }
+    Ok(())
+}
+
+/// The forwarder as the engine sees it.
+struct ForwarderRelay(Handle);
+
+impl HostRelay for ForwarderRelay {
+    fn offer(&mut self, offer: RelayOffer) -> Result<(), RelayOffer> {
+        let RelayOffer { flow, stream, child, destination } = offer;
+        let egress = forwards::Egress { id: flow.to_bits(), stream, child, destination };
+        self.0.relay(egress).map_err(|egress| RelayOffer { flow, stream: egress.stream, child, destination })
+    }
+
+    fn withdraw(&mut self, flow: FlowId) {
+        self.0.withdraw(flow.to_bits());
+    }
+}
+
+/// The engine as the forwarder sees it. What happens in one turn is told at its end.
+struct RelayNews {
+    engine: DriverHandle,
+    news: RefCell<Vec<News>>,
+}
+
+enum News {
+    Joined(FlowId),
+    Refused(FlowId, OwnedFd),
+    Ended(FlowId, RelayEnd),
+}
+
+impl EgressEvents for RelayNews {
+    fn joined(&self, id: u64) {
+        self.news.borrow_mut().push(News::Joined(FlowId::from_bits(id)));
+    }
+
+    fn refused(&self, id: u64, stream: OwnedFd, _why: EgressError) {
+        self.news.borrow_mut().push(News::Refused(FlowId::from_bits(id), stream));
+    }
+
+    fn ended(&self, id: u64, to_host: u64, from_host: u64) {
+        self.news.borrow_mut().push(News::Ended(FlowId::from_bits(id), RelayEnd { to_host, from_host }));
+    }
+
+    fn flush(&self) {
+        let news = self.news.take();
+        // With the engine its flows have ended.
+        let _ = self.engine.post(move |driver| news.into_iter().for_each(|news| news.tell(driver)));
+    }
+}
+
+impl News {
+    fn tell(self, driver: &mut Driver) {
+        match self {
+            // Too late: the engine has withdrawn it, or resets it.
+            News::Joined(flow) => drop(driver.relay_joined(flow)),
+            News::Refused(flow, stream) => drop(driver.relay_refused(flow, stream)),
+            News::Ended(flow, end) => driver.relay_ended(flow, end),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_have_their_names() {
+        for (text, mode) in [("auto", EgressMode::Auto), ("relay", EgressMode::Relay), ("tap", EgressMode::Tap)] {
+            assert_eq!(text.parse(), Ok(mode));
+            assert_eq!(serde_json::to_value(mode).unwrap(), text);
+        }
+        assert_eq!("Relay".parse::<EgressMode>(), Err(()));
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use forwarder::driver::{ChildLine, Config, DriverError, ForwardDriver, Handle, TapPath};
+use forwarder::driver::{ChildLine, Config, DriverError, EgressEvents, ForwardDriver, Handle, TapPath};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::sandbox::{Confinement, SandboxError, ThreadRole};
@@ -44,6 +44,11 @@ impl PreparedForwards {
         self.driver.handle()
     }
 
+    /// As [`ForwardDriver::set_egress_events`].
+    pub fn set_egress_events(&mut self, events: Box<dyn EgressEvents>) {
+        self.driver.set_egress_events(events);
+    }
+
     /// Readable when the forwarder is to end, for others who end with it. It is never read.
     pub fn stop(&self) -> Arc<EventFd> {
         Arc::clone(&self.stop)
@@ -74,12 +79,17 @@ impl Forwards {
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
+
+    /// Has it end, and does not wait for that: what the child has left on the relay is delivered.
+    pub fn close(&self) {
+        // Fails only if the counter is full, and then it is readable.
+        let _ = self.stop.write(1);
+    }
 }
 
 impl Drop for Forwards {
     fn drop(&mut self) {
-        // Fails only if the counter is full, and then it is readable.
-        let _ = self.stop.write(1);
+        self.close();
         // A thread that panicked has ended the process.
         let _ = self.thread.take().map(JoinHandle::join);
     }
