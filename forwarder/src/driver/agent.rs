@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::sys::socket::MsgFlags;
 
 use crate::protocol::{
-    Abilities, MAX_MESSAGE, MAX_SOCKETS, ProtocolError, Reply, Request, Rules, SocketKind,
+    Abilities, Egress, MAX_MESSAGE, MAX_SOCKETS, ProtocolError, Reply, Request, Rules, SocketKind,
 };
 use crate::sock_diag::DiagSocket;
 use crate::sys::rtnetlink::LocalAddresses;
@@ -46,6 +46,7 @@ impl From<ChildLine> for OwnedFd {
 pub(super) struct Agent {
     line: OwnedFd,
     rules: Rules,
+    egress: Egress,
     greeted: bool,
     abilities: Option<Abilities>,
     stocks: BTreeMap<SocketKind, Stock>,
@@ -87,10 +88,11 @@ pub(super) enum Lost {
 }
 
 impl Agent {
-    pub(super) fn new(line: ChildLine, rules: Rules) -> Self {
+    pub(super) fn new(line: ChildLine, rules: Rules, egress: Egress) -> Self {
         Agent {
             line: line.0,
             rules,
+            egress,
             greeted: false,
             abilities: None,
             stocks: BTreeMap::new(),
@@ -104,13 +106,23 @@ impl Agent {
     pub(super) fn greet(&mut self) {
         if !self.greeted {
             self.greeted = true;
-            self.ask(Request::Hello { rules: self.rules });
+            self.ask(Request::Hello { rules: self.rules, egress: self.egress });
         }
     }
 
     /// What is possible in the child; `None` before the agent has said.
     pub(super) fn abilities(&self) -> Option<Abilities> {
         self.abilities
+    }
+
+    /// Asks for sockets that will be wanted.
+    pub(super) fn stock_up(&mut self, kind: SocketKind) {
+        let stock = self.stock(kind);
+        if stock.sockets.is_empty() && !stock.asked {
+            stock.asked = true;
+            let count = stock.batch;
+            self.ask(Request::Sockets { kind, count });
+        }
     }
 
     /// A socket from the stock. `None`: more were asked for, [`News::Stocked`] follows.

@@ -24,6 +24,7 @@
 
 mod agent;
 mod datagrams;
+mod egress;
 mod handle;
 #[cfg(test)]
 mod hostile;
@@ -38,6 +39,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -45,13 +47,16 @@ use slab::Slab;
 use thiserror::Error;
 
 pub use self::agent::ChildLine;
+pub use self::egress::{Egress, EgressError, EgressEvents, EgressMode};
 pub use self::handle::Handle;
 pub use self::publishing::{Auto, PortEvent, ToHost, ToHostStatus};
-pub use self::stats::{Connection, Counters, ForwardStats};
+pub use self::stats::{Connection, Counters, EgressStats, ForwardStats};
 pub use self::target::{ChildAddress, ChildNetwork, LocalClients, Manner};
+pub use crate::protocol::{EgressAbility, EgressStep};
 
 use self::agent::{Agent, Lost, News};
 use self::datagrams::UdpEntry;
+use self::egress::{EgressState, Gate};
 use self::handle::Inbox;
 use self::pair::{Mover, Origin as PairOrigin, Pair, Turn};
 use self::polling::Polling;
@@ -59,7 +64,7 @@ use self::publishing::Slot;
 use self::target::{Means, Way};
 use crate::auto::AutoWatch;
 use crate::manager::{self, ListenerId, PortManager};
-use crate::protocol::{ProtocolError, SocketKind};
+use crate::protocol::{self, ProtocolError, SocketKind};
 use crate::relay::{Action, Readiness, Side};
 use crate::spec::{Family, Source, Transport};
 use crate::sys::datagram::Batch;
@@ -97,6 +102,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// What listens in the child is published by itself, if so.
     pub auto: Option<Auto>,
+    /// Whether connections that begin in the child are relayed; wants [`ForwardDriver::set_egress_events`].
+    pub egress: EgressMode,
 }
 
 /// How much of everything there may be.
@@ -104,8 +111,8 @@ pub struct Config {
 pub struct Limits {
     /// Forwards and listeners.
     pub forwards: manager::Limits,
-    /// TCP connections of all forwards that are joined here, 20,000 by default: 40,000 descriptors. Further clients see
-    /// RST. It is lowered to what the descriptors of the process (RLIMIT_NOFILE) allow. What the TAP takes over counts
+    /// TCP connections of all forwards and of the egress relay that are joined here, 20,000 by default: 40,000 descriptors. Further
+    /// clients see RST, further offers come back. It is lowered to what the descriptors of the process (RLIMIT_NOFILE) allow. What the TAP takes over counts
     /// among the engine's flows instead.
     pub connections: usize,
     /// TCP connections of one forward, unlimited by default. Further clients see RST.
@@ -200,7 +207,12 @@ impl ForwardDriver {
             .map_err(|error| DriverError::CreateEpoll(error.into()))?;
         let (handle, inbox) = Inbox::new().map_err(DriverError::CreateWaker)?;
         let rules = config.manner.rules();
-        let mut engine = Engine::new(epoll, config, child.map(|line| Agent::new(line, rules)), tap);
+        let egress = match config.egress {
+            EgressMode::Off => protocol::Egress::Leave,
+            EgressMode::WhenOffered | EgressMode::AtOnce => protocol::Egress::Prepare,
+        };
+        let agent = child.map(|line| Agent::new(line, rules, egress));
+        let mut engine = Engine::new(epoll, config, agent, tap, handle.gate());
         if engine.config.auto.is_some() {
             engine.agent.iter_mut().for_each(Agent::greet);
         }
@@ -210,6 +222,11 @@ impl ForwardDriver {
         }
         let polling = Polling::new(engine.config.timeouts.busy_poll);
         Ok(ForwardDriver { engine, inbox, handle, polling })
+    }
+
+    /// Who hears what becomes of the connections that [`Handle::relay`] offers. Without somebody all come back.
+    pub fn set_egress_events(&mut self, events: Box<dyn EgressEvents>) {
+        self.engine.set_egress_events(events);
     }
 
     /// A way in for other threads.
@@ -223,8 +240,10 @@ impl ForwardDriver {
     /// The child is gone, or the event loop is broken.
     pub fn run_until(mut self, stop: impl AsFd) -> Result<(), DriverError> {
         let ended = self.run(stop);
+        self.engine.close_egress();
         // An end would look like the end of the data.
         self.engine.reset_all();
+        self.engine.finish_egress_turn();
         ended
     }
 
@@ -246,6 +265,7 @@ impl ForwardDriver {
                         while let Some(job) = self.inbox.next() {
                             job(&mut self.engine);
                         }
+                        self.engine.take_offers();
                     }
                     Token::Agent => self.engine.hear_agent()?,
                     Token::Addresses => self.engine.hear_addresses(),
@@ -312,6 +332,7 @@ pub(super) struct Engine {
     last_to_host: u64,
     watchers: Vec<std::sync::mpsc::Sender<PortEvent>>,
     auto: Option<AutoWatch>,
+    egress: EgressState,
     forwards: BTreeMap<u64, Forward>,
     /// What forwards that are gone did.
     past: Counters,
@@ -374,7 +395,13 @@ enum Token {
 }
 
 impl Engine {
-    fn new(epoll: Epoll, config: Config, agent: Option<Agent>, tap: Option<Box<dyn TapPath>>) -> Self {
+    fn new(
+        epoll: Epoll,
+        config: Config,
+        agent: Option<Agent>,
+        tap: Option<Box<dyn TapPath>>,
+        gate: Arc<Gate>,
+    ) -> Self {
         let descriptors = socket::raise_file_limit().unwrap_or(1024);
         let affordable = (descriptors - RESERVED_DESCRIPTORS.min(descriptors / RESERVED_PART)) / 2;
         let connection_limit =
@@ -392,6 +419,7 @@ impl Engine {
             last_to_host: publishing::FIRST_TO_HOST,
             watchers: Vec::new(),
             auto: None,
+            egress: EgressState::new(gate),
             forwards: BTreeMap::new(),
             past: Counters::default(),
             pairs: Slab::new(),
@@ -430,7 +458,11 @@ impl Engine {
         let stray = self.connecting.front().map(|(_, _, since)| {
             (*since + HANDSHAKE).saturating_duration_since(Instant::now()) + Duration::from_millis(1)
         });
-        match sweep.into_iter().chain(look).chain(stray).min() {
+        let egress = self
+            .egress
+            .next_timeout()
+            .map(|due| due.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+        match sweep.into_iter().chain(look).chain(stray).chain(egress).min() {
             None => EpollTimeout::NONE,
             Some(timeout) => EpollTimeout::try_from(timeout).unwrap_or(EpollTimeout::MAX),
         }
@@ -452,6 +484,7 @@ impl Engine {
         }
         self.publish_by_itself();
         self.look_for_strays();
+        self.finish_egress_turn();
         if self.now >= self.next_sweep {
             self.sweep();
         }
@@ -468,7 +501,8 @@ impl Engine {
         let mut dead = Vec::new();
         for (key, pair) in &mut self.pairs {
             if pair.relay.is_connecting() {
-                if silent(pair, timeouts.connect) {
+                // The egress relay has a time of its own.
+                if !matches!(pair.origin, PairOrigin::Egress { .. }) && silent(pair, timeouts.connect) {
                     slow.push(key);
                 }
             } else if pair.relay.is_half_closed() && silent(pair, timeouts.half_closed) {
@@ -491,7 +525,10 @@ impl Engine {
         }
         self.resume_if_few_wait();
         for key in dead {
-            self.count(key, |counters| counters.timed_out += 1);
+            match self.pairs.get(key).map(|pair| pair.origin) {
+                Some(PairOrigin::Egress { .. }) => self.egress.stats.timed_out += 1,
+                _ => self.count(key, |counters| counters.timed_out += 1),
+            }
             self.reset(key);
         }
         let elapsed = self.start.elapsed();
@@ -520,10 +557,12 @@ impl Engine {
                         let _ = self.epoll.add(local, event);
                     }
                     self.start_auto();
+                    self.open_egress_gate();
                     self.serve_waiting();
                     self.flush_datagrams();
                 }
                 News::Stocked(0) => {
+                    self.serve_waiting_egress();
                     self.serve_waiting();
                     self.flush_datagrams();
                 }
@@ -533,6 +572,7 @@ impl Engine {
                     if matches!(errno, libc::EMFILE | libc::ENFILE) {
                         self.pause_for_descriptors();
                     }
+                    self.refuse_waiting_egress(errno);
                     // Whoever waits tries its next way.
                     for (key, generation) in std::mem::take(&mut self.waiting) {
                         let waits = |pair: &Pair| pair.generation == generation && pair.opened.is_none();
@@ -633,6 +673,8 @@ impl Engine {
         let generation = pair.generation;
         let target = match pair.origin {
             PairOrigin::Host { target, .. } => target,
+            // It has one way, which was tried.
+            PairOrigin::Egress { .. } => return Tried::NoMore,
             PairOrigin::Child { to, .. } => {
                 if pair.attempt > 0 {
                     return Tried::NoMore;
@@ -814,11 +856,17 @@ impl Engine {
                     }
                 }
                 Turn::Ask(Action::Fail) => {
-                    self.try_next_way(key);
+                    match pair.origin {
+                        PairOrigin::Egress { .. } => self.egress_failed(key),
+                        PairOrigin::Host { .. } | PairOrigin::Child { .. } => self.try_next_way(key),
+                    }
                     return;
                 }
                 Turn::Ask(Action::Reset) => {
-                    self.count(key, |counters| counters.reset += 1);
+                    match pair.origin {
+                        PairOrigin::Egress { .. } => self.egress.stats.reset += 1,
+                        _ => self.count(key, |counters| counters.reset += 1),
+                    }
                     self.reset(key);
                     return;
                 }
@@ -832,6 +880,10 @@ impl Engine {
 
     /// Starts to hear of the accepted socket; says whether the pair still exists.
     fn join(&mut self, key: usize) -> bool {
+        if let Some(PairOrigin::Egress { id }) = self.pairs.get(key).map(|pair| pair.origin) {
+            self.egress_joined(id);
+            return true;
+        }
         if !self.arrived(key) {
             self.leave_to_tap(key);
             return false;
@@ -893,6 +945,9 @@ impl Engine {
     fn close(&mut self, key: usize) {
         let Some(mut pair) = self.pairs.try_remove(key) else { return };
         pair.close_pipes(&mut self.mover.pipes);
+        if let PairOrigin::Egress { id } = pair.origin {
+            self.egress_ended(id, &pair);
+        }
         let id = pair.origin.forward();
         if let Some(forward) = self.forwards.get_mut(&id) {
             forward.counters.connections -= 1;

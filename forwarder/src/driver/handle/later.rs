@@ -31,7 +31,7 @@ impl Handle {
         self.post(move |engine| then(engine.stats(), engine.list().len()));
     }
 
-    fn post(&self, job: impl FnOnce(&mut Engine) + Send + 'static) {
+    pub(super) fn post(&self, job: impl FnOnce(&mut Engine) + Send + 'static) {
         let job: Job = Box::new(job);
         if self.jobs.send(job).is_ok() {
             // Full means that a wake-up is pending already.
