@@ -77,6 +77,7 @@ impl Services {
     /// # Errors
     /// epoll_create1(2), eventfd(2), fcntl(2).
     pub fn prepare(task: ServiceTask<'_>) -> io::Result<Prepared> {
+        let facts = facts(&task);
         let auto = task.forwards.auto.clone().map(|rules| Auto { rules, pace: Default::default() });
         let settings = forwarder::driver::Config {
             child: child_network(task.config),
@@ -91,7 +92,7 @@ impl Services {
         if task.egress != EgressMode::Tap {
             egress::join(task.driver, &mut forwards)?;
         }
-        let control = Engine::new(facts(&task), Some(driver), Some(forwards.handle()));
+        let control = Engine::new(facts, Some(driver), Some(forwards.handle()));
         let control = Arc::new(control);
         let metrics = task.files.metrics.map(TcpListener::try_clone).transpose()?;
         let api = match task.files.api {

@@ -18,7 +18,7 @@
 //! A handshake that never ends is one whose answers go astray: rules of somebody in the child. Each such one closes the
 //! relay for a time, twice as long as before, so that few connections suffer from it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -121,6 +121,8 @@ pub(super) struct EgressState {
     spare: Vec<Egress>,
     /// No socket is there for these.
     waiting: VecDeque<(Egress, Instant)>,
+    /// Where the pairs are.
+    keys: HashMap<u64, usize>,
     /// Their handshakes are under way.
     opening: VecDeque<(usize, u32, Instant)>,
     /// Who wants to know whether relaying is possible.
@@ -214,6 +216,7 @@ impl EgressState {
             gate,
             spare: Vec::new(),
             waiting: VecDeque::new(),
+            keys: HashMap::new(),
             opening: VecDeque::new(),
             askers: Vec::new(),
             stats: EgressStats::default(),
@@ -373,6 +376,7 @@ impl Engine {
         pair.to = destination;
         pair.opened = Some(socket);
         entry.insert(pair);
+        self.egress.keys.insert(id, key);
         self.egress.stats.connections += 1;
         self.egress.opening.push_back((key, generation, since));
     }
@@ -396,6 +400,7 @@ impl Engine {
 
     /// A pair that has ended.
     pub(super) fn egress_ended(&mut self, id: u64, pair: &Pair) {
+        self.egress.keys.remove(&id);
         let stats = &mut self.egress.stats;
         let (to_host, from_host) = (pair.to_accepted, pair.to_opened);
         stats.connections -= 1;
@@ -413,6 +418,21 @@ impl Engine {
             && let Some(events) = &self.egress.events
         {
             events.flush();
+        }
+    }
+
+    /// Nobody wants the connection any more.
+    pub(super) fn withdraw_egress(&mut self, id: u64) {
+        self.take_offers();
+        self.egress.waiting.retain(|(egress, _)| {
+            let stays = egress.id != id;
+            if !stays {
+                socket::reset_on_close(egress.stream.as_fd());
+            }
+            stays
+        });
+        if let Some(&key) = self.egress.keys.get(&id) {
+            self.reset(key);
         }
     }
 
@@ -464,6 +484,7 @@ impl Engine {
             // If the child has answered after all, it is not to wait for data.
             socket::reset_on_close(opened.as_fd());
         }
+        self.egress.keys.remove(&id);
         self.egress.stats.connections -= 1;
         self.egress.refuse(id, pair.accepted, why);
     }

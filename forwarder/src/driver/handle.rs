@@ -131,6 +131,11 @@ impl Handle {
         }
     }
 
+    /// Takes an offer back, and resets what was joined because of it. Does nothing where it is not known (any more).
+    pub fn withdraw(&self, id: u64) {
+        self.post(move |engine| engine.withdraw_egress(id));
+    }
+
     /// Whether connections that begin in the child can be relayed, IPv4 and IPv6. Asks the agent inside the child if nobody has, and
     /// waits for it; [`ForwardStats::egress`] tells what is known.
     ///

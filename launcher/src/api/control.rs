@@ -4,25 +4,27 @@
 //! and sorted on the server's.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::error::Error;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use forwarder::driver::{ForwardStats, Handle};
+use forwarder::driver::{Connection, EgressAbility, ForwardStats, Handle};
 use forwarder::error::PortError;
+use forwarder::spec::Family;
 use netstack::capture::{CaptureLimit, CaptureState, CaptureStatus};
 use netstack::driver::{DnsUpstream, DriverHandle};
 use netstack::flow::policy::{EgressPolicy, Rule};
 use netstack::flow::{OpenedBy, Protocol};
 use netstack::stack::FlowInfo;
 use netstack::tcp::Phase;
-use netstack::time::Instant;
+use netstack::time::{Duration, Instant};
 use netstack::{Driver, Stack};
 
 use super::model::{
-    Capture, CaptureEnd, Dns, DnsChange, Drops, Flow, FlowList, FlowPath, FlowProtocol, FlowQuery, ForwardStatistics,
+    Capture, CaptureEnd, Dns, DnsChange, Drops, Egress, EgressMode, EgressPath, EgressState, Flow, FlowList, FlowPath, FlowProtocol, FlowQuery, ForwardStatistics,
     Health, HealthStatus, Info, NetworkDriver, Policy, PortDriver, PortSpec, PortStatus, Position, RelayStatistics, Side,
     StaticName, Statistics,
 };
@@ -95,7 +97,7 @@ impl Engine {
 
 impl Control for Engine {
     fn info(&self, reply: Reply<Info>) {
-        let info = Info {
+        let mut info = Info {
             api_version: VERSION.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state_dir: self.facts.state_dir.clone(),
@@ -105,22 +107,22 @@ impl Control for Engine {
         };
         let Some(mode) = self.facts.egress else { return reply.send(Ok(info)) };
         let Some(forwards) = self.forwards.clone().filter(|_| mode != EgressMode::Tap) else {
-            return reply.send(Ok(with_egress(info, mode, |_| by_tap("--egress=tap"))));
+            set_egress(&mut info, mode, |_| by_tap("--egress=tap"));
+            return reply.send(Ok(info));
         };
         self.post(reply, move |driver, reply| {
             if driver.is_observed() {
-                return reply.send(Ok(with_egress(info, mode, |_| by_tap("a capture is running"))));
+                set_egress(&mut info, mode, |_| by_tap("a capture is running"));
+                return reply.send(Ok(info));
             }
-            let ended = with_egress(info, mode, |_| by_tap("the relay's agent has ended"));
-            let draft = Draft::new(ended, reply);
-            forwards.stats_then(|stats, _| {
-                let abilities = stats.egress;
-                draft.finish(|info| {
-                    *info = with_egress(info.clone(), mode, |family| way_of(match family {
-                        Family::V4 => abilities.ipv4,
-                        Family::V6 => abilities.ipv6,
-                    }));
-                });
+            set_egress(&mut info, mode, |_| by_tap("the relay's agent has ended"));
+            let draft = Draft::new(info, reply);
+            forwards.stats_then(move |stats, _| {
+                let able = |family| match family {
+                    Family::V4 => stats.egress.ipv4,
+                    Family::V6 => stats.egress.ipv6,
+                };
+                draft.finish(|info| set_egress(info, mode, |family| way_of(able(family))));
             });
         });
     }
@@ -276,11 +278,10 @@ impl<T: Send> Drop for Draft<T> {
     }
 }
 
-fn with_egress(mut info: Info, mode: EgressMode, way: impl Fn(Family) -> EgressPath) -> Info {
+fn set_egress(info: &mut Info, mode: EgressMode, way: impl Fn(Family) -> EgressPath) {
     if let Some(network) = &mut info.network_driver {
         network.egress = Some(Egress { mode, ipv4: way(Family::V4), ipv6: way(Family::V6) });
     }
-    info
 }
 
 fn by_tap(reason: impl ToString) -> EgressPath {
@@ -301,9 +302,8 @@ fn add_relayed(flows: &mut [FlowInfo], connections: &[Connection], now: Instant)
         connections.iter().filter_map(|connection| Some((connection.egress?, connection))).collect();
     for flow in flows {
         if let Some(connection) = relayed.get(&flow.id.to_bits()) {
-            // The host is the relay's client, the child its server.
-            flow.bytes_from_child = connection.bytes_to_client;
-            flow.bytes_to_child = connection.bytes_to_server;
+            flow.bytes_from_child = connection.bytes_to_server;
+            flow.bytes_to_child = connection.bytes_to_client;
             flow.last_active = now - Duration::from_secs(connection.idle.into());
         }
     }
