@@ -152,6 +152,7 @@ fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
     let served = serve_until_told(task, &mut driver, &requests, &services);
     // Ports are free, while what the child has sent is still delivered. No thread of theirs is to wait for this one.
     driver.close_handles();
+    driver.set_relay(None);
     services.close();
     let served = served.and_then(|()| driver.finish()).map_err(|error| failed(io::Error::other(error)));
     drop(services);

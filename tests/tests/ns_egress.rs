@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{ErrorKind, Read, Write},
-    net::{Shutdown, TcpStream},
+    net::TcpStream,
 };
 use tests::{
     instance::{CHILD4, GATEWAY4, Instance, eventually},
@@ -355,7 +355,7 @@ fn a_launch_pays_for_the_relay_when_it_connects() {
     let server = lab.serve(Serve::Echo);
     let mut first = lab.connect(&server);
     ping(&mut first);
-    assert!(has_agent(), "{:?}", lab.instance.processes());
+    eventually("the agent is there", has_agent);
     lab.instance.until(&["info"], |info| info.contains("IPv4 by the relay; IPv6 by the relay"));
     let mut second = lab.connect(&server);
     ping(&mut second);
@@ -504,15 +504,16 @@ fn published_ports_are_not_disturbed() {
         let lab = Lab::new(way, &["-p", "8080:80", "-p", "8081:172.30.0.2:80"]);
         let outside = lab.serve(Serve::Echo);
         lab.goes_its_way(&outside);
-        let server = Server::start(lab.child.listen("0.0.0.0:80"), Serve::Echo);
+        let first = Server::start(lab.child.listen("0.0.0.0:80"), Serve::Echo);
         let client = connect(&lab.world.far, &format!("{HOST4}:8080"));
         expect_echo(client);
-        assert_eq!(server.served().peer.ip().to_string(), "192.88.99.2", "{way}: seen by its address");
+        assert_eq!(first.served().peer.ip().to_string(), "192.88.99.2", "{way}: seen by its address");
         let pod = pod(&lab, true);
         let server = Server::start(pod.listen("0.0.0.0:80"), Serve::Echo);
         expect_echo(connect(&lab.world.far, &format!("{HOST4}:8081")));
         assert_eq!(server.served().peer.ip().to_string(), "192.88.99.2", "{way}: by the TAP");
         // The child meets itself by way of the host.
+        drop((first, server));
         let _server = Server::start(lab.child.listen("0.0.0.0:80"), Serve::Echo);
         expect_echo(connect(&lab.child, &format!("{HOST4}:8080")));
         lab.goes_its_way(&outside);
@@ -545,7 +546,7 @@ fn without_nf_tables_connections_are_packets_and_info_says_why() {
     let arg = format!("--state-dir={}", state.display());
     let told = without_nf_tables(&world, &[&arg], &["bash", "-c", &script]).finish().success();
     assert!(told.stdout.contains(" tap "), "{}", told.describe());
-    assert!(told.stdout.contains("by the TAP (") && told.stdout.contains("nf_tables"), "{}", told.describe());
+    assert!(told.stdout.contains("by the TAP (") && told.stdout.contains("netfilter"), "{}", told.describe());
     let refused = without_nf_tables(&world, &["--egress=relay"], &["true"]).finish();
     assert_eq!(refused.status.code(), Some(1), "{}", refused.describe());
     assert!(refused.stderr.contains("cannot carry outbound connections by the relay"), "{}", refused.describe());
@@ -624,21 +625,5 @@ fn a_killed_child_ends_its_connections_on_the_host() {
         child.wait_for_line("open=1");
         drop(child);
         assert_eq!(server.served().bytes, 0, "{way}");
-    }
-}
-
-#[test]
-fn a_client_that_goes_while_the_host_connects_leaves_nothing() {
-    for way in BOTH_WAYS {
-        let lab = Lab::new(way, &[]);
-        let _ = lab.probe(&["connect", SILENT4, "80"]).success();
-        eventually("it is forgotten", || !lab.instance.client(&["flows"]).contains(SILENT4));
-        let server = lab.serve(Serve::Echo);
-        lab.goes_its_way(&server);
-        let mut stream = lab.connect(&server);
-        stream.write_all(b"x").unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
-        let (hash, error) = drain(&mut stream);
-        assert_eq!((hash.bytes(), error.map(|error| error.kind())), (1, None), "{way}");
     }
 }

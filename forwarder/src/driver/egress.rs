@@ -436,9 +436,40 @@ impl Engine {
         }
     }
 
+    /// Ends what is published, and takes no more offers.
+    pub(super) fn close_all_but_egress(&mut self) {
+        self.egress.gate.set(GateState::Closed);
+        self.auto = None;
+        self.listeners.clear();
+        self.udp.clear();
+        self.waiting.clear();
+        for (key, origin) in self.pairs.iter().map(|(key, pair)| (key, pair.origin)).collect::<Vec<_>>() {
+            if !matches!(origin, PairOrigin::Egress { .. }) {
+                self.reset(key);
+            }
+        }
+    }
+
+    /// Whether something of what the child has sent may not have reached the host's sockets.
+    pub(super) fn owes_the_host(&self) -> bool {
+        self.pairs.iter().any(|(_, pair)| {
+            matches!(pair.origin, PairOrigin::Egress { .. }) && !pair.relay.has_finished(Side::Opened)
+        })
+    }
+
     /// The driver ends.
     pub(super) fn close_egress(&mut self) {
         self.egress.gate.set(GateState::Closed);
+        let delivered = self.pairs.iter().filter(|(_, pair)| {
+            matches!(pair.origin, PairOrigin::Egress { .. }) && pair.relay.has_finished(Side::Opened)
+        });
+        for key in delivered.map(|(key, _)| key).collect::<Vec<_>>() {
+            // To the child an end would look like the end of the data; the host has got its own, which a reset would revoke.
+            if let Some(opened) = self.pairs.get(key).and_then(|pair| pair.socket(Side::Opened)) {
+                socket::reset_on_close(opened);
+            }
+            self.close(key);
+        }
         let offers = std::mem::take(&mut self.egress.gate.lock().list);
         let waiting = std::mem::take(&mut self.egress.waiting).into_iter().map(|(egress, _)| egress);
         for Egress { id, stream, .. } in offers.into_iter().chain(waiting) {

@@ -145,6 +145,11 @@ pub struct Timeouts {
     pub half_closed: Duration,
     /// Waited for the next event without sleeping, at most, while messages go to and fro; 50 us by default, as the engine on the TAP.
     pub busy_poll: Duration,
+    /// After the end, without progress in delivering what the child has sent on the egress relay; 500 ms by default, as the engine
+    /// on the TAP.
+    pub linger: Duration,
+    /// The same in all, 10 s by default.
+    pub linger_in_all: Duration,
     /// UDP sessions without a datagram, 180 s by default (RFC 4787 section 4.3: 120 s at least).
     pub udp: Duration,
 }
@@ -154,6 +159,8 @@ impl Default for Timeouts {
         Timeouts {
             connect: Duration::from_secs(10),
             half_closed: Duration::from_secs(7440),
+            linger: Duration::from_millis(500),
+            linger_in_all: Duration::from_secs(10),
             udp: Duration::from_secs(180),
             busy_poll: Duration::from_micros(50),
         }
@@ -236,10 +243,19 @@ impl ForwardDriver {
 
     /// Runs until `stop` is readable or hung up; connections that are left are reset. Handles get [`PortError::Stopped`](crate::error::PortError::Stopped) afterwards.
     ///
+    /// What the child has sent on the egress relay is delivered before, as far as [`Timeouts::linger`] lets it: processes that
+    /// have ended leave bytes with their kernel, which goes on sending them.
+    ///
     /// # Errors
     /// The child is gone, or the event loop is broken.
     pub fn run_until(mut self, stop: impl AsFd) -> Result<(), DriverError> {
-        let ended = self.run(stop);
+        let mut ended = self.run(&stop);
+        if ended.is_ok() {
+            // It stays readable.
+            let _ = self.engine.epoll.delete(&stop);
+            self.engine.close_all_but_egress();
+            ended = self.linger();
+        }
         self.engine.close_egress();
         // An end would look like the end of the data.
         self.engine.reset_all();
@@ -280,6 +296,48 @@ impl ForwardDriver {
             }
             self.engine.finish_turn();
         }
+    }
+
+    /// Delivers what the child has sent.
+    fn linger(&mut self) -> Result<(), DriverError> {
+        let Timeouts { linger, linger_in_all, .. } = self.engine.config.timeouts;
+        let start = Instant::now();
+        let mut progress = start;
+        let mut events = vec![EpollEvent::empty(); EVENTS];
+        while self.engine.owes_the_host() {
+            let now = Instant::now();
+            if std::mem::take(&mut self.engine.mover.moved) > 0 {
+                progress = now;
+            }
+            let end = (progress + linger).min(start + linger_in_all);
+            let Some(left) = end.checked_duration_since(now).filter(|left| !left.is_zero()) else { break };
+            let left = EpollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(EpollTimeout::MAX);
+            let timeout = if self.engine.busy.is_empty() { left } else { EpollTimeout::ZERO };
+            let count = match self.engine.epoll.wait(&mut events, timeout) {
+                Ok(count) => count,
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(error) => return Err(DriverError::Wait(error.into())),
+            };
+            self.engine.look_at_the_clock();
+            for event in events.get(..count).unwrap_or_default() {
+                match Token::from(event.data()) {
+                    // Whoever asks hears that nobody answers any more.
+                    Token::Inbox => {
+                        self.inbox.clear();
+                        while self.inbox.next().is_some() {}
+                    }
+                    Token::Agent => self.engine.hear_agent()?,
+                    Token::Addresses => self.engine.hear_addresses(),
+                    Token::Pair(key, generation, side) => {
+                        self.engine.handle_ready(key, generation, side, event.events());
+                    }
+                    Token::Stop | Token::Auto => {}
+                    Token::Listener(_) | Token::UdpListener(_) | Token::UdpSession(..) => {}
+                }
+            }
+            self.engine.finish_turn();
+        }
+        Ok(())
     }
 
     /// Waits for events, or until there is something to do without one.
