@@ -10,19 +10,19 @@
 //! ```text
 //! table inet rootless-launch {
 //!   chain output { type route hook output priority mangle; policy accept;
-//!     meta mark RELAY_MARK tcp flags & rst == rst ct direction original meta mark set MARK accept   # (1)
-//!     meta mark RELAY_MARK ct mark set ct mark | BIT accept                                        # the relay's socket
-//!     ct mark & BIT == BIT tcp flags & (syn | ack) != syn meta mark set MARK                       # (2) the child's answers
+//!     meta mark RELAY_MARK ct mark set ct mark | BIT accept                          # the relay's socket
+//!     ct mark & BIT == BIT tcp flags & (syn | ack) != syn meta mark set MARK         # (1) the child's answers
 //!   }
 //!   chain prerouting { type filter hook prerouting priority mangle; policy accept;
+//!     iif lo meta mark RELAY_MARK meta mark set 0                                    # (2)
 //!     iif lo accept
 //!     ct mark & BIT == BIT ct direction reply tcp flags & (syn | rst) != 0 ct mark set ct mark & ~BIT accept   # (3)
-//!     ct mark & BIT == BIT tcp flags & (syn | ack) != syn meta mark set MARK     # (2) answers of machines behind the child
+//!     ct mark & BIT == BIT tcp flags & (syn | ack) != syn meta mark set MARK         # (1) answers from behind the child
 //!   }
 //! }
 //! ```
-//! 1. What the child's kernel answers to the relay's packets without a socket (RST) reflects their mark (`fwmark_reflect`).
-//! 2. A SYN begins a connection, perhaps with the numbers of one that has ended: the TAP, and so the policy, decides.
+//! 1. A SYN begins a connection, perhaps with the numbers of one that has ended: the TAP, and so the policy, decides.
+//! 2. Or what the child's kernel answers without a socket (RST) would reflect the mark (`fwmark_reflect`) and pass for the relay's.
 //! 3. What comes by the TAP: the engine there answers after all, and has the connection from now on.
 //!
 //! All rules are about TCP only. Other bits of the connection's mark are left alone.
@@ -150,29 +150,19 @@ fn rules() -> [(&'static str, Vec<Term>); 6] {
     let tcp = [Meta(NFT_META_L4PROTO), Is(Value::Byte(libc::IPPROTO_TCP as u8))];
     let relay = [Meta(NFT_META_MARK), Is(Value::Word(RELAY_MARK))];
     let taken = [Ct(NFT_CT_MARK), Mask(CONNECTION_BIT, 0), Is(Value::Word(CONNECTION_BIT))];
-    let reset = [TcpFlags, MaskByte(RST), Is(Value::Byte(RST))];
+    let loopback = [Meta(NFT_META_IIF), Is(Value::Word(LOOPBACK))];
+    let forget = [Put(Value::Word(0)), SetMeta(NFT_META_MARK)];
     let no_beginning = [TcpFlags, MaskByte(SYN | ACK), IsNot(Value::Byte(SYN))];
-    let direction = |direction| [Ct(NFT_CT_DIRECTION), Is(Value::Byte(direction))];
+    let reply = [Ct(NFT_CT_DIRECTION), Is(Value::Byte(IP_CT_DIR_REPLY))];
     let stay = [Put(Value::Word(MARK)), SetMeta(NFT_META_MARK)];
     let set_bits = |keep, bits| [Ct(NFT_CT_MARK), Mask(keep, bits), SetCt(NFT_CT_MARK)];
     let either = [TcpFlags, MaskByte(SYN | RST), IsNot(Value::Byte(0))];
     [
-        (OUTPUT, [&tcp[..], &relay, &reset, &direction(IP_CT_DIR_ORIGINAL), &stay, &[Accept]].concat()),
         (OUTPUT, [&tcp[..], &relay, &set_bits(!CONNECTION_BIT, CONNECTION_BIT), &[Accept]].concat()),
         (OUTPUT, [&tcp[..], &taken, &no_beginning, &stay].concat()),
-        (PREROUTING, vec![Meta(NFT_META_IIF), Is(Value::Word(LOOPBACK)), Accept]),
-        (
-            PREROUTING,
-            [
-                &tcp[..],
-                &taken,
-                &direction(IP_CT_DIR_REPLY),
-                &either,
-                &set_bits(!CONNECTION_BIT, 0),
-                &[Accept],
-            ]
-            .concat(),
-        ),
+        (PREROUTING, [&loopback[..], &relay, &forget].concat()),
+        (PREROUTING, [&loopback[..], &[Accept]].concat()),
+        (PREROUTING, [&tcp[..], &taken, &reply, &either, &set_bits(!CONNECTION_BIT, 0), &[Accept]].concat()),
         (PREROUTING, [&tcp[..], &taken, &no_beginning, &stay].concat()),
     ]
 }
@@ -339,7 +329,6 @@ const NF_INET_PRE_ROUTING: u32 = 0;
 const NF_INET_LOCAL_OUT: u32 = 3;
 const NF_IP_PRI_MANGLE: i32 = -150;
 const NF_ACCEPT: u32 = 1;
-const IP_CT_DIR_ORIGINAL: u8 = 0;
 const IP_CT_DIR_REPLY: u8 = 1;
 
 // linux/netfilter/nf_tables.h
@@ -460,7 +449,7 @@ mod tests {
         // Behind the names of table and chain: `iif lo accept`.
         #[rustfmt::skip]
         assert_eq!(messages[9].2[56..], [
-            140, 0, 4, 128,
+            132, 0, 4, 128,
             36, 0, 1, 128,
                 9, 0, 1, 0, b'm', b'e', b't', b'a', 0, 0, 0, 0,
                 20, 0, 2, 128, 8, 0, 2, 0, 0, 0, 0, 4, 8, 0, 1, 0, 0, 0, 0, 1,
@@ -468,10 +457,10 @@ mod tests {
                 8, 0, 1, 0, b'c', b'm', b'p', 0,
                 32, 0, 2, 128, 8, 0, 1, 0, 0, 0, 0, 1, 8, 0, 2, 0, 0, 0, 0, 0,
                 12, 0, 3, 128, 8, 0, 1, 0, 1, 0, 0, 0,
-            56, 0, 1, 128,
+            48, 0, 1, 128,
                 14, 0, 1, 0, b'i', b'm', b'm', b'e', b'd', b'i', b'a', b't', b'e', 0, 0, 0,
-                36, 0, 2, 128, 8, 0, 1, 0, 0, 0, 0, 0,
-                24, 0, 2, 128, 20, 0, 2, 128, 8, 0, 1, 0, 0, 0, 0, 1,
+                28, 0, 2, 128, 8, 0, 1, 0, 0, 0, 0, 0,
+                16, 0, 2, 128, 12, 0, 2, 128, 8, 0, 1, 0, 0, 0, 0, 1,
         ]);
     }
 }

@@ -14,7 +14,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, PipeReader, PipeWriter, Read},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     os::fd::{AsFd, OwnedFd},
     process::{Child, Stdio},
     sync::{
@@ -36,7 +36,7 @@ pub enum Outcome {
     /// It is joined.
     Joined(u64),
     /// It came back.
-    Refused(u64, EgressError),
+    Refused(u64, TcpStream, EgressError),
     /// It has ended, after so many bytes to the host and from it.
     Ended(u64, u64, u64),
 }
@@ -148,9 +148,9 @@ impl EgressLab {
     /// # Panics
     /// When it is another.
     #[track_caller]
-    pub fn refused(&self) -> EgressError {
+    pub fn refused(&self) -> (TcpStream, EgressError) {
         match self.outcome() {
-            Outcome::Refused(_, why) => why,
+            Outcome::Refused(_, stream, why) => (stream, why),
             other => panic!("a refusal was expected, not {other:?}"),
         }
     }
@@ -185,9 +185,9 @@ impl EgressEvents for Teller {
     }
 
     fn refused(&self, id: u64, stream: OwnedFd, why: EgressError) {
-        drop(stream);
         self.over(id);
-        let _ = self.sender.send(Outcome::Refused(id, why));
+        eprintln!("DBG refused {why:?}");
+        let _ = self.sender.send(Outcome::Refused(id, stream.into(), why));
     }
 
     fn ended(&self, id: u64, to_host: u64, from_host: u64) {
@@ -239,6 +239,7 @@ impl StandIn {
             self.last += 1;
             offered.insert((source, destination), self.last);
         }
+        eprintln!("DBG syn {source} {destination}");
         let Ok(stream) = self.host.connect(&destination.to_string()) else { return };
         stream.set_nonblocking(true).expect("the socket works");
         let offer = Egress { stream: stream.into(), child: source, destination, id: self.last };
