@@ -333,7 +333,9 @@ impl Engine {
         if self.now < self.egress.pause.until {
             return self.egress.refuse(egress.id, egress.stream, EgressError::Paused);
         }
-        if self.pairs.len() + self.egress.waiting.len() >= self.connection_limit {
+        let waiting = self.egress.waiting.len();
+        let relayed = usize::try_from(self.egress.stats.connections).unwrap_or(usize::MAX);
+        if self.pairs.len() + waiting >= self.connection_limit || relayed + waiting >= self.egress_limit {
             return self.egress.refuse(egress.id, egress.stream, EgressError::Limit);
         }
         let kind = kind(Family::of(egress.destination.ip()));

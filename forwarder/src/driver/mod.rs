@@ -112,7 +112,7 @@ pub struct Limits {
     /// Forwards and listeners.
     pub forwards: manager::Limits,
     /// TCP connections of all forwards and of the egress relay that are joined here, 20,000 by default: 40,000 descriptors. Further
-    /// clients see RST, further offers come back. It is lowered to what the descriptors of the process (RLIMIT_NOFILE) allow. What the TAP takes over counts
+    /// clients see RST, further offers come back, as they do when half of the descriptors are theirs. It is lowered to what the descriptors of the process (RLIMIT_NOFILE) allow. What the TAP takes over counts
     /// among the engine's flows instead.
     pub connections: usize,
     /// TCP connections of one forward, unlimited by default. Further clients see RST.
@@ -374,6 +374,9 @@ const RESERVED_DESCRIPTORS: u64 = 512;
 /// Which are at most this part of all.
 const RESERVED_PART: u64 = 8;
 
+/// Connections of the egress relay, two descriptors each, are at most this part of all descriptors.
+const EGRESS_PART: u64 = 4;
+
 /// What the handle's jobs and the loop work on.
 pub(super) struct Engine {
     epoll: Epoll,
@@ -406,6 +409,7 @@ pub(super) struct Engine {
     accepting: Accepting,
     out_of_descriptors: u64,
     connection_limit: usize,
+    egress_limit: usize,
     start: Instant,
     now: u32,
     next_sweep: u32,
@@ -456,14 +460,18 @@ impl Engine {
     fn new(
         epoll: Epoll,
         config: Config,
-        agent: Option<Agent>,
+        mut agent: Option<Agent>,
         tap: Option<Box<dyn TapPath>>,
         gate: Arc<Gate>,
     ) -> Self {
         let descriptors = socket::raise_file_limit().unwrap_or(1024);
+        agent.iter_mut().for_each(|agent| agent.keep_stock_below(descriptors));
         let affordable = (descriptors - RESERVED_DESCRIPTORS.min(descriptors / RESERVED_PART)) / 2;
         let connection_limit =
             config.limits.connections.min(usize::try_from(affordable).unwrap_or(usize::MAX).max(16));
+        // What comes back needs one descriptor still.
+        let egress_limit =
+            connection_limit.min(usize::try_from(descriptors / EGRESS_PART).unwrap_or(usize::MAX).max(4));
         Engine {
             epoll,
             tap,
@@ -489,6 +497,7 @@ impl Engine {
             accepting: Accepting::Yes,
             out_of_descriptors: 0,
             connection_limit,
+            egress_limit,
             config,
             start: Instant::now(),
             now: 0,
