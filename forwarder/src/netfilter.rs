@@ -19,11 +19,17 @@
 //!     ct mark & BIT == BIT ct direction reply tcp flags & (syn | rst) != 0 ct mark set ct mark & ~BIT accept   # (3)
 //!     ct mark & BIT == BIT tcp flags & (syn | ack) != syn meta mark set MARK         # (1) answers from behind the child
 //!   }
+//!   chain postrouting { type nat hook postrouting priority srcnat - 1; policy accept;
+//!     fib saddr . oif type local snat to saddr                                       # (4) per family
+//!   }
 //! }
 //! ```
 //! 1. A SYN begins a connection, perhaps with the numbers of one that has ended: the TAP, and so the policy, decides.
 //! 2. Or what the child's kernel answers without a socket (RST) would reflect the mark (`fwmark_reflect`) and pass for the relay's.
 //! 3. What comes by the TAP: the engine there answers after all, and has the connection from now on.
+//! 4. A rule of somebody else's that masquerades all that leaves by the TAP would do nothing to what has its address already,
+//!    but tie the connection to that interface: connection tracking drops its packets on any other. (Without NAT in the kernel
+//!    there is no such rule, and the chain is left out.)
 //!
 //! All rules are about TCP only. Other bits of the connection's mark are left alone.
 //!
@@ -32,6 +38,7 @@
 
 use crate::child::{MARK, RELAY_MARK};
 use crate::protocol::EgressStep;
+use crate::spec::Family;
 
 /// The table's name, in the family `inet`.
 pub const TABLE_NAME: &str = "rootless-launch";
@@ -47,6 +54,15 @@ pub(crate) enum Owner {
     Nobody,
 }
 
+/// Whether the kernel has NAT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Nat {
+    /// The chain for it is made.
+    Present,
+    /// It is left out.
+    Absent,
+}
+
 /// A batch of messages, which takes effect as a whole or not at all.
 #[derive(Debug)]
 pub(crate) struct Batch {
@@ -58,7 +74,7 @@ pub(crate) struct Batch {
 
 impl Batch {
     /// What replaces or makes the table.
-    pub(crate) fn table(owner: Owner) -> Self {
+    pub(crate) fn table(owner: Owner, nat: Nat) -> Self {
         let mut batch = Batch { bytes: Vec::new(), steps: Vec::new() };
         batch.control(NFNL_MSG_BATCH_BEGIN);
         // Deleting wants something that is there.
@@ -70,26 +86,30 @@ impl Batch {
                 }
             });
         }
-        for (chain, kind, hook) in
-            [(OUTPUT, "route", NF_INET_LOCAL_OUT), (PREROUTING, "filter", NF_INET_PRE_ROUTING)]
-        {
+        let chains = [
+            (OUTPUT, "route", NF_INET_LOCAL_OUT, NF_IP_PRI_MANGLE),
+            (PREROUTING, "filter", NF_INET_PRE_ROUTING, NF_IP_PRI_MANGLE),
+            (POSTROUTING, "nat", NF_INET_POST_ROUTING, NF_IP_PRI_NAT_SRC - 1),
+        ];
+        let made = |chain| chain != POSTROUTING || nat == Nat::Present;
+        for (chain, kind, hook, priority) in chains.into_iter().filter(|chain| made(chain.0)) {
             batch.message(EgressStep::Chain, NFT_MSG_NEWCHAIN, |body| {
                 body.string(NFTA_CHAIN_TABLE, TABLE_NAME);
                 body.string(NFTA_CHAIN_NAME, chain);
                 body.nested(NFTA_CHAIN_HOOK, |hooks| {
                     hooks.number(NFTA_HOOK_HOOKNUM, hook);
-                    hooks.number(NFTA_HOOK_PRIORITY, NF_IP_PRI_MANGLE.cast_unsigned());
+                    hooks.number(NFTA_HOOK_PRIORITY, priority.cast_unsigned());
                 });
                 body.number(NFTA_CHAIN_POLICY, NF_ACCEPT);
                 body.string(NFTA_CHAIN_TYPE, kind);
             });
         }
-        for (chain, rule) in rules() {
+        for (chain, rule) in rules().into_iter().filter(|rule| made(rule.0)) {
             batch.message(EgressStep::Rule, NFT_MSG_NEWRULE, |body| {
                 body.string(NFTA_RULE_TABLE, TABLE_NAME);
                 body.string(NFTA_RULE_CHAIN, chain);
                 body.nested(NFTA_RULE_EXPRESSIONS, |list| {
-                    rule.iter().for_each(|term| list.nested(NFTA_LIST_ELEM, |element| term.write(element)));
+                    rule.iter().for_each(|term| term.write(list));
                 });
             });
         }
@@ -145,7 +165,7 @@ impl Batch {
 }
 
 /// The rules and their chains, in order.
-fn rules() -> [(&'static str, Vec<Term>); 6] {
+fn rules() -> [(&'static str, Vec<Term>); 8] {
     use Term::*;
     let tcp = [Meta(NFT_META_L4PROTO), Is(Value::Byte(libc::IPPROTO_TCP as u8))];
     let relay = [Meta(NFT_META_MARK), Is(Value::Word(RELAY_MARK))];
@@ -156,6 +176,7 @@ fn rules() -> [(&'static str, Vec<Term>); 6] {
     let reply = [Ct(NFT_CT_DIRECTION), Is(Value::Byte(IP_CT_DIR_REPLY))];
     let stay = [Put(Value::Word(MARK)), SetMeta(NFT_META_MARK)];
     let set_bits = |keep, bits| [Ct(NFT_CT_MARK), Mask(keep, bits), SetCt(NFT_CT_MARK)];
+    let as_it_is = [SourceType, Is(Value::Word(RTN_LOCAL))];
     let either = [TcpFlags, MaskByte(SYN | RST), IsNot(Value::Byte(0))];
     [
         (OUTPUT, [&tcp[..], &relay, &set_bits(!CONNECTION_BIT, CONNECTION_BIT), &[Accept]].concat()),
@@ -164,6 +185,8 @@ fn rules() -> [(&'static str, Vec<Term>); 6] {
         (PREROUTING, [&loopback[..], &[Accept]].concat()),
         (PREROUTING, [&tcp[..], &taken, &reply, &either, &set_bits(!CONNECTION_BIT, 0), &[Accept]].concat()),
         (PREROUTING, [&tcp[..], &taken, &no_beginning, &stay].concat()),
+        (POSTROUTING, [&tcp[..], &as_it_is, &[Source(Family::V4), SourceNat(Family::V4)]].concat()),
+        (POSTROUTING, [&tcp[..], &as_it_is, &[Source(Family::V6), SourceNat(Family::V6)]].concat()),
     ]
 }
 
@@ -176,6 +199,10 @@ enum Term {
     Ct(u32),
     /// Takes the flags of the TCP header.
     TcpFlags,
+    /// Takes what kind of address the source is, as seen from the interface the packet leaves by.
+    SourceType,
+    /// Takes the source's address; ends the rule if the packet is of the other family.
+    Source(Family),
     /// Takes a value.
     Put(Value),
     /// Keeps these bits, then flips those.
@@ -188,6 +215,8 @@ enum Term {
     SetMeta(u32),
     /// Gives the connection what is in the register.
     SetCt(u32),
+    /// Gives the connection the source's address in the register.
+    SourceNat(Family),
     Accept,
 }
 
@@ -199,11 +228,22 @@ enum Value {
 }
 
 impl Term {
-    fn write(self, element: &mut Body<'_>) {
+    /// The expressions in `list`.
+    fn write(self, list: &mut Body<'_>) {
+        if let Term::Source(family) = self {
+            Term::Meta(NFT_META_NFPROTO).write(list);
+            Term::Is(Value::Byte(protocol(family))).write(list);
+        }
+        list.nested(NFTA_LIST_ELEM, |element| self.write_expression(element));
+    }
+
+    fn write_expression(self, element: &mut Body<'_>) {
         let name = match self {
             Term::Meta(_) | Term::SetMeta(_) => "meta",
             Term::Ct(_) | Term::SetCt(_) => "ct",
-            Term::TcpFlags => "payload",
+            Term::TcpFlags | Term::Source(_) => "payload",
+            Term::SourceType => "fib",
+            Term::SourceNat(_) => "nat",
             Term::Put(_) | Term::Accept => "immediate",
             Term::Mask(..) | Term::MaskByte(_) => "bitwise",
             Term::Is(_) | Term::IsNot(_) => "cmp",
@@ -226,11 +266,18 @@ impl Term {
                 data.number(NFTA_CT_KEY, key);
                 data.number(NFTA_CT_SREG, NFT_REG_1);
             }
-            Term::TcpFlags => {
-                data.number(NFTA_PAYLOAD_DREG, NFT_REG_1);
-                data.number(NFTA_PAYLOAD_BASE, NFT_PAYLOAD_TRANSPORT_HEADER);
-                data.number(NFTA_PAYLOAD_OFFSET, TCP_FLAGS_OFFSET);
-                data.number(NFTA_PAYLOAD_LEN, 1);
+            Term::TcpFlags => data.payload(NFT_PAYLOAD_TRANSPORT_HEADER, TCP_FLAGS_OFFSET, 1),
+            Term::Source(Family::V4) => data.payload(NFT_PAYLOAD_NETWORK_HEADER, 12, 4),
+            Term::Source(Family::V6) => data.payload(NFT_PAYLOAD_NETWORK_HEADER, 8, 16),
+            Term::SourceType => {
+                data.number(NFTA_FIB_DREG, NFT_REG_1);
+                data.number(NFTA_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE);
+                data.number(NFTA_FIB_FLAGS, NFTA_FIB_F_SADDR | NFTA_FIB_F_OIF);
+            }
+            Term::SourceNat(family) => {
+                data.number(NFTA_NAT_TYPE, NFT_NAT_SNAT);
+                data.number(NFTA_NAT_FAMILY, protocol(family).into());
+                data.number(NFTA_NAT_REG_ADDR_MIN, NFT_REG_1);
             }
             Term::Put(value) => {
                 data.number(NFTA_IMMEDIATE_DREG, NFT_REG_1);
@@ -285,6 +332,13 @@ impl Body<'_> {
         });
     }
 
+    fn payload(&mut self, base: u32, offset: u32, len: u32) {
+        self.number(NFTA_PAYLOAD_DREG, NFT_REG_1);
+        self.number(NFTA_PAYLOAD_BASE, base);
+        self.number(NFTA_PAYLOAD_OFFSET, offset);
+        self.number(NFTA_PAYLOAD_LEN, len);
+    }
+
     fn compare(&mut self, how: u32, value: Value) {
         self.number(NFTA_CMP_SREG, NFT_REG_1);
         self.number(NFTA_CMP_OP, how);
@@ -300,8 +354,16 @@ impl Body<'_> {
     }
 }
 
+fn protocol(family: Family) -> u8 {
+    match family {
+        Family::V4 => NFPROTO_IPV4,
+        Family::V6 => NFPROTO_IPV6,
+    }
+}
+
 const OUTPUT: &str = "output";
 const PREROUTING: &str = "prerouting";
+const POSTROUTING: &str = "postrouting";
 /// Index of the loopback interface, in every namespace.
 const LOOPBACK: u32 = 1;
 
@@ -325,11 +387,17 @@ const NFNL_MSG_BATCH_END: u16 = 0x11;
 const NFNETLINK_V0: u8 = 0;
 const NFPROTO_UNSPEC: u8 = 0;
 const NFPROTO_INET: u8 = 1;
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
 const NF_INET_PRE_ROUTING: u32 = 0;
 const NF_INET_LOCAL_OUT: u32 = 3;
+const NF_INET_POST_ROUTING: u32 = 4;
 const NF_IP_PRI_MANGLE: i32 = -150;
+const NF_IP_PRI_NAT_SRC: i32 = 100;
 const NF_ACCEPT: u32 = 1;
 const IP_CT_DIR_REPLY: u8 = 1;
+// linux/rtnetlink.h
+const RTN_LOCAL: u32 = 2;
 
 // linux/netfilter/nf_tables.h
 const NFT_MSG_NEWTABLE: u16 = 0;
@@ -343,10 +411,14 @@ const NFT_CMP_EQ: u32 = 0;
 const NFT_CMP_NEQ: u32 = 1;
 const NFT_META_MARK: u32 = 3;
 const NFT_META_IIF: u32 = 4;
+const NFT_META_NFPROTO: u32 = 15;
 const NFT_META_L4PROTO: u32 = 16;
 const NFT_CT_DIRECTION: u32 = 1;
 const NFT_CT_MARK: u32 = 3;
+const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
 const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
+const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
+const NFT_NAT_SNAT: u32 = 0;
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_FLAGS: u16 = 2;
@@ -375,6 +447,14 @@ const NFTA_PAYLOAD_DREG: u16 = 1;
 const NFTA_PAYLOAD_BASE: u16 = 2;
 const NFTA_PAYLOAD_OFFSET: u16 = 3;
 const NFTA_PAYLOAD_LEN: u16 = 4;
+const NFTA_FIB_DREG: u16 = 1;
+const NFTA_FIB_RESULT: u16 = 2;
+const NFTA_FIB_FLAGS: u16 = 3;
+const NFTA_FIB_F_SADDR: u32 = 1;
+const NFTA_FIB_F_OIF: u32 = 16;
+const NFTA_NAT_TYPE: u16 = 1;
+const NFTA_NAT_FAMILY: u16 = 2;
+const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
 const NFTA_IMMEDIATE_DREG: u16 = 1;
 const NFTA_IMMEDIATE_DATA: u16 = 2;
 const NFTA_CMP_SREG: u16 = 1;
@@ -406,26 +486,26 @@ mod tests {
 
     #[test]
     fn a_batch_has_a_beginning_an_end_and_numbers() {
-        let batch = Batch::table(Owner::Socket);
+        let batch = Batch::table(Owner::Socket, Nat::Present);
         let messages = messages(&batch.bytes);
         let kinds: Vec<u16> = messages.iter().map(|message| message.1).collect();
         let of = |kind| NFNL_SUBSYS_NFTABLES << 8 | kind;
         let table = [NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWTABLE].map(of);
-        let chains = [of(NFT_MSG_NEWCHAIN); 2];
-        let rules = [of(NFT_MSG_NEWRULE); 6];
+        let chains = [of(NFT_MSG_NEWCHAIN); 3];
+        let rules = [of(NFT_MSG_NEWRULE); 8];
         let expected = [&[NFNL_MSG_BATCH_BEGIN], &table[..], &chains, &rules, &[NFNL_MSG_BATCH_END]].concat();
         assert_eq!(kinds, expected);
         assert!((0..).zip(&messages).all(|(number, message)| message.0 == number));
         assert_eq!(batch.last() as usize, messages.len() - 2);
         let steps = [EgressStep::Commit, EgressStep::Table, EgressStep::Chain, EgressStep::Rule];
-        assert_eq!([0, 3, 4, 11].map(|number| batch.step(number)), steps);
+        assert_eq!([0, 3, 4, 7].map(|number| batch.step(number)), steps);
         assert_eq!(batch.step(99), EgressStep::Commit);
     }
 
     #[test]
     #[cfg(target_endian = "little")]
     fn table_and_chain_are_what_nft_would_send() {
-        let batch = Batch::table(Owner::Nobody);
+        let batch = Batch::table(Owner::Nobody, Nat::Absent);
         let messages = messages(&batch.bytes);
         #[rustfmt::skip]
         assert_eq!(messages[1].2, [
@@ -444,7 +524,7 @@ mod tests {
     #[test]
     #[cfg(target_endian = "little")]
     fn a_rule_is_what_nft_would_send() {
-        let batch = Batch::table(Owner::Nobody);
+        let batch = Batch::table(Owner::Nobody, Nat::Absent);
         let messages = messages(&batch.bytes);
         // Behind the names of table and chain: `iif lo accept`.
         #[rustfmt::skip]

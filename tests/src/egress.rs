@@ -186,7 +186,6 @@ impl EgressEvents for Teller {
 
     fn refused(&self, id: u64, stream: OwnedFd, why: EgressError) {
         self.over(id);
-        eprintln!("DBG refused {why:?}");
         let _ = self.sender.send(Outcome::Refused(id, stream.into(), why));
     }
 
@@ -239,7 +238,6 @@ impl StandIn {
             self.last += 1;
             offered.insert((source, destination), self.last);
         }
-        eprintln!("DBG syn {source} {destination}");
         let Ok(stream) = self.host.connect(&destination.to_string()) else { return };
         stream.set_nonblocking(true).expect("the socket works");
         let offer = Egress { stream: stream.into(), child: source, destination, id: self.last };

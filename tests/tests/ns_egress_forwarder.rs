@@ -18,7 +18,7 @@ fn lab() -> (World, Netns, EgressLab) {
     let world = World::new();
     let child = world.child();
     let lab = EgressLab::start(&world, &child);
-    assert_eq!(lab.handle.egress_abilities().unwrap(), [EgressAbility::Possible; 2]);
+    assert_eq!(lab.handle.egress_abilities().expect("it works"), [EgressAbility::Possible; 2]);
     (world, child, lab)
 }
 
@@ -147,10 +147,11 @@ fn privileged_ports_are_reached_and_connections_listed() {
 /// Offers a connection to `server` that nobody in the child has asked for.
 fn offer(world: &World, lab: &EgressLab, child: &str, server: &str) {
     let stream = connect(&world.host, server);
-    stream.set_nonblocking(true).unwrap();
-    let (child, destination) = (child.parse().unwrap(), server.parse::<SocketAddr>().unwrap());
+    stream.set_nonblocking(true).expect("it works");
+    let (child, destination) =
+        (child.parse().expect("it works"), server.parse::<SocketAddr>().expect("it works"));
     let offer = Egress { stream: OwnedFd::from(stream), child, destination, id: 77 };
-    lab.handle.relay(offer).unwrap();
+    lab.handle.relay(offer).expect("it works");
 }
 
 #[test]
@@ -220,6 +221,12 @@ table inet rootless-launch { # progname probe
 \t\tct mark & 0x01000000 == 0x01000000 ct direction reply tcp flags syn,rst ct mark set ct mark & 0xfeffffff accept
 \t\tct mark & 0x01000000 == 0x01000000 tcp flags != syn / syn,ack meta mark set 0x726c0001
 \t}
+
+\tchain postrouting {
+\t\ttype nat hook postrouting priority srcnat - 1; policy accept;
+\t\tmeta l4proto tcp fib saddr . oif type local snat ip to ip saddr
+\t\tmeta l4proto tcp fib saddr . oif type local snat ip6 to ip6 saddr
+\t}
 }";
 
 #[test]
@@ -270,12 +277,12 @@ fn assert_relayed(world: &World, from: &Netns, lab: &EgressLab, clients: [&str; 
     for (address, client) in addresses(&echo).into_iter().zip(clients) {
         let mut stream = connect(from, &address);
         lab.joined();
-        let listed = lab.handle.connections().unwrap();
+        let listed = lab.handle.connections().expect("it works");
         assert_eq!(listed[0].client.ip().to_string(), client);
-        pour(&mut stream, 10 << 20, 5).unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
+        pour(&mut stream, 10 << 20, 5).expect("it works");
+        stream.shutdown(Shutdown::Write).expect("it works");
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).unwrap();
+        stream.read_to_end(&mut answer).expect("it works");
         assert_eq!(answer, verdict(10 << 20, StreamHash::of_pattern(5, 10 << 20)));
         lab.ended();
     }
@@ -286,8 +293,8 @@ fn assert_relayed(world: &World, from: &Netns, lab: &EgressLab, clients: [&str; 
     }
     for address in addresses(&resetting) {
         let mut stream = connect(from, &address);
-        stream.write_all(b"x").unwrap();
-        assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        stream.write_all(b"x").expect("it works");
+        assert!(stream.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
         lab.joined();
         lab.ended();
     }

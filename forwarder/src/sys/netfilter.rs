@@ -8,7 +8,7 @@ use nix::sys::socket::{
 };
 
 use super::rtnetlink::acknowledgements;
-use crate::netfilter::{Batch, Owner};
+use crate::netfilter::{Batch, Nat, Owner};
 use crate::protocol::EgressStep;
 
 /// A table of ours that is there, as long as this is where the kernel knows owners.
@@ -24,19 +24,17 @@ impl Table {
     /// Which step the kernel refused, and why.
     pub(crate) fn make() -> Result<Self, (EgressStep, io::Error)> {
         let socket = open().map_err(|error| (EgressStep::Netlink, error))?;
-        match perform(&socket, &Batch::table(Owner::Socket)) {
-            // Before Linux 5.12.
-            Err((EgressStep::Table, error)) if is_unknown(&error) => {
-                perform(&socket, &Batch::table(Owner::Nobody))?;
+        let (mut owner, mut nat) = (Owner::Socket, Nat::Present);
+        loop {
+            match perform(&socket, &Batch::table(owner, nat)) {
+                Ok(()) => return Ok(Table { _socket: socket }),
+                // Before Linux 5.12.
+                Err((EgressStep::Table, _)) if owner == Owner::Socket => owner = Owner::Nobody,
+                Err((EgressStep::Chain | EgressStep::Rule, _)) if nat == Nat::Present => nat = Nat::Absent,
+                Err(refused) => return Err(refused),
             }
-            result => result?,
         }
-        Ok(Table { _socket: socket })
     }
-}
-
-fn is_unknown(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
 fn open() -> io::Result<OwnedFd> {
