@@ -14,7 +14,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
-use forwarder::driver::{self as forwards, EgressAbility, EgressError, EgressEvents, Handle};
+use forwarder::driver::{
+    self as forwards, ChildLine, EgressAbility, EgressError, EgressEvents, Handle, LocalClients, Manner,
+};
 use netstack::Driver;
 use netstack::driver::{DriverHandle, HostRelay, RelayOffer};
 use netstack::flow::FlowId;
@@ -22,8 +24,10 @@ use netstack::stack::RelayEnd;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::agent::Agent;
 use crate::error::{Failure, Step};
 use crate::forwards::PreparedForwards;
+use crate::join::Target;
 
 /// How outbound TCP connections are carried.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
@@ -97,20 +101,37 @@ pub fn join(driver: &mut Driver, forwards: &mut PreparedForwards) -> io::Result<
 /// # Errors
 /// What the kernel refused.
 pub fn insist(forwards: &Handle) -> Result<(), Failure> {
-    let failed = |value: String, error| Failure::new(Step::Relay, value, error);
     let abilities = forwards.egress_abilities();
-    let abilities = abilities.map_err(|error| failed("agent".to_owned(), io::Error::other(error)))?;
-    for ability in abilities {
-        match ability {
-            EgressAbility::Possible => {}
-            EgressAbility::Impossible { errno: libc::EAFNOSUPPORT, .. } => {}
-            EgressAbility::Impossible { step, errno } => {
-                return Err(failed(step.to_string(), io::Error::from_raw_os_error(errno)));
-            }
-            EgressAbility::Unknown => return Err(failed("agent".to_owned(), io::ErrorKind::NotFound.into())),
+    demand(abilities.map_err(|error| Failure::new(Step::Relay, "agent", io::Error::other(error)))?)
+}
+
+/// Makes a failure of what the kernel refused.
+///
+/// # Errors
+/// As [`insist`].
+pub fn demand(abilities: [EgressAbility; 2]) -> Result<(), Failure> {
+    abilities.into_iter().try_for_each(|ability| match ability {
+        EgressAbility::Possible | EgressAbility::Impossible { errno: libc::EAFNOSUPPORT, .. } => Ok(()),
+        EgressAbility::Impossible { step, errno } => {
+            Err(Failure::new(Step::Relay, step.to_string(), io::Error::from_raw_os_error(errno)))
         }
-    }
-    Ok(())
+        EgressAbility::Unknown => Err(Failure::new(Step::Relay, "agent", io::ErrorKind::NotConnected)),
+    })
+}
+
+/// A forwarder for outbound connections and nothing else, with an agent in somebody else's namespace, which is started. The calling
+/// process has one thread.
+///
+/// # Errors
+/// The agent or the forwarder cannot be made.
+pub fn apart(driver: &mut Driver, target: &Target, mode: EgressMode) -> io::Result<PreparedForwards> {
+    let (line, agents_end) = ChildLine::pair()?;
+    Agent::new(agents_end, target.try_clone()?).start()?;
+    let config =
+        forwards::Config { manner: Manner::Apart(LocalClients::ToAddress), egress: mode.of_forwarder(), ..Default::default() };
+    let mut forwards = PreparedForwards::new(config, Some(line), None).map_err(io::Error::other)?;
+    join(driver, &mut forwards)?;
+    Ok(forwards)
 }
 
 /// The forwarder as the engine sees it.
@@ -174,6 +195,18 @@ impl News {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_family_that_the_kernel_has_not_is_no_obstacle() {
+        use forwarder::driver::EgressStep;
+        let impossible = |step, errno| EgressAbility::Impossible { step, errno };
+        let missing = impossible(EgressStep::Socket, libc::EAFNOSUPPORT);
+        assert_eq!(demand([EgressAbility::Possible, missing]), Ok(()));
+        let failure = demand([EgressAbility::Possible, impossible(EgressStep::Table, libc::EPERM)]).unwrap_err();
+        let text = failure.to_string();
+        assert!(text.starts_with("cannot carry outbound connections by the relay: nftables table: "), "{text}");
+        assert!(demand([EgressAbility::Unknown; 2]).is_err());
+    }
 
     #[test]
     fn modes_have_their_names() {

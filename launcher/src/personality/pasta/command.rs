@@ -26,6 +26,7 @@ use super::end::End;
 use super::engine::{Engine, Ready};
 use super::plan::Plan;
 use super::{Outputs, RunError};
+use crate::egress::EgressMode;
 use crate::apply;
 use crate::child::is_anywhere;
 use crate::engine::detach;
@@ -52,6 +53,7 @@ const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWUSER
 pub(super) fn run(
     request: &Request,
     plan: &Plan,
+    egress: EgressMode,
     words: &[OsString],
     outputs: Outputs,
 ) -> Result<ExitCode, RunError> {
@@ -64,7 +66,7 @@ pub(super) fn run(
     let target = join::Target::of_process(command.pid, None)?;
     let guard = Guard::start(&command.namespace, None)?;
     guard.wait_ready()?;
-    let engine = RunningEngine::start(Engine { request, plan, target: &target, pcap })?;
+    let engine = RunningEngine::start(Engine { request, plan, target: &target, egress, pcap })?;
     drop(target);
     super::write_pid(pid).map_err(RunError::Prepare)?;
     command.tell(&Message::Execute);

@@ -6,6 +6,9 @@
 //! wanted, tells the ready descriptor, and runs the engine until the exit descriptor is hung up, or nobody is left in
 //! the namespace of a target that is a process (which a sandbox would keep from being seen). SIGTERM and SIGKILL
 //! end it as they end every program. It has one thread until everything about namespaces is done.
+//!
+//! The namespace is somebody else's, and the relay for outbound connections would add rules to it: they go by the TAP, unless the
+//! environment says otherwise ([`egress::VARIABLE`]).
 
 pub mod api;
 pub mod cli;
@@ -39,7 +42,8 @@ use self::api::{Forwards, Server, Socket};
 use self::cli::{Call, CliError, Request, Switch, Target, USAGE};
 use self::plan::Banner;
 use crate::carrier::TapCarrier;
-use crate::error::with_causes;
+use crate::egress::{self, EgressMode};
+use crate::error::{Failure, with_causes};
 use crate::forwards::{self, PreparedForwards};
 use crate::join::{self, JoinError};
 use crate::logger;
@@ -123,6 +127,14 @@ enum RunError {
     },
     #[error("cannot wait for the end")]
     Watch(#[source] io::Error),
+    #[error(transparent)]
+    EgressVariable(#[from] egress::VariableError),
+    #[error("{}=relay: the target is a descriptor, and nobody says whose", egress::VARIABLE)]
+    NoNamespace,
+    #[error("cannot start the relay for outbound connections")]
+    Relay(#[source] io::Error),
+    #[error(transparent)]
+    NoRelay(#[from] Failure),
     #[error("cannot set up the sandbox")]
     Sandbox(#[from] SandboxError),
     #[error("cannot forward ports")]
@@ -147,19 +159,34 @@ impl RunError {
 
 /// Sets everything up, then serves until the end.
 fn serve(request: &Request) -> Result<(), RunError> {
+    let egress = EgressMode::of_environment()?;
     let given = Given::take(request)?;
     let config = plan::config(request)?;
-    let (link, target) = open_link(request, &config, given.link)?;
+    let Opened { link, target, process } = open_link(request, &config, given.link)?;
     say(Banner { request, config: &config });
 
     let mut driver = Driver::new(link, config.clone())?;
-    let mut end = End::watch(given.exit, target).map_err(RunError::Watch)?;
+    let relay = match (egress, &target) {
+        (EgressMode::Tap, _) | (EgressMode::Auto, None) => None,
+        (EgressMode::Relay, None) => return Err(RunError::NoNamespace),
+        (mode, Some(target)) => {
+            Some(egress::apart(&mut driver, target, mode).map_err(RunError::Relay)?)
+        }
+    };
+    let mut end = End::watch(given.exit, target.zip(process)).map_err(RunError::Watch)?;
     let api = match &request.api_socket {
         Some(path) => Some(Api::prepare(path, request, &config, driver.handle()?)?),
         None => None,
     };
     let confinement = confine(request)?;
     let api = api.map(|api| api.start(&confinement, config.ipv4().child)).transpose()?;
+    let relay = relay.map(|relay| {
+        relay.start(&confinement, |error| warn!("outbound connections go by the TAP: {}", with_causes(error)))
+    });
+    let relay = relay.transpose()?;
+    if let (EgressMode::Relay, Some(relay)) = (egress, &relay) {
+        egress::insist(relay.handle())?;
+    }
     confinement.confine(ThreadRole::Driver)?;
     if let Some(ready) = given.ready {
         tell_ready(ready);
@@ -172,7 +199,9 @@ fn serve(request: &Request) -> Result<(), RunError> {
     }
     // Ports are free and nobody asks for more, while what the child has sent is still delivered.
     driver.close_handles();
+    driver.set_relay(None);
     drop(api);
+    relay.iter().for_each(forwards::Forwards::close);
     Ok(driver.finish()?)
 }
 
@@ -273,12 +302,18 @@ impl Given {
     }
 }
 
-/// The link to the target; with a target whose end can be watched, and its process.
-fn open_link(
-    request: &Request,
-    config: &Config,
-    given: Option<OwnedFd>,
-) -> Result<(Link, Option<(join::Target, OwnedFd)>), RunError> {
+/// What there is of the target.
+struct Opened {
+    link: Link,
+    /// Its namespaces, if they are known.
+    target: Option<join::Target>,
+    /// Its process, if the end of that can be watched.
+    process: Option<OwnedFd>,
+}
+
+/// The link to the target.
+fn open_link(request: &Request, config: &Config, given: Option<OwnedFd>) -> Result<Opened, RunError> {
+    let alone = |link| Opened { link, target: None, process: None };
     let (target, name) = match &request.target {
         Target::Process { pid, userns, tap } => {
             let target = join::Target::of_process(*pid, userns.as_deref());
@@ -290,11 +325,11 @@ fn open_link(
         }
         Target::TapFd(fd) => {
             let given = given.ok_or(RunError::NoTap(*fd))?;
-            return Ok((Link::Tap(Tap::from_fd(given).map_err(DriverError::from)?), None));
+            return Ok(alone(Link::Tap(Tap::from_fd(given).map_err(DriverError::from)?)));
         }
         Target::Bess(path) => {
             let peer = accept_one(path).map_err(|source| RunError::Bess { path: path.clone(), source })?;
-            return Ok((Link::Packet(PacketSocket::new(peer).map_err(DriverError::from)?), None));
+            return Ok(alone(Link::Packet(PacketSocket::new(peer).map_err(DriverError::from)?)));
         }
     };
     let setup = plan::tap(request, name, config);
@@ -312,7 +347,7 @@ fn open_link(
         Target::Process { pid, .. } if is_free => pidfd::open(pid).ok(),
         _ => None,
     };
-    Ok((link, process.map(|process| (target, process))))
+    Ok(Opened { link, target: Some(target), process })
 }
 
 /// The first who connects to a packet socket at `path`, which takes the place of what is there.
