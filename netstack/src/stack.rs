@@ -438,7 +438,7 @@ impl Stack {
         self.rings.lent()
     }
 
-    /// Whether bytes that the child has sent, or may still be sending, have not reached the host's kernel.
+    /// Whether bytes that the child has sent by frames, or may still be sending, have not reached the host's kernel.
     pub fn has_undelivered(&self) -> bool {
         self.flows.iter().any(|(_, entry)| match &entry.value.kind {
             FlowKind::Tcp(tcp) => tcp.has_undelivered(),
@@ -471,6 +471,29 @@ impl Stack {
             let key = entry.key;
             Some(FlowInfo { id, key, opened_by, path, phase, bytes_from_child, bytes_to_child, last_active })
         })
+    }
+
+    /// What the limits count is what the table holds.
+    ///
+    /// # Panics
+    /// Where it is not.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn assert_counts(&self) {
+        let mut counts = (0, 0, 0);
+        for (_, entry) in self.flows.iter() {
+            match &entry.value.kind {
+                FlowKind::Tcp(tcp) => {
+                    counts.0 += 1;
+                    counts.1 += usize::from(tcp.is_half_open());
+                }
+                FlowKind::Relayed(_) => {
+                    counts.0 += 1;
+                    counts.2 += 1;
+                }
+                _ => {}
+            }
+        }
+        assert_eq!((self.counts.tcp, self.counts.half_open, self.stats.relay.active), counts);
     }
 
     fn counted(&mut self, result: Result<(), DropReason>) -> Result<(), DropReason> {

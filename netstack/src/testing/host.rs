@@ -122,7 +122,9 @@ pub struct HostStub {
     pub largest_write: usize,
     /// Why datagram sockets cannot be opened, if so.
     pub open_error: Option<OpenError>,
-    /// What the relay answers. Default: [`RelayPlan::Hold`].
+    /// What the relay answers to offers, by destination; to others, `relay_plan`.
+    pub relay_plans: BTreeMap<SocketAddr, RelayPlan>,
+    /// What the relay answers to other offers. Default: [`RelayPlan::Hold`].
     pub relay_plan: RelayPlan,
     /// What it was offered.
     pub offers: Vec<Offered>,
@@ -148,6 +150,7 @@ impl Default for HostStub {
             appetite: usize::MAX,
             largest_write: usize::MAX,
             open_error: None,
+            relay_plans: BTreeMap::new(),
             relay_plan: RelayPlan::Hold,
             offers: Vec::new(),
             withdrawn: Vec::new(),
@@ -301,7 +304,7 @@ impl HostStub {
                 assert!(socket.received.is_empty(), "nothing was written");
                 socket.away = true;
                 self.offers.push(Offered { flow, child, destination });
-                match self.relay_plan {
+                match self.relay_plans.get(&destination).copied().unwrap_or(self.relay_plan) {
                     RelayPlan::Join => assert!(self.join(now, stack, flow), "at once is in time"),
                     RelayPlan::Refuse => assert!(self.refuse(now, stack, flow), "at once is in time"),
                     RelayPlan::Hold => {}

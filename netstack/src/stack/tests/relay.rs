@@ -38,6 +38,7 @@ fn joined(h: &mut Harness, child: SocketAddr, remote: SocketAddr) -> FlowId {
 }
 
 fn stray(h: &Harness) -> u64 {
+    h.stack.assert_counts();
     h.stack.stats().drops(DropReason::RelayedFlow)
 }
 
