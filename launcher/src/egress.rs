@@ -127,8 +127,11 @@ pub fn demand(abilities: [EgressAbility; 2]) -> Result<(), Failure> {
 pub fn apart(driver: &mut Driver, target: &Target, mode: EgressMode) -> io::Result<PreparedForwards> {
     let (line, agents_end) = ChildLine::pair()?;
     Agent::new(agents_end, target.try_clone()?).start()?;
-    let config =
-        forwards::Config { manner: Manner::Apart(LocalClients::ToAddress), egress: mode.of_forwarder(), ..Default::default() };
+    let config = forwards::Config {
+        manner: Manner::Apart(LocalClients::ToAddress),
+        egress: mode.of_forwarder(),
+        ..Default::default()
+    };
     let mut forwards = PreparedForwards::new(config, Some(line), None).map_err(io::Error::other)?;
     join(driver, &mut forwards)?;
     Ok(forwards)
@@ -202,15 +205,21 @@ mod tests {
         let impossible = |step, errno| EgressAbility::Impossible { step, errno };
         let missing = impossible(EgressStep::Socket, libc::EAFNOSUPPORT);
         assert_eq!(demand([EgressAbility::Possible, missing]), Ok(()));
-        let failure = demand([EgressAbility::Possible, impossible(EgressStep::Table, libc::EPERM)]).unwrap_err();
+        let failure =
+            demand([EgressAbility::Possible, impossible(EgressStep::Table, libc::EPERM)]).unwrap_err();
         let text = failure.to_string();
-        assert!(text.starts_with("cannot carry outbound connections by the relay: nftables table: "), "{text}");
+        assert!(
+            text.starts_with("cannot carry outbound connections by the relay: nftables table: "),
+            "{text}"
+        );
         assert!(demand([EgressAbility::Unknown; 2]).is_err());
     }
 
     #[test]
     fn modes_have_their_names() {
-        for (text, mode) in [("auto", EgressMode::Auto), ("relay", EgressMode::Relay), ("tap", EgressMode::Tap)] {
+        for (text, mode) in
+            [("auto", EgressMode::Auto), ("relay", EgressMode::Relay), ("tap", EgressMode::Tap)]
+        {
             assert_eq!(text.parse(), Ok(mode));
             assert_eq!(serde_json::to_value(mode).unwrap(), text);
         }

@@ -88,7 +88,9 @@ pub enum UsageError {
     #[error("--publish auto is given twice")]
     AutoTwice,
     /// `--pcap` with `--egress=relay`.
-    #[error("--pcap records packets, and connections on the relay have none: use --egress=auto or tap with it")]
+    #[error(
+        "--pcap records packets, and connections on the relay have none: use --egress=auto or tap with it"
+    )]
     RelayWithCapture,
     /// An option that needs the engine, without the engine.
     #[error("{option} has no meaning with --net={net}: there is no engine")]

@@ -117,10 +117,12 @@ impl Services {
         let (forwards, ports) = (self.forwards.handle().clone(), plan.ports.clone());
         let work = move || {
             let relay = if egress == EgressMode::Relay { egress::insist(&forwards).err() } else { None };
-            let failure = relay.map(Message::Failed).or_else(|| ports.into_iter().find_map(|spec| {
-                let text = spec.to_string();
-                forwards.add(spec).err().map(|error| not_published(text, error))
-            }));
+            let failure = relay.map(Message::Failed).or_else(|| {
+                ports.into_iter().find_map(|spec| {
+                    let text = spec.to_string();
+                    forwards.add(spec).err().map(|error| not_published(text, error))
+                })
+            });
             // A launcher that is gone is noticed by the engine.
             let _ = channel.send(&failure.unwrap_or(Message::EngineReady), None);
         };

@@ -130,7 +130,8 @@ fn outbound(instance: &Instance) -> String {
 fn a_hundred_megabytes_arrive_intact_in_both_directions_and_families() {
     for way in BOTH_WAYS {
         let lab = Lab::new(way, &[]);
-        for (address, listen) in [(SERVICE4, format!("{SERVICE4}:0")), (SERVICE6, format!("[{SERVICE6}]:0"))] {
+        for (address, listen) in [(SERVICE4, format!("{SERVICE4}:0")), (SERVICE6, format!("[{SERVICE6}]:0"))]
+        {
             let server = Server::start(lab.world.host.listen(&listen), Serve::Sink);
             let sent = lab.probe(&["tcp-send", address, &server.port(), "100000000", "5"]).success();
             assert_eq!(sent.value("intact"), "1", "{way}: {}", sent.describe());
@@ -268,7 +269,10 @@ fn connects_are_truthful() {
 #[test]
 fn the_policy_refuses_on_both_ways() {
     for way in BOTH_WAYS {
-        let lab = Lab::new(way, &["--policy", &format!("deny tcp {SERVICE4}:7-9"), "--policy", "deny tcp 203.0.113.2"]);
+        let lab = Lab::new(
+            way,
+            &["--policy", &format!("deny tcp {SERVICE4}:7-9"), "--policy", "deny tcp 203.0.113.2"],
+        );
         let expected = match way {
             "relay" => Lab::new("tap", &["--policy", "deny tcp 203.0.113.2"])
                 .probe(&["connect", "203.0.113.2", "80"])
@@ -328,7 +332,10 @@ fn flows_statistics_and_info_tell_the_way() {
         };
         assert!(outbound(&lab.instance).ends_with(expected), "{}", outbound(&lab.instance));
         let json = lab.instance.client(&["info", "--json"]);
-        assert!(json.contains(&format!("\"egress\":{{\"mode\":\"{way}\",\"ipv4\":{{\"path\":\"{way}\"")), "{json}");
+        assert!(
+            json.contains(&format!("\"egress\":{{\"mode\":\"{way}\",\"ipv4\":{{\"path\":\"{way}\"")),
+            "{json}"
+        );
         stream.write_all(&[7; 10_000]).unwrap();
         stream.read_exact(&mut [0; 10_000]).unwrap();
         let flows = lab.instance.client(&["flows", "--json"]);
@@ -351,7 +358,11 @@ fn a_launch_pays_for_the_relay_when_it_connects() {
     let _udp = tests::servers::udp_echo(lab.world.host.udp(&format!("{SERVICE4}:5300")));
     let _ = lab.probe(&["udp-echo", SERVICE4, "5300", "1", "100"]).success();
     assert!(!has_agent(), "{:?}", lab.instance.processes());
-    assert!(outbound(&lab.instance).contains("the first connection will tell"), "{}", outbound(&lab.instance));
+    assert!(
+        outbound(&lab.instance).contains("the first connection will tell"),
+        "{}",
+        outbound(&lab.instance)
+    );
     let server = lab.serve(Serve::Echo);
     let mut first = lab.connect(&server);
     ping(&mut first);
@@ -376,7 +387,11 @@ fn while_a_capture_runs_new_connections_are_packets() {
     let file = lab.world.dir().join("capture.pcap");
     let path = file.to_str().expect("paths are UTF-8");
     lab.instance.client(&["capture", "start", path]);
-    assert!(outbound(&lab.instance).contains("by the TAP (a capture is running)"), "{}", outbound(&lab.instance));
+    assert!(
+        outbound(&lab.instance).contains("by the TAP (a capture is running)"),
+        "{}",
+        outbound(&lab.instance)
+    );
     let mut during = lab.connect(&server);
     during.write_all(b"seen by the capture").unwrap();
     during.read_exact(&mut [0; 19]).unwrap();
@@ -416,7 +431,10 @@ fn what_the_child_talks_to_itself_is_not_caught() {
             let server = Server::start(lab.child.listen(&format!("{address}:0")), Serve::Echo);
             let mut stream = connect(&lab.child, &format!("{address}:{}", server.port()));
             ping(&mut stream);
-            assert!(!lab.instance.client(&["flows"]).contains(&format!("{address}:{}", server.port())), "{way}");
+            assert!(
+                !lab.instance.client(&["flows"]).contains(&format!("{address}:{}", server.port())),
+                "{way}"
+            );
         }
     }
 }
@@ -435,8 +453,11 @@ fn pod(lab: &Lab, masquerade: bool) -> Netns {
     pod.ip("addr add 172.30.0.2/24 dev eth0\nlink set eth0 up\nroute add default via 172.30.0.1\n");
     lab.child.sysctl("net/ipv4/ip_forward", "1");
     if masquerade {
-        nft(&lab.child, "add table ip cni; add chain ip cni post { type nat hook postrouting priority 100; }; \
-             add rule ip cni post ip saddr 172.30.0.0/24 oifname != br0 masquerade");
+        nft(
+            &lab.child,
+            "add table ip cni; add chain ip cni post { type nat hook postrouting priority 100; }; \
+             add rule ip cni post ip saddr 172.30.0.0/24 oifname != br0 masquerade",
+        );
     }
     pod
 }
@@ -488,8 +509,11 @@ fn who_flushes_all_rules_does_not_break_new_connections() {
 #[test]
 fn our_rules_are_a_table_of_their_own_and_leave_others_alone() {
     let lab = Lab::new("relay", &[]);
-    nft(&lab.child, "add table inet theirs; add chain inet theirs out { type filter hook output priority 0; }; \
-         add rule inet theirs out counter");
+    nft(
+        &lab.child,
+        "add table inet theirs; add chain inet theirs out { type filter hook output priority 0; }; \
+         add rule inet theirs out counter",
+    );
     let server = lab.serve(Serve::Echo);
     lab.goes_its_way(&server);
     let tables = nft(&lab.child, "list tables");
@@ -549,7 +573,11 @@ fn without_nf_tables_connections_are_packets_and_info_says_why() {
     assert!(told.stdout.contains("by the TAP (") && told.stdout.contains("netfilter"), "{}", told.describe());
     let refused = without_nf_tables(&world, &["--egress=relay"], &["true"]).finish();
     assert_eq!(refused.status.code(), Some(1), "{}", refused.describe());
-    assert!(refused.stderr.contains("cannot carry outbound connections by the relay"), "{}", refused.describe());
+    assert!(
+        refused.stderr.contains("cannot carry outbound connections by the relay"),
+        "{}",
+        refused.describe()
+    );
     assert!(refused.stderr.contains("modprobe nf_tables"), "{}", refused.describe());
 }
 

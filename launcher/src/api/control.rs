@@ -24,9 +24,9 @@ use netstack::time::{Duration, Instant};
 use netstack::{Driver, Stack};
 
 use super::model::{
-    Capture, CaptureEnd, Dns, DnsChange, Drops, Egress, EgressMode, EgressPath, EgressState, Flow, FlowList, FlowPath, FlowProtocol, FlowQuery, ForwardStatistics,
-    Health, HealthStatus, Info, NetworkDriver, Policy, PortDriver, PortSpec, PortStatus, Position, RelayStatistics, Side,
-    StaticName, Statistics,
+    Capture, CaptureEnd, Dns, DnsChange, Drops, Egress, EgressMode, EgressPath, EgressState, Flow, FlowList,
+    FlowPath, FlowProtocol, FlowQuery, ForwardStatistics, Health, HealthStatus, Info, NetworkDriver, Policy,
+    PortDriver, PortSpec, PortStatus, Position, RelayStatistics, Side, StaticName, Statistics,
 };
 use super::{Control, Refusal, Reply, VERSION};
 use crate::holder::TakenPort;

@@ -68,7 +68,11 @@ impl Collector for Snapshot {
         page.gauge("flows", "Flows at this moment", now.flows)?;
         page.gauge("buffer_bytes", "Ring memory that TCP flows may use", now.buffer_bytes)?;
         let relay = &now.relay;
-        page.gauge("relay_connections", "Outbound connections on the relay at this moment", relay.connections)?;
+        page.gauge(
+            "relay_connections",
+            "Outbound connections on the relay at this moment",
+            relay.connections,
+        )?;
         page.counter("relay_joined", "Outbound connections on the relay", relay.joined)?;
         page.counter("relay_refused", "Those that were offered to it and took the TAP", relay.refused)?;
         page.counter("relay_bytes_from_child", "Bytes on the relay", relay.bytes_from_child)?;

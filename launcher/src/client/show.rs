@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use forwarder::spec::{Origin, PortFields};
 
 use crate::api::model::{
-    Capture, CaptureEnd, Dns, EgressPath, EgressState, FlowList, Info, Policy, PortChange, PortEvent, PortSpec,
-    PortStatus, Side, Statistics, Traffic,
+    Capture, CaptureEnd, Dns, EgressPath, EgressState, FlowList, Info, Policy, PortChange, PortEvent,
+    PortSpec, PortStatus, Side, Statistics, Traffic,
 };
 use crate::state_dir::Instance;
 
@@ -31,7 +31,10 @@ impl Show for Info {
             rows.push(("  gateways", list(&network.gateways)));
             rows.push(("  DNS", list(&network.dns)));
             if let Some(egress) = &network.egress {
-                rows.push(("  outbound TCP", format!("IPv4 {}; IPv6 {}", way(&egress.ipv4), way(&egress.ipv6))));
+                rows.push((
+                    "  outbound TCP",
+                    format!("IPv4 {}; IPv6 {}", way(&egress.ipv4), way(&egress.ipv6)),
+                ));
             }
         }
         if let Some(ports) = &self.port_driver {

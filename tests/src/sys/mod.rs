@@ -1,8 +1,5 @@
 //! The system calls that need `unsafe`: four of them.
-#![expect(
-    unsafe_code,
-    reason = "descriptors that arrive as numbers, and calls that have no safe wrapper"
-)]
+#![expect(unsafe_code, reason = "descriptors that arrive as numbers, and calls that have no safe wrapper")]
 
 use std::{
     fs::{File, OpenOptions},
@@ -71,7 +68,8 @@ pub fn open_tap(name: &str, header: TapHeader) -> io::Result<File> {
 /// # Errors
 /// What the kernel says.
 pub fn forbid_netlink(protocol: i32) -> io::Result<()> {
-    let (load, equal) = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);
+    let (load, equal) =
+        (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);
     let answer = libc::BPF_RET | libc::BPF_K;
     // seccomp_data: the number of the call at 0, the arguments from 16 on, low halves first.
     let arguments = |index: u32| 16 + 8 * index + if cfg!(target_endian = "big") { 4 } else { 0 };

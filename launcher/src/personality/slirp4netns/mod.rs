@@ -169,9 +169,7 @@ fn serve(request: &Request) -> Result<(), RunError> {
     let relay = match (egress, &target) {
         (EgressMode::Tap, _) | (EgressMode::Auto, None) => None,
         (EgressMode::Relay, None) => return Err(RunError::NoNamespace),
-        (mode, Some(target)) => {
-            Some(egress::apart(&mut driver, target, mode).map_err(RunError::Relay)?)
-        }
+        (mode, Some(target)) => Some(egress::apart(&mut driver, target, mode).map_err(RunError::Relay)?),
     };
     let mut end = End::watch(given.exit, target.zip(process)).map_err(RunError::Watch)?;
     let api = match &request.api_socket {
@@ -259,8 +257,8 @@ impl Api {
     fn start(self, confinement: &Confinement, child: Ipv4Addr) -> Result<RunningApi, RunError> {
         let Api { socket, listener, forwards } = self;
         let server = Server::new(listener, child, forwards.handle());
-        let forwards = forwards
-            .start(confinement, |error| warn!("no more forwards: {}", with_causes(error)))?;
+        let forwards =
+            forwards.start(confinement, |error| warn!("no more forwards: {}", with_causes(error)))?;
         confinement.spawn("slirp-api", ThreadRole::Api, || server.run())?;
         Ok(RunningApi { _forwards: forwards, _socket: socket })
     }
