@@ -158,7 +158,11 @@ impl AgentState {
         let AgentState::Prepared(agent) = std::mem::replace(self, AgentState::Absent) else { return };
         match agent.start() {
             Ok(pid) => *self = AgentState::Running(pid),
-            Err(error) => warn!("published ports take the slow path: their agent cannot be started: {error}"),
+            Err(error) => {
+                warn!(
+                    "published ports and outbound connections go by the TAP: their agent cannot be started: {error}"
+                );
+            }
         }
     }
 

@@ -150,7 +150,7 @@ impl Prepared {
     pub fn start(self, confinement: &Confinement) -> Result<Services, SandboxError> {
         let Prepared { control, api, forwards } = self;
         let forwards = forwards.start(confinement, |error| {
-            warn!("no more published ports: {}", with_causes(error));
+            warn!("no more published ports, and outbound connections go by the TAP: {}", with_causes(error));
         })?;
         let mut services = Services { control, server: None, forwards };
         if let Some(api) = api {

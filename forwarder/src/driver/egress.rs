@@ -34,7 +34,7 @@ use super::agent::Agent;
 use super::pair::{Origin as PairOrigin, Pair};
 use super::stats::EgressStats;
 use super::{Engine, GENERATIONS, STREAM_EVENTS, Token, WAITING};
-use crate::protocol::{EgressAbility, Reach, SocketKind};
+use crate::protocol::{EgressAbility, EgressStep, Reach, SocketKind};
 use crate::relay::Side;
 use crate::spec::{Family, Transport};
 use crate::sys::socket;
@@ -297,6 +297,15 @@ impl Engine {
         self.egress.gate.set(state);
         for asker in self.egress.askers.drain(..) {
             let _ = asker.send(found);
+        }
+    }
+
+    /// The agent could not be started.
+    pub(super) fn close_egress_gate(&mut self) {
+        let found = EgressAbility::Impossible { step: EgressStep::Agent, errno: libc::ESRCH };
+        [self.egress.stats.ipv4, self.egress.stats.ipv6] = [found; 2];
+        for asker in self.egress.askers.drain(..) {
+            let _ = asker.send([found; 2]);
         }
     }
 

@@ -613,6 +613,10 @@ impl Engine {
             let news = match agent.receive() {
                 Ok(Some(news)) => news,
                 Ok(None) => return Ok(()),
+                Err(Lost::Gone) if agent.abilities().is_none() && self.can_do_without_agent() => {
+                    self.do_without_agent();
+                    return Ok(());
+                }
                 Err(Lost::Gone) => return Err(DriverError::ChildGone),
                 Err(Lost::Protocol(error)) => return Err(DriverError::Protocol(error)),
             };
@@ -652,6 +656,21 @@ impl Engine {
                 News::Listening(id, socket) => self.listening_in_child(id, socket),
             }
         }
+    }
+
+    /// Whether an agent that never was is no reason to end: everything that was begun has another way.
+    fn can_do_without_agent(&self) -> bool {
+        let tap = self.tap.is_some() && self.config.manner == Manner::Relay;
+        tap && self.config.auto.is_none() && self.to_host.is_empty()
+    }
+
+    /// It could not be started, and nothing is known of the child's end.
+    fn do_without_agent(&mut self) {
+        let Some(agent) = self.agent.take() else { return };
+        let _ = self.epoll.delete(&agent);
+        self.close_egress_gate();
+        self.serve_waiting();
+        self.flush_datagrams();
     }
 
     fn hear_addresses(&mut self) {
