@@ -13,6 +13,7 @@ use tests::{
     published::expect_echo,
     servers::{Serve, Server, drain},
     stream::StreamHash,
+    unshared::Child,
     world::{FAR4, FAR6, HOST4, Netns, PROHIBITED4, SERVICE4, SERVICE6, SILENT4, UNREACHABLE4, World},
 };
 
@@ -653,5 +654,61 @@ fn a_killed_child_ends_its_connections_on_the_host() {
         child.wait_for_line("open=1");
         drop(child);
         assert_eq!(server.served().bytes, 0, "{way}");
+    }
+}
+
+// Other programs' names.
+
+/// Calls the program by another's name, in the background if that is its way, and waits until it is ready.
+#[track_caller]
+fn personality(child: &Child<'_>, name: &str, environment: &[(&str, &str)]) -> Process {
+    let program = locate::rootless_launch().expect("it is built").to_string_lossy().into_owned();
+    let script = match name {
+        "slirp4netns" => r#"exec 3>&1 4<&0; exec "$0" slirp4netns -c -r 3 -e 4 "$1" tap0 >&2"#,
+        _ => {
+            r#""$0" pasta --quiet --config-net -I tap0 -t none -u none -T none -U none --pid "$2" "$1" || exit
+               echo 1; read -r line; kill "$(cat "$2")""#
+        }
+    };
+    let pid_file = child.world().dir().join("pasta.pid").display().to_string();
+    let argv = ["sh", "-c", script, &program, &child.pid(), &pid_file];
+    let mut command = child.world().host.program(&argv);
+    command.envs(environment.iter().copied());
+    Process::spawn(command)
+}
+
+/// Bytes that left by the TAP.
+#[track_caller]
+fn tap_bytes(child: &Child<'_>) -> u64 {
+    let devices = child.stdout(&["cat", "/proc/net/dev"]);
+    let row = devices.lines().find(|line| line.contains("tap0:")).expect("a TAP");
+    row.split_whitespace().nth(9).and_then(|bytes| bytes.parse().ok()).expect("a number")
+}
+
+#[test]
+fn personalities_leave_the_namespace_alone_unless_told_otherwise() {
+    let world = World::new();
+    for name in ["slirp4netns", "pasta"] {
+        for way in BOTH_WAYS {
+            let child = Child::new(&world);
+            let told = [("ROOTLESS_LAUNCH_EGRESS", "relay")];
+            let mut process = personality(&child, name, if way == "relay" { &told } else { &[] });
+            process.wait_for_line("1");
+            let server = Server::start(world.host.listen(&format!("{SERVICE4}:0")), Serve::Sink);
+            let argv = locate::probe_argv(&["tcp-send", SERVICE4, &server.port(), "20000000", "5"]);
+            let argv: Vec<_> = argv.iter().map(String::as_str).collect();
+            assert_eq!(child.run(&argv).success().value("intact"), "1", "{name}: {way}");
+            assert_eq!(server.served().sum, StreamHash::of_pattern(5, 20_000_000), "{name}: {way}");
+            let tables = child.stdout(&["nft", "list", "tables"]);
+            assert_eq!(tables.contains("rootless-launch"), way == "relay", "{name}: {way}: {tables}");
+            assert_eq!(tap_bytes(&child) < 1_000_000, way == "relay", "{name}: {way}");
+            process.close_stdin();
+            let _ = process.finish();
+        }
+        let child = Child::new(&world);
+        let refused = personality(&child, name, &[("ROOTLESS_LAUNCH_EGRESS", "always")]).finish();
+        assert!(!refused.status.success(), "{}", refused.describe());
+        let complaint = r#"ROOTLESS_LAUNCH_EGRESS="always" is not auto, relay or tap"#;
+        assert!(refused.stderr.contains(complaint), "{}", refused.describe());
     }
 }
