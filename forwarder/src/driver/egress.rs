@@ -330,6 +330,21 @@ impl Engine {
         }
     }
 
+    /// Whoever offered it has no use for it any more: both ends see RST.
+    pub(super) fn withdraw_egress(&mut self, id: u64) {
+        self.take_offers();
+        self.egress.waiting.retain(|(egress, _)| {
+            if egress.id == id {
+                socket::reset_on_close(egress.stream.as_fd());
+            }
+            egress.id != id
+        });
+        if let Some(&key) = self.egress.keys.get(&id) {
+            self.egress.stats.reset += 1;
+            self.reset(key);
+        }
+    }
+
     /// There are none to be had.
     pub(super) fn refuse_waiting_egress(&mut self, errno: i32) {
         for (Egress { id, stream, .. }, _) in std::mem::take(&mut self.egress.waiting) {
@@ -429,21 +444,6 @@ impl Engine {
             && let Some(events) = &self.egress.events
         {
             events.flush();
-        }
-    }
-
-    /// Nobody wants the connection any more.
-    pub(super) fn withdraw_egress(&mut self, id: u64) {
-        self.take_offers();
-        self.egress.waiting.retain(|(egress, _)| {
-            let stays = egress.id != id;
-            if !stays {
-                socket::reset_on_close(egress.stream.as_fd());
-            }
-            stays
-        });
-        if let Some(&key) = self.egress.keys.get(&id) {
-            self.reset(key);
         }
     }
 

@@ -131,7 +131,8 @@ impl Handle {
         }
     }
 
-    /// Takes an offer back, and resets what was joined because of it. Does nothing where it is not known (any more).
+    /// Resets what was offered under this name, joined or not, without waiting. Nothing is told but the end of what was joined;
+    /// unknown names are ignored.
     pub fn withdraw(&self, id: u64) {
         self.post(move |engine| engine.withdraw_egress(id));
     }
