@@ -183,6 +183,13 @@ fn keep_addresses(family: Family) -> io::Result<()> {
     rtnetlink::deliver_marked_locally(family, MARK, TABLE, RULE_PRIORITY)
 }
 
+/// Tries in the caller's network namespace, whose loopback is up, whether what begins there can be relayed: IPv4, IPv6. For namespaces
+/// that are thrown away.
+pub fn try_egress() -> [EgressAbility; 2] {
+    let (v4, v6) = prepare_egress(&mut None);
+    [v4, v6]
+}
+
 /// Puts in what keeps relayed connections in the child; says for IPv4 and IPv6 whether that is so.
 fn prepare_egress(table: &mut Option<Table>) -> (EgressAbility, EgressAbility) {
     let mut common = || {

@@ -99,10 +99,12 @@ pub enum EgressStep {
     Rule,
     /// All of it together.
     Commit,
+    /// The agent itself: it never answered.
+    Agent,
 }
 
 impl EgressStep {
-    const ALL: [EgressStep; 8] = [
+    const ALL: [EgressStep; 9] = [
         EgressStep::Socket,
         EgressStep::Sysctl,
         EgressStep::Route,
@@ -111,6 +113,7 @@ impl EgressStep {
         EgressStep::Chain,
         EgressStep::Rule,
         EgressStep::Commit,
+        EgressStep::Agent,
     ];
 }
 
@@ -125,6 +128,7 @@ impl fmt::Display for EgressStep {
             EgressStep::Chain => "nftables chain",
             EgressStep::Rule => "nftables rule",
             EgressStep::Commit => "nftables transaction",
+            EgressStep::Agent => "agent in the child's namespace",
         })
     }
 }

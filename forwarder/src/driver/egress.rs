@@ -18,7 +18,7 @@
 //! A handshake that never ends is one whose answers go astray: rules of somebody in the child. Each such one closes the
 //! relay for a time, twice as long as before, so that few connections suffer from it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -34,7 +34,7 @@ use super::agent::Agent;
 use super::pair::{Origin as PairOrigin, Pair};
 use super::stats::EgressStats;
 use super::{Engine, GENERATIONS, STREAM_EVENTS, Token, WAITING};
-use crate::protocol::{EgressAbility, Reach, SocketKind};
+use crate::protocol::{EgressAbility, EgressStep, Reach, SocketKind};
 use crate::relay::Side;
 use crate::spec::{Family, Transport};
 use crate::sys::socket;
@@ -121,6 +121,8 @@ pub(super) struct EgressState {
     spare: Vec<Egress>,
     /// No socket is there for these.
     waiting: VecDeque<(Egress, Instant)>,
+    /// Where the pairs are.
+    keys: HashMap<u64, usize>,
     /// Their handshakes are under way.
     opening: VecDeque<(usize, u32, Instant)>,
     /// Who wants to know whether relaying is possible.
@@ -214,6 +216,7 @@ impl EgressState {
             gate,
             spare: Vec::new(),
             waiting: VecDeque::new(),
+            keys: HashMap::new(),
             opening: VecDeque::new(),
             askers: Vec::new(),
             stats: EgressStats::default(),
@@ -297,6 +300,15 @@ impl Engine {
         }
     }
 
+    /// The agent could not be started.
+    pub(super) fn close_egress_gate(&mut self) {
+        let found = EgressAbility::Impossible { step: EgressStep::Agent, errno: libc::ESRCH };
+        [self.egress.stats.ipv4, self.egress.stats.ipv6] = [found; 2];
+        for asker in self.egress.askers.drain(..) {
+            let _ = asker.send([found; 2]);
+        }
+    }
+
     /// Takes what lies at the gate.
     pub(super) fn take_offers(&mut self) {
         let mut offers = std::mem::take(&mut self.egress.spare);
@@ -327,8 +339,7 @@ impl Engine {
             }
             egress.id != id
         });
-        let of_it = |pair: &Pair| pair.origin == PairOrigin::Egress { id };
-        if let Some(key) = self.pairs.iter().find(|(_, pair)| of_it(pair)).map(|(key, _)| key) {
+        if let Some(&key) = self.egress.keys.get(&id) {
             self.egress.stats.reset += 1;
             self.reset(key);
         }
@@ -346,7 +357,9 @@ impl Engine {
         if self.now < self.egress.pause.until {
             return self.egress.refuse(egress.id, egress.stream, EgressError::Paused);
         }
-        if self.pairs.len() + self.egress.waiting.len() >= self.connection_limit {
+        let waiting = self.egress.waiting.len();
+        let relayed = usize::try_from(self.egress.stats.connections).unwrap_or(usize::MAX);
+        if self.pairs.len() + waiting >= self.connection_limit || relayed + waiting >= self.egress_limit {
             return self.egress.refuse(egress.id, egress.stream, EgressError::Limit);
         }
         let kind = kind(Family::of(egress.destination.ip()));
@@ -389,6 +402,7 @@ impl Engine {
         pair.to = destination;
         pair.opened = Some(socket);
         entry.insert(pair);
+        self.egress.keys.insert(id, key);
         self.egress.stats.connections += 1;
         self.egress.opening.push_back((key, generation, Instant::now()));
     }
@@ -412,6 +426,7 @@ impl Engine {
 
     /// A pair that has ended.
     pub(super) fn egress_ended(&mut self, id: u64, pair: &Pair) {
+        self.egress.keys.remove(&id);
         let stats = &mut self.egress.stats;
         let (to_host, from_host) = (pair.to_accepted, pair.to_opened);
         stats.connections -= 1;
@@ -432,9 +447,40 @@ impl Engine {
         }
     }
 
+    /// Ends what is published, and takes no more offers.
+    pub(super) fn close_all_but_egress(&mut self) {
+        self.egress.gate.set(GateState::Closed);
+        self.auto = None;
+        self.listeners.clear();
+        self.udp.clear();
+        self.waiting.clear();
+        for (key, origin) in self.pairs.iter().map(|(key, pair)| (key, pair.origin)).collect::<Vec<_>>() {
+            if !matches!(origin, PairOrigin::Egress { .. }) {
+                self.reset(key);
+            }
+        }
+    }
+
+    /// Whether something of what the child has sent may not have reached the host's sockets.
+    pub(super) fn owes_the_host(&self) -> bool {
+        self.pairs.iter().any(|(_, pair)| {
+            matches!(pair.origin, PairOrigin::Egress { .. }) && !pair.relay.has_finished(Side::Opened)
+        })
+    }
+
     /// The driver ends.
     pub(super) fn close_egress(&mut self) {
         self.egress.gate.set(GateState::Closed);
+        let delivered = self.pairs.iter().filter(|(_, pair)| {
+            matches!(pair.origin, PairOrigin::Egress { .. }) && pair.relay.has_finished(Side::Opened)
+        });
+        for key in delivered.map(|(key, _)| key).collect::<Vec<_>>() {
+            // To the child an end would look like the end of the data; the host has got its own, which a reset would revoke.
+            if let Some(opened) = self.pairs.get(key).and_then(|pair| pair.socket(Side::Opened)) {
+                socket::reset_on_close(opened);
+            }
+            self.close(key);
+        }
         let offers = std::mem::take(&mut self.egress.gate.lock().list);
         let waiting = std::mem::take(&mut self.egress.waiting).into_iter().map(|(egress, _)| egress);
         for Egress { id, stream, .. } in offers.into_iter().chain(waiting) {
@@ -480,6 +526,7 @@ impl Engine {
             // If the child has answered after all, it is not to wait for data.
             socket::reset_on_close(opened.as_fd());
         }
+        self.egress.keys.remove(&id);
         self.egress.stats.connections -= 1;
         self.egress.refuse(id, pair.accepted, why);
     }

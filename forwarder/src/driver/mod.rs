@@ -117,7 +117,7 @@ pub struct Limits {
     /// Forwards and listeners.
     pub forwards: manager::Limits,
     /// TCP connections of all forwards and of the egress relay that are joined here, 20,000 by default: 40,000 descriptors. Further
-    /// clients see RST, further offers come back. It is lowered to what the descriptors of the process (RLIMIT_NOFILE) allow. What the TAP takes over counts
+    /// clients see RST, further offers come back, as they do when half of the descriptors are theirs. It is lowered to what the descriptors of the process (RLIMIT_NOFILE) allow. What the TAP takes over counts
     /// among the engine's flows instead.
     pub connections: usize,
     /// TCP connections of one forward, unlimited by default. Further clients see RST.
@@ -150,6 +150,11 @@ pub struct Timeouts {
     pub half_closed: Duration,
     /// Waited for the next event without sleeping, at most, while messages go to and fro; 50 us by default, as the engine on the TAP.
     pub busy_poll: Duration,
+    /// After the end, without progress in delivering what the child has sent on the egress relay; 500 ms by default, as the engine
+    /// on the TAP.
+    pub linger: Duration,
+    /// The same in all, 10 s by default.
+    pub linger_in_all: Duration,
     /// UDP sessions without a datagram, 180 s by default (RFC 4787 section 4.3: 120 s at least).
     pub udp: Duration,
 }
@@ -159,6 +164,8 @@ impl Default for Timeouts {
         Timeouts {
             connect: Duration::from_secs(10),
             half_closed: Duration::from_secs(7440),
+            linger: Duration::from_millis(500),
+            linger_in_all: Duration::from_secs(10),
             udp: Duration::from_secs(180),
             busy_poll: Duration::from_micros(50),
         }
@@ -247,10 +254,19 @@ impl ForwardDriver {
 
     /// Runs until `stop` is readable or hung up; connections that are left are reset. Handles get [`PortError::Stopped`](crate::error::PortError::Stopped) afterwards.
     ///
+    /// What the child has sent on the egress relay is delivered before, as far as [`Timeouts::linger`] lets it: processes that
+    /// have ended leave bytes with their kernel, which goes on sending them.
+    ///
     /// # Errors
     /// The child is gone, or the event loop is broken.
     pub fn run_until(mut self, stop: impl AsFd) -> Result<(), DriverError> {
-        let ended = self.run(stop);
+        let mut ended = self.run(&stop);
+        if ended.is_ok() {
+            // It stays readable.
+            let _ = self.engine.epoll.delete(&stop);
+            self.engine.close_all_but_egress();
+            ended = self.linger();
+        }
         self.engine.close_egress();
         // An end would look like the end of the data.
         self.engine.reset_all();
@@ -294,6 +310,49 @@ impl ForwardDriver {
         }
     }
 
+    /// Delivers what the child has sent.
+    fn linger(&mut self) -> Result<(), DriverError> {
+        let Timeouts { linger, linger_in_all, .. } = self.engine.config.timeouts;
+        let start = Instant::now();
+        let mut progress = start;
+        let mut events = vec![EpollEvent::empty(); EVENTS];
+        while self.engine.owes_the_host() {
+            let now = Instant::now();
+            if std::mem::take(&mut self.engine.mover.moved) > 0 {
+                progress = now;
+            }
+            let end = (progress + linger).min(start + linger_in_all);
+            let Some(left) = end.checked_duration_since(now).filter(|left| !left.is_zero()) else { break };
+            let left = EpollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(EpollTimeout::MAX);
+            let timeout = if self.engine.busy.is_empty() { left } else { EpollTimeout::ZERO };
+            let count = match self.engine.epoll.wait(&mut events, timeout) {
+                Ok(count) => count,
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(error) => return Err(DriverError::Wait(error.into())),
+            };
+            self.engine.look_at_the_clock();
+            for event in events.get(..count).unwrap_or_default() {
+                match Token::from(event.data()) {
+                    // Whoever asks hears that nobody answers any more.
+                    Token::Inbox => {
+                        self.inbox.clear();
+                        while self.inbox.next().is_some() {}
+                    }
+                    Token::Agent => self.engine.hear_agent()?,
+                    Token::Addresses => self.engine.hear_addresses(),
+                    Token::Pair(key, generation, side) => {
+                        self.engine.handle_ready(key, generation, side, event.events());
+                    }
+                    Token::Look => self.engine.look_at_gathering(),
+                    Token::Stop | Token::Auto => {}
+                    Token::Listener(_) | Token::UdpListener(_) | Token::UdpSession(..) => {}
+                }
+            }
+            self.engine.finish_turn();
+        }
+        Ok(())
+    }
+
     /// Waits for events, or until there is something to do without one.
     fn wait(&mut self, events: &mut [EpollEvent]) -> nix::Result<usize> {
         let moved = std::mem::take(&mut self.engine.mover.moved);
@@ -327,6 +386,9 @@ const WAITING: usize = 1024;
 const RESERVED_DESCRIPTORS: u64 = 512;
 /// Which are at most this part of all.
 const RESERVED_PART: u64 = 8;
+
+/// Connections of the egress relay, two descriptors each, are at most this part of all descriptors.
+const EGRESS_PART: u64 = 4;
 
 /// What the handle's jobs and the loop work on.
 pub(super) struct Engine {
@@ -363,6 +425,7 @@ pub(super) struct Engine {
     accepting: Accepting,
     out_of_descriptors: u64,
     connection_limit: usize,
+    egress_limit: usize,
     start: Instant,
     now: u32,
     next_sweep: u32,
@@ -415,14 +478,18 @@ impl Engine {
         epoll: Epoll,
         timer: Timer,
         config: Config,
-        agent: Option<Agent>,
+        mut agent: Option<Agent>,
         tap: Option<Box<dyn TapPath>>,
         gate: Arc<Gate>,
     ) -> Self {
         let descriptors = socket::raise_file_limit().unwrap_or(1024);
+        agent.iter_mut().for_each(|agent| agent.keep_stock_below(descriptors));
         let affordable = (descriptors - RESERVED_DESCRIPTORS.min(descriptors / RESERVED_PART)) / 2;
         let connection_limit =
             config.limits.connections.min(usize::try_from(affordable).unwrap_or(usize::MAX).max(16));
+        // What comes back needs one descriptor still.
+        let egress_limit =
+            connection_limit.min(usize::try_from(descriptors / EGRESS_PART).unwrap_or(usize::MAX).max(4));
         Engine {
             epoll,
             tap,
@@ -450,6 +517,7 @@ impl Engine {
             accepting: Accepting::Yes,
             out_of_descriptors: 0,
             connection_limit,
+            egress_limit,
             config,
             start: Instant::now(),
             now: 0,
@@ -582,6 +650,10 @@ impl Engine {
             let news = match agent.receive() {
                 Ok(Some(news)) => news,
                 Ok(None) => return Ok(()),
+                Err(Lost::Gone) if agent.abilities().is_none() && self.can_do_without_agent() => {
+                    self.do_without_agent();
+                    return Ok(());
+                }
                 Err(Lost::Gone) => return Err(DriverError::ChildGone),
                 Err(Lost::Protocol(error)) => return Err(DriverError::Protocol(error)),
             };
@@ -621,6 +693,21 @@ impl Engine {
                 News::Listening(id, socket) => self.listening_in_child(id, socket),
             }
         }
+    }
+
+    /// Whether an agent that never was is no reason to end: everything that was begun has another way.
+    fn can_do_without_agent(&self) -> bool {
+        let tap = self.tap.is_some() && self.config.manner == Manner::Relay;
+        tap && self.config.auto.is_none() && self.to_host.is_empty()
+    }
+
+    /// It could not be started, and nothing is known of the child's end.
+    fn do_without_agent(&mut self) {
+        let Some(agent) = self.agent.take() else { return };
+        let _ = self.epoll.delete(&agent);
+        self.close_egress_gate();
+        self.serve_waiting();
+        self.flush_datagrams();
     }
 
     fn hear_addresses(&mut self) {

@@ -219,6 +219,7 @@ impl Engine {
                     bytes_to_server: to_server,
                     bytes_to_client: to_client,
                     age: self.now.saturating_sub(pair.since),
+                    idle: self.now.saturating_sub(pair.active),
                 }
             })
             .collect()

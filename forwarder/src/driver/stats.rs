@@ -135,6 +135,8 @@ pub struct Connection {
     pub bytes_to_client: u64,
     /// How long it has been there, in seconds.
     pub age: u32,
+    /// How long nothing has come, in seconds; looked at when something does, so up to the pace of that too long.
+    pub idle: u32,
 }
 
 impl Connection {

@@ -2,7 +2,7 @@
 //! ended.
 
 use super::{Handle, Job};
-use crate::driver::{Engine, ForwardStats};
+use crate::driver::{Connection, Engine, ForwardStats};
 use crate::error::PortError;
 use crate::spec::{Origin, PortSpec, PortStatus};
 
@@ -29,6 +29,11 @@ impl Handle {
     /// As [`Handle::stats`], without waiting; with the number of forwards.
     pub fn stats_then(&self, then: impl FnOnce(ForwardStats, usize) + Send + 'static) {
         self.post(move |engine| then(engine.stats(), engine.list().len()));
+    }
+
+    /// As [`Handle::connections`], without waiting.
+    pub fn connections_then(&self, then: impl FnOnce(Vec<Connection>) + Send + 'static) {
+        self.post(move |engine| then(engine.connections()));
     }
 
     pub(super) fn post(&self, job: impl FnOnce(&mut Engine) + Send + 'static) {
