@@ -29,6 +29,8 @@ struct Cli {
 enum Row {
     TcpToHost,
     TcpToChild,
+    Tcp4ToHost,
+    Tcp4ToChild,
     TcpRr,
     TcpRrBusy,
     TcpRrCost,
@@ -45,9 +47,11 @@ enum Row {
 }
 
 impl Row {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 17] = [
         Self::TcpToHost,
         Self::TcpToChild,
+        Self::Tcp4ToHost,
+        Self::Tcp4ToChild,
         Self::TcpRr,
         Self::TcpRrBusy,
         Self::TcpRrCost,
@@ -73,6 +77,8 @@ impl benches::comparison::Row for Row {
         match self {
             Self::TcpToHost => "TCP child->host, Gb/s (engine CPU s/GB)",
             Self::TcpToChild => "TCP host->child, Gb/s (engine CPU s/GB)",
+            Self::Tcp4ToHost => "TCP four streams child->host, Gb/s (engine CPU s/GB)",
+            Self::Tcp4ToChild => "TCP four streams host->child, Gb/s (engine CPU s/GB)",
             Self::TcpRr => "TCP RR, 1/s (engine CPU us each)",
             Self::TcpRrBusy => "TCP RR with 10,000 idle flows, 1/s (engine CPU us each)",
             Self::TcpRrCost => "the same / alone before, time each (engine CPU each)",
@@ -307,6 +313,8 @@ impl benches::comparison::Lab for Lab {
         let sample = match row {
             Row::TcpToHost => self.iperf(column, &[]),
             Row::TcpToChild => self.iperf(column, &["-R"]),
+            Row::Tcp4ToHost => self.iperf(column, &["-P4"]),
+            Row::Tcp4ToChild => self.iperf(column, &["-P4", "-R"]),
             Row::UdpToHost => self.iperf(column, &["-u", "-b0", "-l1400"]),
             Row::UdpToChild => self.iperf(column, &["-u", "-b0", "-l1400", "-R"]),
             Row::UdpSmall => {
@@ -390,6 +398,14 @@ fn print_bars(comparison: &Comparison<Row, Column>, rootlesskit: &[f64]) -> Verd
     {
         let over_pasta = ratio(value(row, ours, 65520), value(row, pasta, 65520));
         bars.at_least(&format!("{name} / pasta"), over_pasta, bar);
+    }
+    for (row, name, bar) in [
+        (Row::UdpToHost, "UDP 1400 B child->host", 1.5),
+        (Row::UdpToChild, "UDP 1400 B host->child", 2.0),
+        (Row::UdpSmall, "UDP 64 B child->host", 1.3),
+    ] {
+        let over_pasta = ratio(value(row, ours, 1500), value(row, pasta, 1500));
+        bars.at_least(&format!("{name} / pasta, 1500"), over_pasta, bar);
     }
     let wall_cost = value(Row::TcpRrCost, ours, 65520);
     bars.at_most("RR time with 10,000 idle flows / with one", wall_cost, 1.2);

@@ -286,7 +286,7 @@ impl Driver {
         let received = self.receive.batch.recv(socket.fd.as_fd(), buffers, &mut incoming);
         let more = match received {
             Ok(count) => {
-                self.receive.width = if count == width { BATCH } else { NARROW };
+                self.receive.width = if count >= NARROW { BATCH } else { NARROW };
                 count == width
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
