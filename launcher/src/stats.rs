@@ -164,6 +164,7 @@ fn remote(address: SocketAddr) -> String {
 fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Connecting => "connecting",
+        Phase::Offered => "offered",
         Phase::Open => "open",
         Phase::Resetting => "resetting",
         Phase::Finishing => "finishing",
@@ -172,7 +173,7 @@ fn phase(phase: Phase) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use netstack::flow::{FlowId, FlowKey, OpenedBy};
+    use netstack::flow::{FlowId, FlowKey, FlowPath, OpenedBy};
 
     use super::*;
 
@@ -185,6 +186,7 @@ mod tests {
                 remote: SocketAddr::from(([192, 0, 2, 1], 443)),
             },
             opened_by: OpenedBy::Child,
+            path: FlowPath::Tap,
             phase: Some(Phase::Open),
             bytes_from_child: 1234,
             bytes_to_child: 56,

@@ -64,6 +64,23 @@ pub enum Action {
         /// The flow.
         flow: FlowId,
     },
+    /// Offer the flow's host socket, which is connected, to the relay; answer with
+    /// [`Stack::relay_joined`](crate::stack::Stack::relay_joined) or
+    /// [`Stack::relay_refused`](crate::stack::Stack::relay_refused).
+    OfferRelay {
+        /// The flow.
+        flow: FlowId,
+        /// The child's end.
+        child: SocketAddr,
+        /// The other end as the child named it.
+        destination: SocketAddr,
+    },
+    /// The child does not want an offered flow any more, or nobody has answered for it: the relay resets what it has.
+    /// The flow is gone.
+    WithdrawRelay {
+        /// The flow.
+        flow: FlowId,
+    },
     /// The child has finished sending: `shutdown(SHUT_WR)`.
     ShutdownWrite {
         /// The flow.

@@ -132,11 +132,14 @@ pub enum DropReason {
     /// The table of UDP sessions is full (`limits.udp_sessions`).
     #[error("UDP session table full")]
     UdpSessionsFull,
+    /// TCP segment of a flow that a relay carries, or is about to: a SYN repeated while it was joined (never answered).
+    #[error("segment of a relayed flow")]
+    RelayedFlow,
 }
 
 impl DropReason {
     /// Every reason, in counter order.
-    pub const ALL: [DropReason; 41] = [
+    pub const ALL: [DropReason; 42] = [
         DropReason::Truncated,
         DropReason::Malformed,
         DropReason::UnknownEtherType,
@@ -178,6 +181,7 @@ impl DropReason {
         DropReason::NoOutbound,
         DropReason::NeighborUnknown,
         DropReason::UdpSessionsFull,
+        DropReason::RelayedFlow,
     ];
 }
 

@@ -13,6 +13,7 @@
 
 mod dns;
 mod forward;
+mod host_relay;
 mod icmp;
 mod services;
 mod settings;
@@ -32,7 +33,7 @@ use crate::error::DropReason;
 use crate::flow::lru::LruList;
 use crate::flow::policy::{RefusalLog, Verdict};
 use crate::flow::table::FlowTable;
-use crate::flow::{FlowId, FlowKey, OpenedBy, Protocol};
+use crate::flow::{FlowId, FlowKey, FlowPath, OpenedBy, Protocol};
 use crate::forward::{SessionIndex, UdpForward};
 use crate::frame::{Checksum, Frame, FrameOut, LinkCapabilities, Offload};
 use crate::icmp::{self as icmp_wire, IcmpErrorKind, RateLimit};
@@ -50,6 +51,7 @@ use crate::udp::reassembly::{FragmentKey, MoreFragments, Reassembly};
 use crate::udp::{Aliases, UdpBinding, UdpSession};
 
 pub use self::forward::Session;
+pub use self::host_relay::{RelayEnd, Relaying};
 pub use self::settings::HostAddresses;
 pub use self::tcp::HostIo;
 pub use self::udp::{Datagram, ToChild};
@@ -66,13 +68,15 @@ pub struct FlowInfo {
     pub key: FlowKey,
     /// Which side has opened it.
     pub opened_by: OpenedBy,
+    /// How it is carried.
+    pub path: FlowPath,
     /// State of a TCP flow.
     pub phase: Option<crate::tcp::Phase>,
-    /// Payload bytes from the child.
+    /// Payload bytes from the child by frames; of a relayed flow the relay knows.
     pub bytes_from_child: u64,
-    /// Payload bytes to the child.
+    /// Payload bytes to the child by frames.
     pub bytes_to_child: u64,
-    /// Last packet in either direction.
+    /// Last packet in either direction; of a relayed flow, when it was joined.
     pub last_active: Instant,
 }
 
@@ -113,6 +117,7 @@ pub struct Stack {
     /// By rule of the policy.
     policy_hits: Vec<u64>,
     ping_forbidden_told: bool,
+    relaying: Relaying,
     host_has_ipv6: bool,
     host_addresses: HostAddresses,
     trim_rings_at: Option<Instant>,
@@ -145,6 +150,8 @@ struct FlowState {
 #[derive(Debug)]
 enum FlowKind {
     Tcp(Box<TcpFlow>),
+    /// A TCP flow that is carried elsewhere.
+    Relayed(self::host_relay::RelayedFlow),
     Udp(Box<UdpBinding>),
     Ping(Box<PingBinding>),
     /// A published UDP port: holds the socket that all its sessions share.
@@ -244,6 +251,7 @@ impl Stack {
             refusals: RefusalLog::default(),
             policy_hits: vec![0; config.policy.rules().len()],
             ping_forbidden_told: false,
+            relaying: Relaying::Off,
             host_has_ipv6: false,
             host_addresses: HostAddresses::default(),
             trim_rings_at: None,
@@ -278,7 +286,7 @@ impl Stack {
             Some(FlowKind::Tcp(_)) => self.handle_tcp_host(now, flow, event),
             Some(FlowKind::DnsQuery(_)) => self.handle_dns_host(now, flow, event),
             Some(FlowKind::Udp(_) | FlowKind::Ping(_)) => self.handle_datagram_socket(flow, event),
-            Some(FlowKind::UdpForward(_) | FlowKind::UdpSession(_)) | None => {}
+            Some(FlowKind::Relayed(_) | FlowKind::UdpForward(_) | FlowKind::UdpSession(_)) | None => {}
         }
     }
 
@@ -300,7 +308,7 @@ impl Stack {
                 Ok(())
             }
             Some(FlowKind::UdpForward(_)) => self.session_error_to_child(now, flow, remote, error, quoted),
-            Some(FlowKind::Tcp(_) | FlowKind::UdpSession(_)) | None => Ok(()),
+            Some(FlowKind::Tcp(_) | FlowKind::Relayed(_) | FlowKind::UdpSession(_)) | None => Ok(()),
         };
         let _ = self.counted(result);
     }
@@ -317,7 +325,7 @@ impl Stack {
                 FlowKind::Udp(_) | FlowKind::UdpSession(_) | FlowKind::Ping(_) => {
                     self.handle_binding_timeout(now, id);
                 }
-                FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => {}
+                FlowKind::Relayed(_) | FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => {}
             }
         }
         for _ in 0..self.reassembly.handle_timeout(now) {
@@ -430,7 +438,7 @@ impl Stack {
         self.rings.lent()
     }
 
-    /// Whether bytes that the child has sent, or may still be sending, have not reached the host's kernel.
+    /// Whether bytes that the child has sent by frames, or may still be sending, have not reached the host's kernel.
     pub fn has_undelivered(&self) -> bool {
         self.flows.iter().any(|(_, entry)| match &entry.value.kind {
             FlowKind::Tcp(tcp) => tcp.has_undelivered(),
@@ -445,6 +453,7 @@ impl Stack {
                 FlowKind::Tcp(tcp) => {
                     (Some(tcp.phase), tcp.bytes_from_child, tcp.bytes_to_child, tcp.last_active)
                 }
+                FlowKind::Relayed(flow) => (Some(crate::tcp::Phase::Open), 0, 0, flow.since),
                 FlowKind::Udp(udp) => (None, udp.bytes_from_child, udp.bytes_to_child, udp.last_active),
                 FlowKind::UdpSession(udp) => {
                     (None, udp.bytes_from_child, udp.bytes_to_child, udp.last_active)
@@ -457,9 +466,34 @@ impl Stack {
                 FlowKind::UdpSession(_) => OpenedBy::Host,
                 _ => OpenedBy::Child,
             };
+            let relayed = matches!(entry.value.kind, FlowKind::Relayed(_));
+            let path = if relayed { FlowPath::Relay } else { FlowPath::Tap };
             let key = entry.key;
-            Some(FlowInfo { id, key, opened_by, phase, bytes_from_child, bytes_to_child, last_active })
+            Some(FlowInfo { id, key, opened_by, path, phase, bytes_from_child, bytes_to_child, last_active })
         })
+    }
+
+    /// What the limits count is what the table holds.
+    ///
+    /// # Panics
+    /// Where it is not.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn assert_counts(&self) {
+        let mut counts = (0, 0, 0);
+        for (_, entry) in self.flows.iter() {
+            match &entry.value.kind {
+                FlowKind::Tcp(tcp) => {
+                    counts.0 += 1;
+                    counts.1 += usize::from(tcp.is_half_open());
+                }
+                FlowKind::Relayed(_) => {
+                    counts.0 += 1;
+                    counts.2 += 1;
+                }
+                _ => {}
+            }
+        }
+        assert_eq!((self.counts.tcp, self.counts.half_open, self.stats.relay.active), counts);
     }
 
     fn counted(&mut self, result: Result<(), DropReason>) -> Result<(), DropReason> {

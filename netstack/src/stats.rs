@@ -15,6 +15,23 @@ pub struct Traffic {
     pub bytes_to_child: u64,
 }
 
+/// TCP connections that were handed to a relay of sockets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RelayStats {
+    /// Connections that it carries now: the only figure here that falls.
+    pub active: u64,
+    /// Connections that it took.
+    pub joined: u64,
+    /// Connections that it gave back, to be carried by frames.
+    pub refused: u64,
+    /// Connections that it did not answer for in time, and that were forgotten.
+    pub unanswered: u64,
+    /// Payload bytes from the child, of connections that have ended.
+    pub bytes_from_child: u64,
+    /// Payload bytes to the child, of connections that have ended.
+    pub bytes_to_child: u64,
+}
+
 /// Counters of one stack since its creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -29,6 +46,8 @@ pub struct Stats {
     pub dns: Traffic,
     /// DHCPv4 and DHCPv6 messages.
     pub dhcp: Traffic,
+    /// TCP connections that are not frames; not among `tcp`.
+    pub relay: RelayStats,
     /// Frames of any kind.
     pub frames: Traffic,
     /// TCP connections whose host side was asked to connect.
@@ -60,6 +79,7 @@ impl Default for Stats {
             icmp: Traffic::default(),
             dns: Traffic::default(),
             dhcp: Traffic::default(),
+            relay: RelayStats::default(),
             frames: Traffic::default(),
             tcp_opened: 0,
             tcp_connect_failed: 0,

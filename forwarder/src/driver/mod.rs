@@ -13,6 +13,8 @@
 //!    connection has neither.
 //! 4. Ends and resets are passed on; when both streams have ended, both sockets are closed.
 //!
+//! A stream that carries much is woken for half a megabyte at a time (`gather`).
+//!
 //! After a turn that moved no more than messages, the next event is waited for without sleeping for as long as it has lately taken to
 //! come, if that is short (`polling`).
 //!
@@ -24,6 +26,7 @@
 
 mod agent;
 mod datagrams;
+mod gather;
 mod handle;
 #[cfg(test)]
 mod hostile;
@@ -52,6 +55,7 @@ pub use self::target::{ChildAddress, ChildNetwork, LocalClients, Manner};
 
 use self::agent::{Agent, Lost, News};
 use self::datagrams::UdpEntry;
+use self::gather::{LOOK, Looked};
 use self::handle::Inbox;
 use self::pair::{Mover, Origin as PairOrigin, Pair, Turn};
 use self::polling::Polling;
@@ -64,6 +68,7 @@ use crate::relay::{Action, Readiness, Side};
 use crate::spec::{Family, Source, Transport};
 use crate::sys::datagram::Batch;
 use crate::sys::socket;
+use crate::sys::timer::Timer;
 use crate::udp_session::SessionId;
 
 /// The engine on the TAP, as a way to the child for what sockets cannot do: destinations beyond the child itself.
@@ -163,6 +168,9 @@ pub enum DriverError {
     /// eventfd(2) failed.
     #[error("eventfd failed")]
     CreateWaker(#[source] io::Error),
+    /// timerfd_create(2) failed.
+    #[error("timerfd_create failed")]
+    CreateTimer(#[source] io::Error),
     /// epoll_ctl(2) failed.
     #[error("epoll_ctl failed")]
     Register(#[source] io::Error),
@@ -200,11 +208,14 @@ impl ForwardDriver {
             .map_err(|error| DriverError::CreateEpoll(error.into()))?;
         let (handle, inbox) = Inbox::new().map_err(DriverError::CreateWaker)?;
         let rules = config.manner.rules();
-        let mut engine = Engine::new(epoll, config, child.map(|line| Agent::new(line, rules)), tap);
+        let timer = Timer::new().map_err(DriverError::CreateTimer)?;
+        let mut engine = Engine::new(epoll, timer, config, child.map(|line| Agent::new(line, rules)), tap);
         if engine.config.auto.is_some() {
             engine.agent.iter_mut().for_each(Agent::greet);
         }
         engine.register(&inbox, Token::Inbox, EpollFlags::EPOLLIN).map_err(DriverError::Register)?;
+        let once = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        engine.register(&engine.look, Token::Look, once).map_err(DriverError::Register)?;
         if let Some(agent) = &engine.agent {
             engine.register(agent, Token::Agent, EpollFlags::EPOLLIN).map_err(DriverError::Register)?;
         }
@@ -250,6 +261,7 @@ impl ForwardDriver {
                     Token::Agent => self.engine.hear_agent()?,
                     Token::Addresses => self.engine.hear_addresses(),
                     Token::Auto => {}
+                    Token::Look => self.engine.look_at_gathering(),
                     Token::Listener(key) => self.engine.accept(key),
                     Token::UdpListener(key) => self.engine.hear_clients(key),
                     Token::UdpSession(key, id) => self.engine.hear_server(key, id),
@@ -322,6 +334,9 @@ pub(super) struct Engine {
     waiting: VecDeque<(usize, u32)>,
     /// Pairs whose turn was over before their work.
     busy: VecDeque<(usize, u32)>,
+    /// Streams that gather, and what tells when to look at them.
+    gathering: Vec<(usize, u32, Side)>,
+    look: Timer,
     /// Relays that are connecting, where there is a TAP to turn to, and since when.
     connecting: VecDeque<(usize, u32, Instant)>,
     accepting: Accepting,
@@ -367,6 +382,7 @@ enum Token {
     Agent,
     Addresses,
     Auto,
+    Look,
     Listener(usize),
     UdpListener(usize),
     UdpSession(usize, SessionId),
@@ -374,7 +390,13 @@ enum Token {
 }
 
 impl Engine {
-    fn new(epoll: Epoll, config: Config, agent: Option<Agent>, tap: Option<Box<dyn TapPath>>) -> Self {
+    fn new(
+        epoll: Epoll,
+        timer: Timer,
+        config: Config,
+        agent: Option<Agent>,
+        tap: Option<Box<dyn TapPath>>,
+    ) -> Self {
         let descriptors = socket::raise_file_limit().unwrap_or(1024);
         let affordable = (descriptors - RESERVED_DESCRIPTORS.min(descriptors / RESERVED_PART)) / 2;
         let connection_limit =
@@ -399,6 +421,8 @@ impl Engine {
             mover: Mover::new(config.limits.pipes),
             waiting: VecDeque::new(),
             busy: VecDeque::new(),
+            gathering: Vec::new(),
+            look: timer,
             connecting: VecDeque::new(),
             accepting: Accepting::Yes,
             out_of_descriptors: 0,
@@ -454,6 +478,23 @@ impl Engine {
         self.look_for_strays();
         if self.now >= self.next_sweep {
             self.sweep();
+        }
+    }
+
+    /// Moves what lies in the sockets of streams that gather and is not going to wake anybody.
+    fn look_at_gathering(&mut self) {
+        let mut still = std::mem::take(&mut self.gathering);
+        still.retain(|&(key, generation, side)| {
+            let pair = self.pairs.get_mut(key).filter(|pair| pair.generation == generation);
+            let looked = pair.map_or(Looked::Over, |pair| pair.look(side));
+            if looked == Looked::Waits {
+                self.advance(key);
+            }
+            looked != Looked::Over
+        });
+        self.gathering.append(&mut still);
+        if !self.gathering.is_empty() {
+            self.look.start(LOOK);
         }
     }
 
@@ -799,7 +840,15 @@ impl Engine {
     fn advance(&mut self, key: usize) {
         loop {
             let Some(pair) = self.pairs.get_mut(key) else { return };
-            match pair.advance(&mut self.mover) {
+            let turn = pair.advance(&mut self.mover);
+            if !self.mover.gathering.is_empty() {
+                if self.gathering.is_empty() {
+                    self.look.start(LOOK);
+                }
+                let sides = self.mover.gathering.drain(..);
+                self.gathering.extend(sides.map(|side| (key, pair.generation, side)));
+            }
+            match turn {
                 Turn::Idle => return,
                 Turn::More => {
                     if !pair.queued {
@@ -1032,6 +1081,7 @@ impl From<Token> for u64 {
             Token::UdpListener(key) => (7, 0, key),
             Token::UdpSession(key, id) => (8, key as u32 & GENERATIONS, id.0),
             Token::Auto => (9, 0, 0),
+            Token::Look => (10, 0, 0),
         };
         kind << 60 | u64::from(generation) << 32 | key as u64 & u64::from(u32::MAX)
     }
@@ -1051,6 +1101,7 @@ impl From<u64> for Token {
             7 => Token::UdpListener(key),
             8 => Token::UdpSession(generation as usize, SessionId(key)),
             9 => Token::Auto,
+            10 => Token::Look,
             _ => Token::Pair(key, generation, Side::Opened),
         }
     }
@@ -1073,6 +1124,7 @@ mod tests {
             Token::UdpListener(3),
             Token::UdpSession(5, SessionId(4095)),
             Token::Auto,
+            Token::Look,
         ] {
             assert_eq!(Token::from(u64::from(token)), token);
         }

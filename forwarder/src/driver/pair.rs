@@ -4,8 +4,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use super::gather::{BULK, Gather, LOW_WATER, Looked, Verdict};
 use super::target::Target;
-use crate::relay::{Action, Drained, Filled, Relay, Side};
+use crate::relay::{Action, Drained, Filled, Readiness, Relay, Side};
 use crate::sys::socket;
 use crate::sys::splice::{Pipe, PipePool};
 
@@ -63,8 +64,8 @@ enum Carrier {
     Copy,
     /// What the sink did not take of the buffer, from this byte on.
     Rest(Box<[u8]>, usize),
-    /// By a pipe; so many of the last reads were small.
-    Splice(Pipe, u8),
+    /// By a pipe.
+    Splice(Pipe, Gather),
 }
 
 /// What moves bytes; lent to one pair at a time.
@@ -74,16 +75,12 @@ pub(super) struct Mover {
     pub(super) moved: usize,
     pub(super) buffer: Box<[u8]>,
     pub(super) pipes: PipePool,
+    /// Streams of the pair that have begun to gather.
+    pub(super) gathering: Vec<Side>,
 }
 
 /// Bytes of the shared buffer.
 const BUFFER: usize = 64 << 10;
-/// A read of so many bytes gets a stream its pipe: below, copying is cheaper than two splices.
-const BULK: usize = 32 << 10;
-/// Reads below this count as small ...
-const SMALL: usize = 16 << 10;
-/// ... and so many in a row lose the stream its pipe.
-const SMALL_READS: u8 = 4;
 /// Bytes of a pair's turn.
 const TURN: usize = 1 << 20;
 
@@ -100,7 +97,12 @@ pub(super) enum Turn {
 
 impl Mover {
     pub(super) fn new(pipes: usize) -> Self {
-        Mover { moved: 0, buffer: vec![0; BUFFER].into_boxed_slice(), pipes: PipePool::new(pipes) }
+        Mover {
+            moved: 0,
+            buffer: vec![0; BUFFER].into_boxed_slice(),
+            pipes: PipePool::new(pipes),
+            gathering: Vec::new(),
+        }
     }
 }
 
@@ -168,17 +170,42 @@ impl Pair {
 
     /// Gives pipes back that hold nothing.
     pub(super) fn give_pipes(&mut self, pool: &mut PipePool) {
-        for carrier in [&mut self.from_accepted, &mut self.from_opened] {
+        let Pair { accepted, opened: Some(opened), from_accepted, from_opened, .. } = self else { return };
+        for (carrier, source) in [(from_accepted, accepted), (from_opened, opened)] {
             if matches!(carrier, Carrier::Splice(pipe, _) if pipe.held() == 0) {
-                carrier.give_pipe(pool);
+                carrier.give_pipe(source.as_fd(), pool);
             }
         }
     }
 
     /// Gives all pipes back, at the end.
     pub(super) fn close_pipes(&mut self, pool: &mut PipePool) {
-        self.from_accepted.give_pipe(pool);
-        self.from_opened.give_pipe(pool);
+        for carrier in [&mut self.from_accepted, &mut self.from_opened] {
+            if let Carrier::Splice(pipe, _) = std::mem::take(carrier) {
+                pool.give(pipe);
+            }
+        }
+    }
+
+    /// Looks at a stream that gathers, a while after the last look: what has come since, however little, is to go on.
+    pub(super) fn look(&mut self, from: Side) -> Looked {
+        let Pair { accepted, opened: Some(opened), relay, from_accepted, from_opened, .. } = self else {
+            return Looked::Over;
+        };
+        let (carrier, source) = match from {
+            Side::Accepted => (from_accepted, accepted),
+            Side::Opened => (from_opened, opened),
+        };
+        let Carrier::Splice(_, gather) = carrier else { return Looked::Over };
+        let looked = gather.look();
+        match looked {
+            Looked::Over => socket::set_receive_low_water(source.as_fd(), 1),
+            Looked::Flows => {}
+            Looked::Waits => {
+                relay.handle_ready(from, Readiness { readable: true, ..Readiness::default() });
+            }
+        }
+        looked
     }
 
     fn fill(&mut self, from: Side, mover: &mut Mover) -> usize {
@@ -188,13 +215,17 @@ impl Pair {
             Side::Accepted => (accepted.as_fd(), opened.as_fd(), from_accepted, &mut self.to_opened),
             Side::Opened => (opened.as_fd(), accepted.as_fd(), from_opened, &mut self.to_accepted),
         };
-        if let Carrier::Splice(pipe, small) = carrier {
+        if let Carrier::Splice(pipe, gather) = carrier {
             let filled = read_outcome(pipe.fill(source), usize::MAX);
             let count = if let Filled::Bytes(count) = filled { count } else { 0 };
-            *small = if count < SMALL { *small + 1 } else { 0 };
-            let give = *small >= SMALL_READS && pipe.held() == 0;
-            if give {
-                carrier.give_pipe(&mut mover.pipes);
+            match gather.handle_read(count) {
+                Verdict::Go => {}
+                Verdict::Gather => {
+                    socket::set_receive_low_water(source, LOW_WATER);
+                    mover.gathering.push(from);
+                }
+                Verdict::Copy if pipe.held() == 0 => carrier.give_pipe(source, &mut mover.pipes),
+                Verdict::Copy => {}
             }
             relay.filled(from, filled);
             return count;
@@ -214,7 +245,7 @@ impl Pair {
         } else if count >= BULK
             && let Some(pipe) = mover.pipes.take()
         {
-            *carrier = Carrier::Splice(pipe, 0);
+            *carrier = Carrier::Splice(pipe, Gather::default());
         }
         count
     }
@@ -222,9 +253,9 @@ impl Pair {
     fn drain(&mut self, from: Side, mover: &mut Mover) -> usize {
         let Pair { accepted, opened, relay, from_accepted, from_opened, .. } = self;
         let Some(opened) = opened else { return 0 };
-        let (sink, carrier, total) = match from {
-            Side::Accepted => (opened.as_fd(), from_accepted, &mut self.to_opened),
-            Side::Opened => (accepted.as_fd(), from_opened, &mut self.to_accepted),
+        let (source, sink, carrier, total) = match from {
+            Side::Accepted => (accepted.as_fd(), opened.as_fd(), from_accepted, &mut self.to_opened),
+            Side::Opened => (opened.as_fd(), accepted.as_fd(), from_opened, &mut self.to_accepted),
         };
         let drained = match carrier {
             Carrier::Copy => Drained::Bytes(0),
@@ -235,17 +266,17 @@ impl Pair {
                     if *start >= bytes.len() {
                         // A sink that is slower than its source is bulk.
                         *carrier = match mover.pipes.take() {
-                            Some(pipe) => Carrier::Splice(pipe, 0),
+                            Some(pipe) => Carrier::Splice(pipe, Gather::default()),
                             None => Carrier::Copy,
                         };
                     }
                 }
                 drained
             }
-            Carrier::Splice(pipe, small) => {
+            Carrier::Splice(pipe, gather) => {
                 let drained = write_outcome(pipe.drain(sink));
-                if *small >= SMALL_READS && pipe.held() == 0 {
-                    carrier.give_pipe(&mut mover.pipes);
+                if gather.is_small() && pipe.held() == 0 {
+                    carrier.give_pipe(source, &mut mover.pipes);
                 }
                 drained
             }
@@ -258,8 +289,11 @@ impl Pair {
 }
 
 impl Carrier {
-    fn give_pipe(&mut self, pool: &mut PipePool) {
-        if let Carrier::Splice(pipe, _) = std::mem::take(self) {
+    fn give_pipe(&mut self, source: BorrowedFd<'_>, pool: &mut PipePool) {
+        if let Carrier::Splice(pipe, gather) = std::mem::take(self) {
+            if gather.is_on() {
+                socket::set_receive_low_water(source, 1);
+            }
             pool.give(pipe);
         }
     }

@@ -6,6 +6,7 @@ pub(crate) mod scm;
 pub(crate) mod sock_diag;
 pub(crate) mod socket;
 pub(crate) mod splice;
+pub(crate) mod timer;
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};

@@ -106,6 +106,13 @@ fn listen(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// How many bytes have to have come before the socket counts as readable (SO_RCVLOWAT, tcp(7)); its end, its errors and a closing window
+/// make it so with fewer.
+pub(crate) fn set_receive_low_water(fd: BorrowedFd<'_>, bytes: i32) {
+    // The worst that a refusal leads to is a wake-up more or less.
+    let _ = set_int(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes);
+}
+
 /// The address a socket is bound to.
 pub(crate) fn local_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     let mut address = Address::NONE;

@@ -124,6 +124,15 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
             50,
         ],
     ));
+    // One joined, one that is to be answered, one refused; answers, also wrong ones; an end.
+    seeds.push((
+        "stack_ops",
+        "relayed".into(),
+        vec![
+            0, 0, 0x38, 0, 0x3c, 0, 0x3d, 0, 0x34, 12, 0x12, 12, 0x26, 12, 0x02, 1, 99, 1, 3, 3, 3, 12, 0x0a,
+            11, 255, 11, 255,
+        ],
+    ));
     seeds.push((
         "stack_ops",
         "stall_after_both_finished".into(),

@@ -306,6 +306,7 @@ fn protocol(protocol: Protocol) -> FlowProtocol {
 fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Connecting => "connecting",
+        Phase::Offered => "offered",
         Phase::Open => "open",
         Phase::Resetting => "resetting",
         Phase::Finishing => "finishing",
@@ -389,7 +390,7 @@ fn capture(status: CaptureStatus) -> Capture {
 
 #[cfg(test)]
 mod tests {
-    use netstack::flow::{FlowId, FlowKey};
+    use netstack::flow::{FlowId, FlowKey, FlowPath};
 
     use super::*;
 
@@ -402,6 +403,7 @@ mod tests {
                 remote: SocketAddr::from(([0; 4], 0)),
             },
             opened_by: OpenedBy::Child,
+            path: FlowPath::Tap,
             phase: None,
             bytes_from_child: 1,
             bytes_to_child: 2,

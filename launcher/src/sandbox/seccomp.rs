@@ -151,6 +151,7 @@ const COMMON: &[Rule] = &[
     always(libc::SYS_epoll_pwait),
     always(libc::SYS_ppoll),
     always(libc::SYS_eventfd2),
+    always(libc::SYS_timerfd_settime),
     // Descriptors: stderr, capture files, inotify, signalfd, wakers, pipes.
     always(libc::SYS_read),
     always(libc::SYS_readv),

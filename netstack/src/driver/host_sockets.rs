@@ -119,6 +119,11 @@ impl HostSockets {
     /// Takes a connection that stands. Where it cannot be watched it is reset.
     pub(super) fn adopt(&mut self, flow: FlowId, stream: OwnedFd) -> io::Result<()> {
         socket::prepare_tcp(stream.as_fd());
+        self.keep_stream(flow, stream)
+    }
+
+    /// Takes a connected stream that is prepared. Where it cannot be watched it is reset.
+    pub(super) fn keep_stream(&mut self, flow: FlowId, stream: OwnedFd) -> io::Result<()> {
         let watched = self.watch(flow, &stream, Interest::READABLE | Interest::WRITABLE);
         if watched.is_err() {
             socket::reset_on_close(stream.as_fd());
@@ -127,6 +132,15 @@ impl HostSockets {
             self.keep(HostSocket { flow, fd: stream, kind });
         }
         watched
+    }
+
+    /// Gives a flow's stream away, which is not watched any more.
+    pub(super) fn take_stream(&mut self, flow: FlowId) -> Option<OwnedFd> {
+        self.get(flow).filter(|socket| matches!(socket.kind, SocketKind::Stream { .. }))?;
+        let socket = self.sockets.get_mut(flow.index as usize)?.take()?;
+        // Fails only for what is not registered.
+        let _ = self.registry.deregister(&mut SourceFd(&socket.fd.as_raw_fd()));
+        Some(socket.fd)
     }
 
     /// Takes the bound UDP socket of a published port.

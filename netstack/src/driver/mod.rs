@@ -18,12 +18,16 @@
 //! A frame that the TAP does not take for want of memory is kept and tried again: TCP would need a second to
 //! notice its loss. Out of file descriptors, connections fail one by one and are counted; nothing spins,
 //! because nothing is accepted here: connections for published ports are handed in (`forwards`).
+//!
+//! A socket that a relay takes (`host_relay`) leaves epoll and this driver's tables before it is handed over; one that
+//! comes back is registered anew, which brings its events again.
 
 pub mod clock;
 mod datagrams;
 mod forwards;
 mod handle;
 mod host_addresses;
+mod host_relay;
 mod host_sockets;
 mod observers;
 mod polling;
@@ -46,6 +50,7 @@ use self::datagrams::{Outgoing, OutgoingBytes, Receive};
 pub use self::forwards::AdoptError;
 use self::handle::Job;
 pub use self::handle::{DriverHandle, Ended};
+pub use self::host_relay::{HostRelay, RelayOffer};
 use self::host_sockets::{Connect, HostSockets, SocketKind, SocketUser};
 use self::observers::Observers;
 use self::polling::Polling;
@@ -134,6 +139,7 @@ pub struct Driver {
     routes: Option<RouteWatch>,
     addresses: Option<AddressWatch>,
     observers: Observers,
+    relay: Option<Box<dyn HostRelay>>,
     slots: Vec<Box<[u8]>>,
     frame: Box<[u8]>,
     /// A frame that the TAP did not take: its length in `frame`, and what the link owes it.
@@ -193,6 +199,7 @@ impl Driver {
             routes: None,
             addresses: None,
             observers: Observers::default(),
+            relay: None,
             slots: vec![zeroed(FRAME_BUFFER)],
             frame: zeroed(FRAME_BUFFER),
             unwritten: None,
@@ -338,6 +345,7 @@ impl Driver {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
             Err(error) => return Err(DriverError::Poll(error)),
         };
+        self.choose_relaying();
         let mut stop = false;
         for event in events.iter() {
             match event.token() {
@@ -542,6 +550,8 @@ impl Driver {
                     });
                 }
             }
+            Action::OfferRelay { flow, child, destination } => self.offer(flow, child, destination),
+            Action::WithdrawRelay { flow } => self.withdraw(flow),
             Action::ShutdownWrite { flow } => {
                 if let Some(socket) = self.sockets.get(flow) {
                     socket::shutdown_write(socket.fd.as_fd());
@@ -695,6 +705,8 @@ impl Driver {
         while let Some(job) = self.jobs.as_ref().and_then(|jobs| jobs.try_recv().ok()) {
             job(self);
         }
+        // A capture may have been started.
+        self.choose_relaying();
     }
 
     fn watch(

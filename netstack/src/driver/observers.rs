@@ -19,6 +19,11 @@ impl Observers {
         self.embedder.is_some() || self.capture.is_some()
     }
 
+    /// Whether somebody counts on seeing every frame: a capture that has ended by itself does not.
+    pub(super) fn are_watching(&self) -> bool {
+        self.embedder.is_some() || self.status().is_some_and(|status| status.is_running())
+    }
+
     #[expect(clippy::wrong_self_convention, reason = "from names the direction, as everywhere in this crate")]
     pub(super) fn from_child(&mut self, now: Instant, frame: &[u8], offload: Offload) {
         if let Some(observer) = &mut self.embedder {

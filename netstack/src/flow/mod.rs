@@ -29,6 +29,16 @@ pub enum OpenedBy {
     Host,
 }
 
+/// How a flow is carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum FlowPath {
+    /// As frames, by this stack.
+    #[default]
+    Tap,
+    /// By a relay of sockets: what is moved are bytes, and this stack sees none of them.
+    Relay,
+}
+
 /// Names one flow. The generation makes a stale id of a reused slot harmless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowId {

@@ -58,12 +58,19 @@ impl<T> FlowTable<T> {
         FlowId { index, generation }
     }
 
-    /// Removes a flow.
-    pub fn remove(&mut self, id: FlowId) -> Option<Entry<T>> {
-        let hash = hash(&self.hasher, &self.get(id)?.key);
+    /// Takes a flow's key from it: it is not found by it any more, and another may have it.
+    pub fn hide(&mut self, id: FlowId) {
+        let Some(entry) = self.get(id) else { return };
+        let hash = hash(&self.hasher, &entry.key);
         if let Ok(found) = self.index.find_entry(hash, |&at| at == id.index) {
             found.remove();
         }
+    }
+
+    /// Removes a flow.
+    pub fn remove(&mut self, id: FlowId) -> Option<Entry<T>> {
+        self.get(id)?;
+        self.hide(id);
         self.entries.try_remove(id.index as usize)
     }
 
@@ -141,6 +148,18 @@ mod tests {
         assert!(table.remove(old).is_none());
         assert_eq!(table.find(&key(1)), Some(new));
         assert_eq!(FlowId::from_bits(new.to_bits()), new);
+    }
+
+    #[test]
+    fn a_hidden_flow_leaves_its_key_to_another() {
+        let mut table = FlowTable::new(1);
+        let old = table.insert(key(1), 'a');
+        table.hide(old);
+        assert_eq!(table.find(&key(1)), None);
+        let new = table.insert(key(1), 'b');
+        assert_eq!(table.find(&key(1)), Some(new));
+        assert_eq!(table.remove(old).map(|entry| entry.value), Some('a'));
+        assert_eq!(table.find(&key(1)), Some(new));
     }
 
     proptest! {

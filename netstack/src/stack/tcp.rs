@@ -130,11 +130,13 @@ impl Stack {
         let payload_len = received.transport().len() - tcp.header_len;
         self.stats.tcp.packets_from_child += 1;
         self.stats.tcp.bytes_from_child += payload_len as u64;
-        if let Some(id) = self.flows.find(&key) {
-            self.segment_from_child(now, id, received, &tcp, payload_len);
-            return Ok(());
+        let is_first = tcp.flags & (Tcp::SYN | Tcp::ACK | Tcp::RST | Tcp::FIN) == Tcp::SYN;
+        if let Some(id) = self.flows.find(&key)
+            && !(is_first && self.yields_key(id, tcp.sequence))
+        {
+            return self.segment_from_child(now, id, received, &tcp, payload_len);
         }
-        if tcp.flags & (Tcp::SYN | Tcp::ACK | Tcp::RST | Tcp::FIN) == Tcp::SYN {
+        if is_first {
             return self.open_tcp(now, key, received, &tcp);
         }
         self.reject_segment(now, received);
@@ -148,29 +150,36 @@ impl Stack {
         received: &Received<'_>,
         tcp: &Tcp,
         payload_len: usize,
-    ) {
-        let Some(entry) = self.flows.get_mut(id) else { return };
+    ) -> Result<(), DropReason> {
+        let Some(entry) = self.flows.get_mut(id) else { return Err(DropReason::NoFlow) };
         entry.value.mac = received.mac;
-        let FlowKind::Tcp(flow) = &mut entry.value.kind else { return };
+        let FlowKind::Tcp(flow) = &mut entry.value.kind else { return Err(DropReason::RelayedFlow) };
+        // A socket of the relay answers, or is about to; a RST says that the child has given up.
+        if flow.phase == Phase::Offered && tcp.flags & Tcp::RST == 0 {
+            return Err(DropReason::RelayedFlow);
+        }
         if !flow.awaits_child() {
             flow.last_active = now;
         }
         flow.touched |= payload_len > 0;
         let reply = flow.endpoint.ingress(&mut self.network, now, received.packet(), tcp, payload_len);
-        let ended_early = flow.phase == Phase::Connecting && flow.endpoint.child_side() == ChildSide::Gone;
+        let offered = flow.phase == Phase::Offered;
+        let ended_early = flow.is_half_open() && flow.endpoint.child_side() == ChildSide::Gone;
         let answered = flow.awaits_child() && flow.endpoint.is_established();
-        if let Some(reply) = reply {
+        if let Some(reply) = reply.filter(|_| !offered) {
             self.send_packet(&reply, received.mac);
         }
         if ended_early {
-            // The child gave up (RST) before the host had connected, or refuses the host's connection.
-            return self.close_tcp(now, id, true);
+            // The child gave up (RST) before it was answered, or refuses the host's connection.
+            self.close_tcp(now, id, true);
+            return Ok(());
         }
         if answered {
             self.handle_answered(now, id);
         }
         self.queue_relay(id);
         self.queue_egress(id);
+        Ok(())
     }
 
     fn open_tcp(
@@ -253,7 +262,7 @@ impl Stack {
     pub(super) fn handle_tcp_host(&mut self, now: Instant, id: FlowId, event: HostEvent) {
         let Some(tcp) = self.tcp_mut(id) else { return };
         match (event, tcp.phase) {
-            (HostEvent::Connected, Phase::Connecting) => self.accept_from_child(id),
+            (HostEvent::Connected, Phase::Connecting) => self.handle_connected(now, id),
             (HostEvent::ConnectFailed(error), Phase::Connecting) => self.connect_failed(now, id, error),
             (HostEvent::Readable, _) => {
                 tcp.relay.handle_readable();
@@ -268,10 +277,13 @@ impl Stack {
         }
     }
 
-    fn accept_from_child(&mut self, id: FlowId) {
+    pub(super) fn accept_from_child(&mut self, id: FlowId) {
         let Some(tcp) = self.tcp_mut(id) else { return };
+        // What was heard of the host's socket before a relay refused it holds on.
+        if tcp.phase == Phase::Connecting {
+            tcp.relay = Relay::connected();
+        }
         tcp.phase = Phase::Open;
-        tcp.relay = Relay::connected();
         tcp.endpoint.accept();
         self.counts.half_open -= 1;
         self.queue_egress(id);
@@ -317,7 +329,7 @@ impl Stack {
             // Whatever answer comes finds no flow, and is reset then.
             return self.close_tcp(now, id, true);
         }
-        let was_connecting = tcp.phase == Phase::Connecting;
+        let was_connecting = tcp.is_half_open();
         tcp.phase = Phase::Resetting;
         tcp.last_active = now;
         tcp.endpoint.abort();
@@ -333,10 +345,12 @@ impl Stack {
         let timeouts = self.config.timeouts;
         let Some(tcp) = self.tcp_mut(id) else { return };
         if tcp.is_overdue(now, &timeouts) {
-            if tcp.phase == Phase::Open {
-                self.reset_to_child(now, id);
-            } else {
-                self.close_tcp(now, id, true);
+            match tcp.phase {
+                Phase::Open => self.reset_to_child(now, id),
+                phase => {
+                    self.stats.relay.unanswered += u64::from(phase == Phase::Offered);
+                    self.close_tcp(now, id, true);
+                }
             }
             return;
         }
@@ -429,10 +443,10 @@ impl Stack {
             Phase::Finishing => return self.close_tcp(now, id, false),
             Phase::Open if tcp.endpoint.child_side() == ChildSide::Gone => self.queue_relay(id),
             // smoltcp's own patience has ended.
-            Phase::Connecting if tcp.endpoint.child_side() == ChildSide::Gone => {
+            Phase::Connecting | Phase::Offered if tcp.endpoint.child_side() == ChildSide::Gone => {
                 return self.close_tcp(now, id, true);
             }
-            Phase::Open | Phase::Connecting => {}
+            Phase::Open | Phase::Connecting | Phase::Offered => {}
         }
         let Some(tcp) = self.tcp(id) else { return };
         let own = tcp.deadline(&timeouts);
@@ -449,11 +463,14 @@ impl Stack {
     pub(super) fn close_tcp(&mut self, now: Instant, id: FlowId, abort: bool) {
         let Some(FlowKind::Tcp(tcp)) = self.forget(id) else { return };
         self.counts.tcp -= 1;
-        if tcp.phase == Phase::Connecting {
+        if tcp.is_half_open() {
             self.counts.half_open -= 1;
             self.stats.tcp_unanswered += u64::from(tcp.opened_by == OpenedBy::Host);
         }
         match tcp.peer {
+            Peer::Host(_) if tcp.phase == Phase::Offered => {
+                self.actions.push_back(Action::WithdrawRelay { flow: id });
+            }
             Peer::Host(_) => self.actions.push_back(Action::Close { flow: id, abort }),
             Peer::Dns(_) => self.dns.forget_origin(id),
         }

@@ -147,7 +147,9 @@ impl Stack {
             Some(FlowKind::UdpSession(_)) => self.session_to_child(now, flow, &datagram, headers),
             Some(FlowKind::Ping(_)) => self.echo_to_child(now, flow, datagram.from, datagram.payload),
             Some(FlowKind::DnsQuery(_)) => self.handle_dns_answer(now, flow, datagram.payload),
-            Some(FlowKind::Tcp(_) | FlowKind::UdpForward(_)) | None => Err(DropReason::NoFlow),
+            Some(FlowKind::Tcp(_) | FlowKind::Relayed(_) | FlowKind::UdpForward(_)) | None => {
+                Err(DropReason::NoFlow)
+            }
         };
         if let Err(reason) = result {
             self.stats.count_drop(reason);
@@ -335,7 +337,9 @@ impl Stack {
             FlowKind::Udp(binding) => binding.last_active + timeouts.udp,
             FlowKind::UdpSession(session) => session.last_active + timeouts.udp_session,
             FlowKind::Ping(binding) => binding.last_active + timeouts.icmp,
-            FlowKind::Tcp(_) | FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => return,
+            FlowKind::Tcp(_) | FlowKind::Relayed(_) | FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => {
+                return;
+            }
         };
         if until <= now {
             self.close_binding(id);
@@ -399,7 +403,9 @@ impl Stack {
             FlowKind::Udp(binding) => (&mut binding.last_active, &mut self.udp_lru),
             FlowKind::UdpSession(session) => (&mut session.last_active, &mut self.session_lru),
             FlowKind::Ping(binding) => (&mut binding.last_active, &mut self.ping_lru),
-            FlowKind::Tcp(_) | FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => return,
+            FlowKind::Tcp(_) | FlowKind::Relayed(_) | FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => {
+                return;
+            }
         };
         if now >= *last_active + REFRESH {
             *last_active = now;

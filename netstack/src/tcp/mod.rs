@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | [`Phase::Connecting`] | a SYN of the child: the SYN-ACK is withheld, the host connects | the host's answer |
 //! | | a connection of the host: a SYN goes to the child, nothing is read from the host | the child's answer |
+//! | [`Phase::Offered`] | the host connected, and a relay may carry the flow | the relay's answer |
 //! | [`Phase::Open`] | connected (the SYN-ACK goes out) | both directions closed, or a reset |
 //! | [`Phase::Resetting`] | refused, or the host's side was reset | the RST is sent |
 //! | [`Phase::Finishing`] | both directions are closed | the last ACK is sent |
@@ -48,6 +49,8 @@ pub enum Phase {
     /// One end has asked, the other has not answered: the host's connect is under way, or the child's SYN-ACK is
     /// awaited.
     Connecting,
+    /// The host has connected and a relay was offered the flow; the child waits.
+    Offered,
     /// Both sides are connected, at least in one direction.
     Open,
     /// A RST is on its way to the child.
@@ -99,6 +102,9 @@ pub(crate) struct TcpFlow {
 }
 
 impl TcpFlow {
+    /// Patience with a relay that a flow was offered to. Its own is less: it answers as long as it lives.
+    pub(crate) const RELAY_ANSWER: Duration = Duration::from_secs(5);
+
     pub(crate) fn new(now: Instant, endpoint: Endpoint, peer: Peer, syn: u32) -> Self {
         let window = SendWindow::new(endpoint.ring_size().to_child);
         TcpFlow {
@@ -129,6 +135,11 @@ impl TcpFlow {
     /// Whether the child's answer is awaited.
     pub(crate) fn awaits_child(&self) -> bool {
         self.phase == Phase::Connecting && self.opened_by == OpenedBy::Host
+    }
+
+    /// Whether one end has not heard of the other yet.
+    pub(crate) fn is_half_open(&self) -> bool {
+        matches!(self.phase, Phase::Connecting | Phase::Offered)
     }
 
     /// What the relay decides on.
@@ -164,6 +175,7 @@ impl TcpFlow {
         match self.phase {
             Phase::Connecting if self.opened_by == OpenedBy::Host => Some(timeouts.tcp_connect),
             Phase::Connecting => None,
+            Phase::Offered => Some(Self::RELAY_ANSWER),
             Phase::Open if matches!(self.peer, Peer::Dns(_)) => Some(DNS_IDLE),
             _ if self.relay.is_closing() => Some(timeouts.tcp_closing),
             _ if self.relay.is_half_closed() || child_finished => Some(timeouts.tcp_half_closed),

@@ -25,6 +25,28 @@ pub enum ConnectPlan {
     Hold,
 }
 
+/// What the relay answers to offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RelayPlan {
+    /// It joins at once.
+    Join,
+    /// It gives the socket back at once.
+    Refuse,
+    /// The test decides, by [`HostStub::join`] and [`HostStub::refuse`].
+    Hold,
+}
+
+/// An offer to the relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offered {
+    /// The flow.
+    pub flow: FlowId,
+    /// The child's end.
+    pub child: SocketAddr,
+    /// The other end as the child named it.
+    pub destination: SocketAddr,
+}
+
 /// A TCP socket of the host, seen from the far end.
 #[derive(Debug, Default)]
 pub struct HostTcp {
@@ -44,6 +66,8 @@ pub struct HostTcp {
     pub shutdown: bool,
     /// Set when the stack has closed the socket: whether by RST.
     pub closed: Option<bool>,
+    /// Whether the relay has the socket.
+    pub away: bool,
     /// Most bytes that were ever offered to one read.
     pub largest_room: usize,
     to_send: VecDeque<u8>,
@@ -98,6 +122,14 @@ pub struct HostStub {
     pub largest_write: usize,
     /// Why datagram sockets cannot be opened, if so.
     pub open_error: Option<OpenError>,
+    /// What the relay answers to offers, by destination; to others, `relay_plan`.
+    pub relay_plans: BTreeMap<SocketAddr, RelayPlan>,
+    /// What the relay answers to other offers. Default: [`RelayPlan::Hold`].
+    pub relay_plan: RelayPlan,
+    /// What it was offered.
+    pub offers: Vec<Offered>,
+    /// What was withdrawn from it.
+    pub withdrawn: Vec<FlowId>,
     /// Every action performed, where `record` is set.
     pub actions: Vec<Action>,
     /// Whether actions are recorded. Default: yes.
@@ -118,6 +150,10 @@ impl Default for HostStub {
             appetite: usize::MAX,
             largest_write: usize::MAX,
             open_error: None,
+            relay_plans: BTreeMap::new(),
+            relay_plan: RelayPlan::Hold,
+            offers: Vec::new(),
+            withdrawn: Vec::new(),
             actions: Vec::new(),
             record: true,
             events: VecDeque::new(),
@@ -199,6 +235,27 @@ impl HostStub {
         self.events.push_back((flow, HostEvent::Writable));
     }
 
+    /// The relay joins a flow; says whether that was in time.
+    pub fn join(&mut self, now: Instant, stack: &mut Stack, flow: FlowId) -> bool {
+        stack.relay_joined(now, flow)
+    }
+
+    /// The relay gives a flow's socket back; says whether that was in time.
+    #[track_caller]
+    pub fn refuse(&mut self, now: Instant, stack: &mut Stack, flow: FlowId) -> bool {
+        if !stack.relay_refused(now, flow) {
+            return false;
+        }
+        let socket = self.tcp(flow);
+        assert!(std::mem::take(&mut socket.away), "it was not given away");
+        // Registered anew, it tells everything again.
+        let readable = !socket.to_send.is_empty() || socket.finished;
+        let event = if socket.reset { HostEvent::Reset } else { HostEvent::Writable };
+        self.events.push_back((flow, event));
+        self.events.extend(readable.then_some((flow, HostEvent::Readable)));
+        true
+    }
+
     /// Reports any event, also one that makes no sense.
     pub fn report(&mut self, flow: FlowId, event: HostEvent) {
         self.events.push_back((flow, event));
@@ -219,6 +276,10 @@ impl HostStub {
     pub fn deliver_events(&mut self, now: Instant, stack: &mut Stack) -> bool {
         let mut any = false;
         while let Some((flow, event)) = self.events.pop_front() {
+            // Nobody watches a socket that is away.
+            if self.tcp.get(&flow).is_some_and(|socket| socket.away) {
+                continue;
+            }
             any = true;
             stack.handle_host(now, flow, event);
         }
@@ -234,8 +295,28 @@ impl HostStub {
             Action::Connect { flow, remote } => self.connect(flow, remote),
             Action::HostWrite { flow } => self.write(now, stack, flow),
             Action::HostRead { flow } => self.read(now, stack, flow),
+            Action::OfferRelay { flow, child, destination } => {
+                let socket = self.tcp(flow);
+                assert!(
+                    socket.connected && !socket.away && socket.closed.is_none(),
+                    "offered once, connected"
+                );
+                assert!(socket.received.is_empty(), "nothing was written");
+                socket.away = true;
+                self.offers.push(Offered { flow, child, destination });
+                match self.relay_plans.get(&destination).copied().unwrap_or(self.relay_plan) {
+                    RelayPlan::Join => assert!(self.join(now, stack, flow), "at once is in time"),
+                    RelayPlan::Refuse => assert!(self.refuse(now, stack, flow), "at once is in time"),
+                    RelayPlan::Hold => {}
+                }
+            }
+            Action::WithdrawRelay { flow } => {
+                assert!(self.tcp(flow).away, "only what was offered is withdrawn");
+                self.withdrawn.push(flow);
+            }
             Action::ShutdownWrite { flow } => {
                 let Some(socket) = self.tcp.get_mut(&flow) else { return };
+                assert!(!socket.away, "shut down while away");
                 assert!(!socket.shutdown, "shut down twice");
                 socket.shutdown = true;
                 if socket.echo {
@@ -245,6 +326,7 @@ impl HostStub {
             Action::Close { flow, abort } => {
                 if let Some(socket) = self.tcp.get_mut(&flow) {
                     assert_eq!(socket.closed, None, "closed twice");
+                    assert!(!socket.away, "closed while away");
                     socket.closed = Some(abort);
                 }
                 if let Some(socket) = self.datagram.get_mut(&flow) {
@@ -350,6 +432,7 @@ impl HostStub {
                 return HostIo::Failed;
             }
             assert!(!bytes.is_empty(), "nothing to write");
+            assert!(!socket.away, "written to while away");
             let n = bytes.len().min(socket.appetite).min(socket.largest_write);
             socket.appetite -= n;
             socket.received.extend_from_slice(&bytes[..n]);
@@ -379,6 +462,7 @@ impl HostStub {
                 return HostIo::Failed;
             }
             assert!(!room.is_empty(), "no room to read into");
+            assert!(!socket.away, "read from while away");
             socket.largest_room = socket.largest_room.max(room.len());
             let n = room.len().min(socket.to_send.len());
             for (to, from) in room.iter_mut().zip(socket.to_send.drain(..n)) {

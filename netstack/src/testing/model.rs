@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::child::ChildTcp;
 use super::frames::{self, CHILD, CHILD6, WORLD, WORLD6};
-use super::host::ConnectPlan;
+use super::host::{ConnectPlan, RelayPlan};
 use super::link::{Link, LinkConfig, Random};
 use super::{ALL_OFFLOADS, Harness, NO_OFFLOADS, config};
 use crate::action::{ConnectError, DatagramError, DatagramErrorKind, HostEvent};
@@ -19,6 +19,7 @@ use crate::error::DropReason;
 use crate::flow::FlowId;
 use crate::forward::{ForwardId, ForwardSource, UdpForward};
 use crate::frame::{Checksum, Gso, Offload};
+use crate::stack::{RelayEnd, Relaying};
 use crate::time::Duration;
 
 /// Steps between two operations after which the stack is taken for livelocked.
@@ -138,6 +139,7 @@ impl Model {
             }),
             9 => self.child_sends_datagram(argument),
             10 => self.host_sends_datagram(argument),
+            12 if argument & 2 != 0 => self.relay_acts(argument),
             11 => {
                 self.harness.drive_for(Duration::from_millis(u64::from(argument) * 32));
             }
@@ -177,6 +179,15 @@ impl Model {
             _ => ConnectPlan::Accept,
         };
         self.harness.host.plans.insert(remote, plan);
+        let (relaying, relay) = match argument >> 2 & 3 {
+            0 => (Relaying::Off, RelayPlan::Refuse),
+            1 => (Relaying::On, RelayPlan::Refuse),
+            2 => (Relaying::On, RelayPlan::Join),
+            _ => (Relaying::On, RelayPlan::Hold),
+        };
+        // Of connections under way, too.
+        self.harness.stack.set_relaying(relaying);
+        self.harness.host.relay_plans.insert(remote, relay);
         let socket = self.harness.child.connect(remote);
         self.connections.push(Connection {
             socket,
@@ -187,8 +198,21 @@ impl Model {
             got: 0,
             child_finished: false,
             host_finished: false,
-            broken: plan != ConnectPlan::Accept,
+            // What is relayed is not seen here.
+            broken: plan != ConnectPlan::Accept || relay != RelayPlan::Refuse,
         });
+    }
+
+    /// The relay answers, or ends what it has; it may have been too late, or have done so already.
+    fn relay_acts(&mut self, argument: u8) {
+        let Harness { stack, host, now, .. } = &mut self.harness;
+        let count = host.offers.len().max(1);
+        let Some(offer) = host.offers.get(usize::from(argument >> 4) % count).copied() else { return };
+        match argument >> 2 & 3 {
+            0 => drop(host.join(*now, stack, offer.flow)),
+            1 => drop(host.refuse(*now, stack, offer.flow)),
+            _ => stack.relay_ended(*now, offer.flow, RelayEnd { to_host: 1, from_host: 2 }),
+        }
     }
 
     /// A client connects to a port of the child; sometimes nothing listens there.
@@ -356,6 +380,7 @@ impl Model {
         let stack = &harness.stack;
         assert!(stack.flows().count() <= CONNECTIONS + 8 + 4 + SESSIONS, "flows beyond every limit");
         assert!(stack.buffer_bytes() <= stack.config().limits().buffer_bytes);
+        stack.assert_counts();
     }
 
     /// Everything that is not broken ends in order, whatever the link has lost.
@@ -378,6 +403,9 @@ impl Model {
             if let Some(flow) = flow.filter(|_| !connection.host_finished) {
                 self.harness.host.finish(flow);
             }
+        }
+        for offer in &self.harness.host.offers {
+            self.harness.stack.relay_ended(self.harness.now, offer.flow, RelayEnd::default());
         }
         let lossy =
             self.harness.link.config.loss_per_mille > 0 || self.harness.link.config.jitter > Duration::ZERO;

@@ -9,6 +9,7 @@ mod lossy;
 mod model;
 mod options;
 mod policy;
+mod relay;
 mod tcp;
 mod tcp_script;
 mod udp;
