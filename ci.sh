@@ -71,6 +71,7 @@ job_fuzz_replay() { cargo test -p fuzz --locked; }
 job_bench_smoke() {
     as_test_user "$TARGET/release/compare" --smoke
     as_test_user "$TARGET/release/forwards" --smoke
+    as_test_user "$TARGET/release/distance" --smoke
 }
 
 as_test_user() {

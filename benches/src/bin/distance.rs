@@ -13,10 +13,11 @@ use clap::Parser;
 use std::{
     cell::Cell,
     collections::BTreeMap,
-    fs,
+    fmt, fs,
     io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     process::{Command, ExitCode},
+    str::FromStr,
     thread,
     time::{Duration, Instant},
 };
@@ -50,8 +51,8 @@ struct Row {
 enum What {
     ToFar,
     ToChild,
-    /// A message each way, one after the other: is the last of its bytes held back?
-    Messages,
+    /// A message of so many bytes each way, one after the other: are the last of them held back?
+    Messages(usize),
 }
 
 impl Row {
@@ -62,14 +63,16 @@ impl Row {
                 rows.extend([0, 100, 1000, 10_000].map(|loss_ppm| Self { what, rtt_ms, loss_ppm }));
             }
         }
-        rows.extend([1, 50].map(|rtt_ms| Self { what: What::Messages, rtt_ms, loss_ppm: 0 }));
+        for bytes in MESSAGES {
+            rows.extend([1, 50].map(|rtt_ms| Self { what: What::Messages(bytes), rtt_ms, loss_ppm: 0 }));
+        }
         rows
     }
 
     /// Those of `--smoke`.
     fn few() -> Vec<Self> {
         let row = |what, loss_ppm| Self { what, rtt_ms: 10, loss_ppm };
-        vec![row(What::ToFar, 1000), row(What::ToChild, 1000), row(What::Messages, 0)]
+        vec![row(What::ToFar, 1000), row(What::ToChild, 1000), row(What::Messages(MESSAGES[0]), 0)]
     }
 
     /// One direction of the line; the directions have luck of their own.
@@ -88,7 +91,7 @@ impl benches::comparison::Row for Row {
         match what {
             What::ToFar => format!("child->far {rtt_ms} ms {loss} %, Mb/s"),
             What::ToChild => format!("far->child {rtt_ms} ms {loss} %, Mb/s"),
-            What::Messages => format!("{MESSAGE} bytes each way {rtt_ms} ms {loss} %, ms"),
+            What::Messages(bytes) => format!("{bytes} bytes each way {rtt_ms} ms {loss} %, ms"),
         }
     }
 }
@@ -189,8 +192,10 @@ fn print_bars(comparison: &Comparison<Row, Column>) -> Verdict {
             let row = Row { what, rtt_ms: 50, loss_ppm: 1000 };
             bars.at_least(&format!("{way}, 50 ms, 0.1 %, {name} / veth"), over_veth(row), 0.9);
         }
-        let row = Row { what: What::Messages, rtt_ms: 50, loss_ppm: 0 };
-        bars.at_most(&format!("messages, 50 ms, time, {name} / veth"), over_veth(row), 1.1);
+        for bytes in MESSAGES {
+            let row = Row { what: What::Messages(bytes), rtt_ms: 50, loss_ppm: 0 };
+            bars.at_most(&format!("{bytes} bytes each way, 50 ms, time, {name} / veth"), over_veth(row), 1.1);
+        }
     }
     bars.print()
 }
@@ -227,11 +232,11 @@ impl Lab {
         let (task, far_task) = match row.what {
             What::ToFar => (Task::Send, Task::Receive),
             What::ToChild => (Task::Receive, Task::Send),
-            What::Messages => (Task::Ask, Task::Answer),
+            What::Messages(bytes) => (Task::Ask(bytes), Task::Answer(bytes)),
         };
         let (far, text) = (&self.world.far, seconds.to_string());
         let start = |opening: &str, address: &str, launch: &Launch| {
-            let argv = [&me, "end", opening, address, task.name(), &text];
+            let argv = [&me, "end", opening, address, &task.to_string(), &text];
             self.world.launch(launch, &argv).within(Duration::from_secs_f64(seconds + 60.0))
         };
         let (mut child, stream);
@@ -297,23 +302,38 @@ enum Task {
     /// Reads for so many seconds from the first byte on: Mb/s.
     Receive,
     /// Sends a message and awaits one, again and again: median time in ms.
-    Ask,
+    Ask(usize),
     /// Sends a message for each that came.
-    Answer,
+    Answer(usize),
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Send => f.write_str("send"),
+            Self::Receive => f.write_str("receive"),
+            Self::Ask(bytes) => write!(f, "ask={bytes}"),
+            Self::Answer(bytes) => write!(f, "answer={bytes}"),
+        }
+    }
+}
+
+impl FromStr for Task {
+    type Err = io::Error;
+
+    fn from_str(text: &str) -> io::Result<Self> {
+        let invalid = || io::Error::from(ErrorKind::InvalidInput);
+        match text.split_once('=') {
+            None if text == "send" => Ok(Self::Send),
+            None if text == "receive" => Ok(Self::Receive),
+            Some(("ask", bytes)) => bytes.parse().map(Self::Ask).map_err(|_| invalid()),
+            Some(("answer", bytes)) => bytes.parse().map(Self::Answer).map_err(|_| invalid()),
+            _ => Err(invalid()),
+        }
+    }
 }
 
 impl Task {
-    const ALL: [Self; 4] = [Self::Send, Self::Receive, Self::Ask, Self::Answer];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Send => "send",
-            Self::Receive => "receive",
-            Self::Ask => "ask",
-            Self::Answer => "answer",
-        }
-    }
-
     /// What was measured; nothing by ends that only serve.
     fn perform(self, mut stream: TcpStream, seconds: f64) -> io::Result<f64> {
         let time = Duration::from_secs_f64(seconds);
@@ -339,19 +359,21 @@ impl Task {
                 }
                 Ok(bytes as f64 * 8.0 / 1e6 / begin.elapsed().as_secs_f64())
             }
-            Self::Ask => {
+            Self::Ask(bytes) => {
+                buffer.resize(bytes, 0);
                 let (begin, mut times) = (Instant::now(), Vec::new());
                 while begin.elapsed() < time || times.is_empty() {
                     let asked = Instant::now();
-                    stream.write_all(&buffer[..MESSAGE])?;
-                    stream.read_exact(&mut buffer[..MESSAGE])?;
+                    stream.write_all(&buffer)?;
+                    stream.read_exact(&mut buffer)?;
                     times.push(asked.elapsed().as_secs_f64() * 1e3);
                 }
                 Ok(benches::measure::median(&times))
             }
-            Self::Answer => {
-                while stream.read_exact(&mut buffer[..MESSAGE]).is_ok() {
-                    stream.write_all(&buffer[..MESSAGE])?;
+            Self::Answer(bytes) => {
+                buffer.resize(bytes, 0);
+                while stream.read_exact(&mut buffer).is_ok() {
+                    stream.write_all(&buffer)?;
                 }
                 Ok(f64::NAN)
             }
@@ -363,7 +385,7 @@ impl Task {
 fn be_the_child(opening: &str, address: &str, task: &str, seconds: &str) -> io::Result<()> {
     let invalid = || io::Error::from(ErrorKind::InvalidInput);
     let address = address.parse::<SocketAddr>().map_err(|_| invalid())?;
-    let task = Task::ALL.into_iter().find(|known| known.name() == task).ok_or_else(invalid)?;
+    let task = task.parse::<Task>()?;
     let seconds = seconds.parse().map_err(|_| invalid())?;
     // pasta forbids it; its child's TCP does not reach the line, and remembers nothing in a namespace that is new.
     let _ = fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno");
@@ -390,5 +412,5 @@ fn has_egress_relay() -> bool {
 const LEAST_QUEUE: usize = 256 << 10;
 /// Round trips that slow start may take until the line is full.
 const START_RTTS: u64 = 40;
-/// Two windows of a fresh connection, and not a multiple of anything.
-const MESSAGE: usize = 30_001;
+/// Two windows of a fresh connection, and what every relay takes for bulk; no multiples of anything.
+const MESSAGES: [usize; 2] = [30_001, 1_000_003];
