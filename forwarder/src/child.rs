@@ -12,6 +12,12 @@
 //! table of its own makes every destination of marked packets a local one. Packets with other marks see no difference in routing;
 //! that servers' sockets inherit *their* marks is the one effect on others.
 //!
+//! *What begins in the child* is relayed, if the driver wants it so ([`Egress::Prepare`]): [`crate::netfilter`] says how its
+//! packets are kept in the child, the same routing rule delivers them. The sockets for it have a mark of their own
+//! ([`RELAY_MARK`]), for which no rule exists, because some of their packets go to machines behind the child. The driver binds
+//! them to the addresses of the world's servers without any privilege, so `net.ipv4.ip_unprivileged_port_start` is 0 then, and
+//! `tcp_tw_reuse` is 1 because they are tied to no interface.
+//!
 //! Where the namespace is somebody else's ([`Rules::Leave`]) nothing of this is done, and sockets are ordinary ones.
 //!
 //! The sockets are tied to `lo`, for which the kernel allows a port whose last connection ended a second ago
@@ -26,13 +32,22 @@ use nix::sys::socket::MsgFlags;
 use thiserror::Error;
 
 use crate::auto::local_port_range;
-use crate::protocol::{Abilities, MAX_MESSAGE, ProtocolError, Reach, Reply, Request, Rules, SocketKind};
+use crate::protocol::{
+    Abilities, Egress, EgressAbility, EgressStep, MAX_MESSAGE, ProtocolError, Reach, Reply, Request, Rules,
+    SocketKind,
+};
 use crate::sock_diag::DiagSocket;
 use crate::spec::{Family, Transport};
+use crate::sys::netfilter::Table;
 use crate::sys::{rtnetlink, scm, socket};
 
 /// Mark of what our sockets in the child send and what answers it: "rl", 1.
 pub const MARK: u32 = 0x726c_0001;
+/// Mark of what relaying sockets send to the child and to machines behind it: "rl", 2.
+pub const RELAY_MARK: u32 = 0x726c_0002;
+/// Seconds of silence after which a relaying socket looks for its peer. Connection tracking forgets a connection in which one side
+/// has not spoken, or has ended, after a minute.
+const RELAY_KEEPALIVE: i32 = 45;
 /// Routing table in which everything is local.
 pub const TABLE: u32 = 0x726c;
 /// Priority of the rule that leads there: before anything an administrator would write, after `local`.
@@ -60,6 +75,8 @@ pub enum AgentError {
 /// The channel is broken, or the other end is another program.
 pub fn run(channel: OwnedFd) -> Result<(), AgentError> {
     let mut buffer = [0; MAX_MESSAGE];
+    // Goes with us.
+    let mut table = None;
     loop {
         let mut fds = Vec::new();
         let len = match scm::receive(channel.as_fd(), &mut buffer, &mut fds, MsgFlags::empty()) {
@@ -69,7 +86,7 @@ pub fn run(channel: OwnedFd) -> Result<(), AgentError> {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
             Err(error) => return Err(AgentError::Receive(error)),
         };
-        let (reply, fds) = answer(Request::decode(buffer.get(..len).unwrap_or_default())?);
+        let (reply, fds) = answer(Request::decode(buffer.get(..len).unwrap_or_default())?, &mut table);
         match scm::send(channel.as_fd(), &reply.encode(), &fds, MsgFlags::empty()) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
@@ -96,9 +113,15 @@ fn without_descriptors(reply: Reply, errno: i32) -> Reply {
     }
 }
 
-fn answer(request: Request) -> (Reply, Vec<OwnedFd>) {
+fn answer(request: Request, table: &mut Option<Table>) -> (Reply, Vec<OwnedFd>) {
     match request {
-        Request::Hello { rules } => hello(rules),
+        Request::Hello { rules, egress } => {
+            let egress = match egress {
+                Egress::Leave => Default::default(),
+                Egress::Prepare => prepare_egress(table),
+            };
+            hello(rules, egress)
+        }
         Request::Sockets { kind, count } => {
             let mut fds = Vec::new();
             let mut errno = 0;
@@ -120,7 +143,7 @@ fn answer(request: Request) -> (Reply, Vec<OwnedFd>) {
     }
 }
 
-fn hello(rules: Rules) -> (Reply, Vec<OwnedFd>) {
+fn hello(rules: Rules, (egress_v4, egress_v6): (EgressAbility, EgressAbility)) -> (Reply, Vec<OwnedFd>) {
     let possible = |family| match keep_addresses(family) {
         Ok(()) => true,
         Err(error) => {
@@ -139,6 +162,8 @@ fn hello(rules: Rules) -> (Reply, Vec<OwnedFd>) {
         addresses: addresses.is_ok(),
         diag: diag.is_ok(),
         ephemeral: local_port_range().map_or((0, 0), RangeInclusive::into_inner),
+        egress_v4,
+        egress_v6,
     };
     fds.extend(addresses);
     fds.extend(diag.into_iter().flatten().map(OwnedFd::from));
@@ -158,17 +183,66 @@ fn keep_addresses(family: Family) -> io::Result<()> {
     rtnetlink::deliver_marked_locally(family, MARK, TABLE, RULE_PRIORITY)
 }
 
+/// Tries in the caller's network namespace, whose loopback is up, whether what begins there can be relayed: IPv4, IPv6. For namespaces
+/// that are thrown away.
+pub fn try_egress() -> [EgressAbility; 2] {
+    let (v4, v6) = prepare_egress(&mut None);
+    [v4, v6]
+}
+
+/// Puts in what keeps relayed connections in the child; says for IPv4 and IPv6 whether that is so.
+fn prepare_egress(table: &mut Option<Table>) -> (EgressAbility, EgressAbility) {
+    let mut common = || {
+        // Proves the capability before anything is changed.
+        make(world(Family::V4)).map_err(|error| (EgressStep::Socket, error))?;
+        for (name, value) in [("ip_unprivileged_port_start", "0"), ("tcp_tw_reuse", "1")] {
+            fs::write(format!("/proc/sys/net/ipv4/{name}"), value)
+                .map_err(|error| (EgressStep::Sysctl, error))?;
+        }
+        *table = Some(Table::make()?);
+        Ok(())
+    };
+    let able = |result: Result<(), (EgressStep, io::Error)>| match result {
+        Ok(()) => EgressAbility::Possible,
+        Err((step, error)) => EgressAbility::Impossible { step, errno: number(&error) },
+    };
+    if let Err(error) = common() {
+        let unable = able(Err(error));
+        return (unable, unable);
+    }
+    let family = |family| {
+        make(world(family)).map_err(|error| (EgressStep::Socket, error))?;
+        rtnetlink::deliver_marked_locally(family, MARK, TABLE, RULE_PRIORITY)
+            .map_err(|error| (EgressStep::Route, error))
+    };
+    (able(family(Family::V4)), able(family(Family::V6)))
+}
+
+fn world(family: Family) -> SocketKind {
+    SocketKind { transport: Transport::Tcp, family, reach: Reach::World }
+}
+
 fn make(kind: SocketKind) -> io::Result<OwnedFd> {
     let fd = socket::open(kind.transport, kind.family)?;
-    if kind.reach == Reach::Transparent {
-        socket::set_transparent(fd.as_fd(), kind.family)?;
-        socket::set_mark(fd.as_fd(), MARK)?;
-        socket::bind_to_device(fd.as_fd(), "lo")?;
+    match kind.reach {
+        Reach::Plain => {}
+        Reach::Transparent => {
+            socket::set_transparent(fd.as_fd(), kind.family)?;
+            socket::set_mark(fd.as_fd(), MARK)?;
+            socket::bind_to_device(fd.as_fd(), "lo")?;
+        }
+        Reach::World => {
+            socket::set_transparent(fd.as_fd(), kind.family)?;
+            socket::set_mark(fd.as_fd(), RELAY_MARK)?;
+            socket::set_keepalive_idle(fd.as_fd(), RELAY_KEEPALIVE)?;
+        }
     }
     match kind.transport {
         Transport::Tcp => {
             socket::set_reuse_address(fd.as_fd())?;
-            socket::set_bind_address_no_port(fd.as_fd())?;
+            if kind.reach != Reach::World {
+                socket::set_bind_address_no_port(fd.as_fd())?;
+            }
             socket::prepare_tcp(fd.as_fd());
         }
         Transport::Udp => socket::prepare_udp(fd.as_fd()),

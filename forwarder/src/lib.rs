@@ -5,6 +5,7 @@
 //! | [`spec`], [`manager`], [`relay`], [`udp_session`], [`protocol`] | pure: what is wanted, and what follows from an event |
 //! | [`driver`] | the event loop that owns listeners, connections and pipes |
 //! | [`child`] | the agent inside the child's namespace, which makes sockets there |
+//! | [`netfilter`] | the rules by which the child's connections to the world stay in the child |
 //! | [`auto`], [`sock_diag`] | follow what listens inside the child |
 //! | `sys` | system calls |
 
@@ -13,6 +14,7 @@ pub mod child;
 pub mod driver;
 pub mod error;
 pub mod manager;
+pub mod netfilter;
 pub mod protocol;
 pub mod relay;
 pub mod sock_diag;

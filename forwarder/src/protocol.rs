@@ -7,6 +7,7 @@
 //! is the version: both ends are the same program, so a difference is an error and not a negotiation. No message is
 //! longer than [`MAX_MESSAGE`].
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use thiserror::Error;
@@ -14,7 +15,7 @@ use thiserror::Error;
 use crate::spec::{Family, Transport};
 
 /// Version of these messages.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// The longest message, in bytes.
 pub const MAX_MESSAGE: usize = 32;
 /// Sockets per [`Request::Sockets`]: what fits one message (`SCM_MAX_FD`).
@@ -27,6 +28,8 @@ pub enum Reach {
     Transparent,
     /// An ordinary socket of the child.
     Plain,
+    /// Stands for a machine of the world towards the child: transparent, with the mark that keeps its connection in the child.
+    World,
 }
 
 /// Which sockets are wanted.
@@ -50,13 +53,107 @@ pub enum Rules {
     Leave,
 }
 
+/// Whether the namespace is prepared for relaying the connections that begin in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Egress {
+    /// No: they go by the TAP.
+    #[default]
+    Leave,
+    /// A table of nftables, a routing rule and sysctls are put in.
+    Prepare,
+}
+
+/// Whether connections that begin in the child can be relayed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EgressAbility {
+    /// Nobody has asked for it, or the agent has not answered yet.
+    #[default]
+    Unknown,
+    /// They can.
+    Possible,
+    /// They cannot.
+    Impossible {
+        /// What the kernel refused.
+        step: EgressStep,
+        /// errno(3).
+        errno: i32,
+    },
+}
+
+/// What preparing the namespace for relaying consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EgressStep {
+    /// A transparent socket (CAP_NET_ADMIN).
+    Socket,
+    /// The sysctls.
+    Sysctl,
+    /// The routing rule and its table.
+    Route,
+    /// The netlink socket of netfilter.
+    Netlink,
+    /// The table of nftables (the kernel has nf_tables).
+    Table,
+    /// A chain (type route in the family inet: Linux 5.2).
+    Chain,
+    /// A rule (the expressions meta, ct, payload, bitwise).
+    Rule,
+    /// All of it together.
+    Commit,
+    /// The agent itself: it never answered.
+    Agent,
+}
+
+impl EgressStep {
+    const ALL: [EgressStep; 9] = [
+        EgressStep::Socket,
+        EgressStep::Sysctl,
+        EgressStep::Route,
+        EgressStep::Netlink,
+        EgressStep::Table,
+        EgressStep::Chain,
+        EgressStep::Rule,
+        EgressStep::Commit,
+        EgressStep::Agent,
+    ];
+}
+
+impl fmt::Display for EgressStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            EgressStep::Socket => "transparent socket",
+            EgressStep::Sysctl => "sysctl",
+            EgressStep::Route => "routing rule",
+            EgressStep::Netlink => "netfilter's netlink socket",
+            EgressStep::Table => "nftables table",
+            EgressStep::Chain => "nftables chain",
+            EgressStep::Rule => "nftables rule",
+            EgressStep::Commit => "nftables transaction",
+            EgressStep::Agent => "agent in the child's namespace",
+        })
+    }
+}
+
+impl fmt::Display for EgressAbility {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EgressAbility::Unknown => f.write_str("not asked for"),
+            EgressAbility::Possible => f.write_str("possible"),
+            EgressAbility::Impossible { step, errno } => {
+                write!(f, "{step}: {}", std::io::Error::from_raw_os_error(*errno))
+            }
+        }
+    }
+}
+
 /// What the driver asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Say what is possible in the namespace.
     Hello {
-        /// Whether it may be prepared for more.
+        /// Whether it may be prepared for clients that keep their addresses.
         rules: Rules,
+        /// Whether it is to be prepared for relaying what begins in it.
+        egress: Egress,
     },
     /// Unconnected sockets, 1 to [`MAX_SOCKETS`].
     Sockets {
@@ -116,6 +213,10 @@ pub struct Abilities {
     pub diag: bool,
     /// The ports that the child's kernel hands out by itself, first and last; both 0 if that is not known.
     pub ephemeral: (u16, u16),
+    /// Whether IPv4 connections that begin in the child can be relayed.
+    pub egress_v4: EgressAbility,
+    /// The same for IPv6.
+    pub egress_v6: EgressAbility,
 }
 
 impl Abilities {
@@ -124,6 +225,14 @@ impl Abilities {
         match family {
             Family::V4 => self.transparent_v4,
             Family::V6 => self.transparent_v6,
+        }
+    }
+
+    /// Whether connections of a family that begin in the child can be relayed.
+    pub fn egress(&self, family: Family) -> EgressAbility {
+        match family {
+            Family::V4 => self.egress_v4,
+            Family::V6 => self.egress_v6,
         }
     }
 }
@@ -144,7 +253,7 @@ impl Request {
     /// The bytes of the message.
     pub fn encode(&self) -> Vec<u8> {
         match *self {
-            Request::Hello { rules } => vec![VERSION, 1, rules as u8],
+            Request::Hello { rules, egress } => vec![VERSION, 1, rules as u8, egress as u8],
             Request::Sockets { kind, count } => {
                 let [transport, family, reach] = kind.encode();
                 vec![VERSION, 2, transport, family, reach, count]
@@ -168,8 +277,10 @@ impl Request {
     /// It is none.
     pub fn decode(bytes: &[u8]) -> Result<Self, ProtocolError> {
         match *body(bytes)? {
-            [1, 0] => Ok(Request::Hello { rules: Rules::Add }),
-            [1, 1] => Ok(Request::Hello { rules: Rules::Leave }),
+            [1, rules @ 0..=1, egress @ 0..=1] => Ok(Request::Hello {
+                rules: if rules == 0 { Rules::Add } else { Rules::Leave },
+                egress: if egress == 0 { Egress::Leave } else { Egress::Prepare },
+            }),
             [2, transport, family, reach, count] if (1..=MAX_SOCKETS).contains(&count) => {
                 Ok(Request::Sockets { kind: SocketKind::decode(transport, family, reach)?, count })
             }
@@ -197,12 +308,22 @@ impl Reply {
     pub fn encode(&self) -> Vec<u8> {
         match *self {
             Reply::Hello { abilities } => {
-                let Abilities { transparent_v4, transparent_v6, addresses, diag, ephemeral } = abilities;
+                let Abilities {
+                    transparent_v4,
+                    transparent_v6,
+                    addresses,
+                    diag,
+                    ephemeral,
+                    egress_v4,
+                    egress_v6,
+                } = abilities;
                 let flags = [transparent_v4, transparent_v6, addresses, diag];
                 let mut bytes = vec![VERSION, 1];
                 bytes.extend(flags.map(u8::from));
                 bytes.extend(ephemeral.0.to_be_bytes());
                 bytes.extend(ephemeral.1.to_be_bytes());
+                bytes.extend(egress_v4.encode());
+                bytes.extend(egress_v6.encode());
                 bytes
             }
             Reply::Sockets { kind, count, errno } => {
@@ -226,10 +347,20 @@ impl Reply {
     /// It is none.
     pub fn decode(bytes: &[u8]) -> Result<Self, ProtocolError> {
         match *body(bytes)? {
-            [1, a @ 0..=1, b @ 0..=1, c @ 0..=1, d @ 0..=1, e, f, g, h] => {
+            [1, a @ 0..=1, b @ 0..=1, c @ 0..=1, d @ 0..=1, e, f, g, h, ref rest @ ..] => {
                 let [transparent_v4, transparent_v6, addresses, diag] = [a, b, c, d].map(|flag| flag == 1);
                 let ephemeral = (u16::from_be_bytes([e, f]), u16::from_be_bytes([g, h]));
-                let abilities = Abilities { transparent_v4, transparent_v6, addresses, diag, ephemeral };
+                let (v4, v6) = rest.split_first_chunk().ok_or(ProtocolError::Malformed)?;
+                let v6 = v6.try_into().map_err(|_| ProtocolError::Malformed)?;
+                let abilities = Abilities {
+                    transparent_v4,
+                    transparent_v6,
+                    addresses,
+                    diag,
+                    ephemeral,
+                    egress_v4: EgressAbility::decode(*v4)?,
+                    egress_v6: EgressAbility::decode(v6)?,
+                };
                 Ok(Reply::Hello { abilities })
             }
             [2, transport, family, reach, count @ 0..=MAX_SOCKETS, ref errno @ ..] => {
@@ -239,6 +370,31 @@ impl Reply {
             [3, ref rest @ ..] => {
                 let (id, errno) = rest.split_first_chunk().ok_or(ProtocolError::Malformed)?;
                 Ok(Reply::Listening { id: u64::from_be_bytes(*id), errno: decode_errno(errno)? })
+            }
+            _ => Err(ProtocolError::Malformed),
+        }
+    }
+}
+
+impl EgressAbility {
+    /// 0, 1, or 2 and more for the step; errno.
+    fn encode(self) -> [u8; 5] {
+        let (kind, errno) = match self {
+            EgressAbility::Unknown => (0, 0),
+            EgressAbility::Possible => (1, 0),
+            EgressAbility::Impossible { step, errno } => (2 + step as u8, errno),
+        };
+        let [a, b, c, d] = errno.to_be_bytes();
+        [kind, a, b, c, d]
+    }
+
+    fn decode([kind, errno @ ..]: [u8; 5]) -> Result<Self, ProtocolError> {
+        match (kind, i32::from_be_bytes(errno)) {
+            (0, 0) => Ok(EgressAbility::Unknown),
+            (1, 0) => Ok(EgressAbility::Possible),
+            (2.., errno) => {
+                let step = EgressStep::ALL.get(usize::from(kind - 2)).ok_or(ProtocolError::Malformed)?;
+                Ok(EgressAbility::Impossible { step: *step, errno })
             }
             _ => Err(ProtocolError::Malformed),
         }
@@ -259,6 +415,7 @@ impl SocketKind {
         let reach = match reach {
             0 => Reach::Transparent,
             1 => Reach::Plain,
+            2 => Reach::World,
             _ => return Err(ProtocolError::Malformed),
         };
         Ok(SocketKind { transport: decode_transport(transport)?, family, reach })
@@ -295,8 +452,8 @@ mod tests {
     #[test]
     fn what_was_encoded_is_decoded() {
         for request in [
-            Request::Hello { rules: Rules::Add },
-            Request::Hello { rules: Rules::Leave },
+            Request::Hello { rules: Rules::Add, egress: Egress::Prepare },
+            Request::Hello { rules: Rules::Leave, egress: Egress::Leave },
             Request::Sockets { kind: KIND, count: 253 },
             Request::Listen { id: 7, transport: Transport::Tcp, address: "127.0.0.1:80".parse().unwrap() },
             Request::Listen { id: u64::MAX, transport: Transport::Udp, address: "[::1]:0".parse().unwrap() },
@@ -305,13 +462,25 @@ mod tests {
             assert!(bytes.len() <= MAX_MESSAGE);
             assert_eq!(Request::decode(&bytes), Ok(request));
         }
-        let abilities =
-            Abilities { transparent_v4: true, diag: true, ephemeral: (32768, 60999), ..Abilities::default() };
+        let abilities = Abilities {
+            transparent_v4: true,
+            diag: true,
+            ephemeral: (32768, 60999),
+            egress_v4: EgressAbility::Possible,
+            ..Abilities::default()
+        };
+        let unable = EgressStep::ALL.map(|step| {
+            let egress_v6 = EgressAbility::Impossible { step, errno: libc::EPERM };
+            Reply::Hello { abilities: Abilities { egress_v6, ..abilities } }
+        });
         for reply in [
             Reply::Hello { abilities },
             Reply::Sockets { kind: KIND, count: 0, errno: libc::EMFILE },
             Reply::Listening { id: 9, errno: 0 },
-        ] {
+        ]
+        .into_iter()
+        .chain(unable)
+        {
             let bytes = reply.encode();
             assert!(bytes.len() <= MAX_MESSAGE);
             assert_eq!(Reply::decode(&bytes), Ok(reply));

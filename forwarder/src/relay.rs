@@ -239,6 +239,14 @@ impl Relay {
         self.from_accepted.finished != self.from_opened.finished
     }
 
+    /// Whether the stream from a side has ended, and its end was passed on.
+    pub fn has_finished(&self, from: Side) -> bool {
+        match from {
+            Side::Accepted => self.from_accepted.finished,
+            Side::Opened => self.from_opened.finished,
+        }
+    }
+
     /// Bytes read from a side that are not yet written to the other.
     pub fn held(&self, from: Side) -> usize {
         match from {

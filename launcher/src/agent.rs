@@ -1,7 +1,7 @@
 //! The forwarder's agent: a process that joins the child's namespaces and makes sockets there.
 //!
-//! It is started when the engine first asks for it, which only published ports make it do. It belongs to the launcher and
-//! not to the child: it has the launcher's file system and memory, joined namespaces only for what the sockets need, and
+//! It is started when the engine first asks for it: because of published ports, or of the child's first outbound TCP connection. It
+//! belongs to the launcher and not to the child: it has the launcher's file system and memory, joined namespaces only for what the sockets need, and
 //! other processes of the child's user namespace cannot trace it. It ends with the engine.
 
 use std::fs::File;
@@ -58,11 +58,11 @@ impl Agent {
         let kept = [self.line.as_fd(), self.target.net()];
         let kept: Vec<_> = kept.into_iter().chain(self.target.user()).collect();
         if let Err(error) = detach(c"rl-agent", &kept, &SigSet::empty()) {
-            error!("published ports: the agent cannot start: {error}");
+            error!("published ports and outbound connections: the agent cannot start: {error}");
             return 1;
         }
         if let Err(failure) = self.target.join() {
-            error!("published ports: {}", with_causes(&failure));
+            error!("published ports and outbound connections: {}", with_causes(&failure));
             return 1;
         }
         let Agent { line, target } = self;
@@ -70,7 +70,7 @@ impl Agent {
         match forwarder::child::run(line) {
             Ok(()) => 0,
             Err(error) => {
-                error!("published ports: {}", with_causes(&error));
+                error!("published ports and outbound connections: {}", with_causes(&error));
                 1
             }
         }

@@ -13,6 +13,7 @@ use netstack::LinkCapabilities;
 use netstack::config::{Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering};
 
 use crate::client::args::ClientCommand;
+use crate::egress::EgressMode;
 use crate::sandbox::Mode;
 use crate::state_dir::InstanceName;
 
@@ -153,6 +154,15 @@ pub struct RunArgs {
     #[arg(long, value_name = "MODE", value_enum, default_value_t = OffloadArg::Auto)]
     pub offload: OffloadArg,
 
+    /// How the child's outbound TCP connections are carried
+    ///
+    /// On the relay a connection ends in the child's kernel, at a socket that has the destination's address, and is
+    /// joined to one of the host's: its bytes never are packets of the engine's. What the child sees of it is the
+    /// same on both ways. `info` says which one is taken, `flows` for each connection. While a capture runs, all take
+    /// the TAP.
+    #[arg(long, value_name = "WAY", value_enum, default_value_t = EgressArg::Auto)]
+    pub egress: EgressArg,
+
     /// Write every frame to this capture file (pcap)
     #[arg(long, value_name = "FILE")]
     pub pcap: Option<PathBuf>,
@@ -289,6 +299,27 @@ impl From<OffloadArg> for LinkCapabilities {
             OffloadArg::Auto => LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: true },
             OffloadArg::Checksum => LinkCapabilities { checksum: true, ..LinkCapabilities::default() },
             OffloadArg::None => LinkCapabilities::default(),
+        }
+    }
+}
+
+/// `--egress`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EgressArg {
+    /// By the relay where the child's kernel can do it, else by the TAP
+    Auto,
+    /// By the relay, or the launch fails
+    Relay,
+    /// As packets, by the TAP
+    Tap,
+}
+
+impl From<EgressArg> for EgressMode {
+    fn from(arg: EgressArg) -> Self {
+        match arg {
+            EgressArg::Auto => EgressMode::Auto,
+            EgressArg::Relay => EgressMode::Relay,
+            EgressArg::Tap => EgressMode::Tap,
         }
     }
 }

@@ -21,6 +21,7 @@ use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockTy
 use nix::sys::stat::Mode as FileMode;
 use nix::unistd::{Pid, chdir, dup2_stdin, dup2_stdout, setsid};
 
+use crate::egress::EgressMode;
 use crate::error::{Failure, Step};
 use crate::handshake::channel::{Channel, Received};
 use crate::handshake::message::Message;
@@ -130,7 +131,8 @@ fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
     let requests = ReportRequests::or(task.channel).map_err(failed)?;
     let service_task = ServiceTask {
         config: &plan.config,
-        driver: driver.handle().map_err(|error| failed(io::Error::other(error)))?,
+        egress: plan.egress,
+        driver: &mut driver,
         line: task.agent.try_clone_to_owned().map_err(failed)?,
         forwards: task.forwards,
         files: task.files,
@@ -139,19 +141,21 @@ fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
     };
     let services = Services::prepare(service_task).map_err(failed)?;
     let confinement = hidden.seal().map_err(confined)?;
-    let services = services.start(&confinement).map_err(confined)?;
-    if task.forwards.is_empty() {
+    let mut services = services.start(&confinement).map_err(confined)?;
+    if task.forwards.is_empty() && plan.egress != EgressMode::Relay {
         task.channel.send(&Message::EngineReady, None).map_err(talk)?;
     } else {
         let channel = task.channel.try_clone().map_err(talk)?;
-        services.publish(task.forwards, &confinement, channel).map_err(confined)?;
+        services.publish(task.forwards, plan.egress, &confinement, channel).map_err(confined)?;
     }
     confinement.confine(ThreadRole::Driver).map_err(confined)?;
     let served = serve_until_told(task, &mut driver, &requests, &services);
     // Ports are free, while what the child has sent is still delivered. No thread of theirs is to wait for this one.
     driver.close_handles();
-    drop(services);
+    driver.set_relay(None);
+    services.close();
     let served = served.and_then(|()| driver.finish()).map_err(|error| failed(io::Error::other(error)));
+    drop(services);
     if task.report == Report::Statistics {
         stats::print(&driver);
     }

@@ -87,6 +87,11 @@ pub enum UsageError {
     /// `--publish auto` more than once.
     #[error("--publish auto is given twice")]
     AutoTwice,
+    /// `--pcap` with `--egress=relay`.
+    #[error(
+        "--pcap records packets, and connections on the relay have none: use --egress=auto or tap with it"
+    )]
+    RelayWithCapture,
     /// An option that needs the engine, without the engine.
     #[error("{option} has no meaning with --net={net}: there is no engine")]
     NeedsEngine {
@@ -281,6 +286,8 @@ steps! {
     Join = 15: "join",
     /// A published port could not be opened.
     Publish = 16: "publish",
+    /// The relay for outbound connections, with `--egress=relay`.
+    Relay = 17: "carry outbound connections by the relay:",
 }
 
 #[cfg(test)]

@@ -138,6 +138,10 @@ pub fn for_failure(failure: &Failure, machine: &Machine) -> Option<Hint> {
         {
             Some(machine.apparmor())
         }
+        (Step::Relay, libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::ENOENT | libc::ENOPROTOOPT) => {
+            hint("the kernel has no nf_tables, which --egress=auto does without", "modprobe nf_tables")
+        }
+        (Step::Relay, _) => hint("--egress=auto carries as packets what cannot be relayed", ""),
         (Step::Confine, _) => hint("--sandbox=auto does with what this kernel gives", ""),
         (Step::Mount, libc::EPERM | libc::EACCES) => {
             hint("mounts are forbidden here: a container's seccomp filter or a security module", "")
@@ -199,6 +203,14 @@ mod tests {
         let hint = |error| for_error(&error, &Machine::default()).map(|hint| hint.sentence());
         assert!(hint(died(libc::SIGSYS)).is_some_and(|text| text.contains("--sandbox=off")));
         assert_eq!(hint(died(libc::SIGKILL)), None);
+    }
+
+    #[test]
+    fn a_relay_that_cannot_be_names_the_way_without() {
+        for (errno, fix) in [(libc::EPROTONOSUPPORT, "modprobe nf_tables"), (libc::EPERM, "--egress=auto")] {
+            let sentence = sentence(Step::Relay, errno, &Machine::default());
+            assert!(sentence.contains(fix) && sentence.contains("--egress=auto"), "{sentence}");
+        }
     }
 
     #[test]

@@ -158,16 +158,22 @@ impl AgentState {
         let AgentState::Prepared(agent) = std::mem::replace(self, AgentState::Absent) else { return };
         match agent.start() {
             Ok(pid) => *self = AgentState::Running(pid),
-            Err(error) => warn!("published ports take the slow path: their agent cannot be started: {error}"),
+            Err(error) => {
+                warn!(
+                    "published ports and outbound connections go by the TAP: their agent cannot be started: {error}"
+                );
+            }
         }
     }
 
     /// Ends it, when the engine has ended. It would end by itself, unless somebody has stopped it.
+    ///
+    /// Nobody waits until it has vanished: with it goes its table of nftables, for which the kernel takes some 10 ms (RCU). From
+    /// here on it does nothing any more.
     fn end(&mut self) {
         if let AgentState::Running(pid) = std::mem::replace(self, AgentState::Absent) {
             // Fails only for a process that is dead already.
             let _ = wait::kill(pid, libc::SIGKILL);
-            let _ = wait::wait_end(pid);
         }
     }
 }

@@ -11,22 +11,22 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
-use forwarder::driver::{Auto, ChildAddress, ChildLine, ChildNetwork, ForwardDriver, Handle};
+use forwarder::driver::{Auto, ChildAddress, ChildLine, ChildNetwork};
 use forwarder::error::PortError;
 use log::warn;
+use netstack::Driver;
 use netstack::config::{Config, Ipv4Mode, Ipv6Mode};
-use netstack::driver::DriverHandle;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Pid;
 
 use crate::api::control::{Engine, Facts, HostDns};
 use crate::api::model::{NetworkDriver, PortDriver};
 use crate::api::server::{self, Server};
 use crate::carrier::TapCarrier;
+use crate::egress::{self, EgressMode};
 use crate::engine::EngineFiles;
 use crate::error::{Failure, Step, with_causes};
+use crate::forwards::{Forwards, PreparedForwards};
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
 use crate::holder::TakenPort;
@@ -38,8 +38,10 @@ use crate::sandbox::{Confinement, SandboxError, ThreadRole};
 pub struct ServiceTask<'a> {
     /// The child's network.
     pub config: &'a Config,
+    /// How outbound TCP connections are carried.
+    pub egress: EgressMode,
     /// The engine that serves it.
-    pub driver: DriverHandle,
+    pub driver: &'a mut Driver,
     /// Leads to the agent in the child's namespaces.
     pub line: OwnedFd,
     /// What is published from the start.
@@ -56,10 +58,9 @@ pub struct ServiceTask<'a> {
 #[derive(Debug)]
 pub struct Services {
     control: Arc<Engine>,
+    /// Goes first.
     server: Option<Server>,
-    forwards: Handle,
-    stop: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+    forwards: Forwards,
 }
 
 /// The same before the threads are there.
@@ -67,8 +68,7 @@ pub struct Services {
 pub struct Prepared {
     control: Arc<Engine>,
     api: Option<server::Prepared>,
-    forwards: ForwardDriver,
-    stop: EventFd,
+    forwards: PreparedForwards,
 }
 
 impl Services {
@@ -77,42 +77,51 @@ impl Services {
     /// # Errors
     /// epoll_create1(2), eventfd(2), fcntl(2).
     pub fn prepare(task: ServiceTask<'_>) -> io::Result<Prepared> {
+        let facts = facts(&task);
         let auto = task.forwards.auto.clone().map(|rules| Auto { rules, pace: Default::default() });
-        let settings =
-            forwarder::driver::Config { child: child_network(task.config), auto, ..Default::default() };
-        let tap = Box::new(TapCarrier::new(task.driver.clone()));
-        let forwards = ForwardDriver::new(settings, Some(ChildLine::from(task.line)), Some(tap));
-        let forwards = forwards.map_err(io::Error::other)?;
-        let control = Engine::new(
-            facts(task.config, task.state_dir, task.child),
-            Some(task.driver),
-            Some(forwards.handle()),
-        );
+        let settings = forwarder::driver::Config {
+            child: child_network(task.config),
+            auto,
+            egress: task.egress.of_forwarder(),
+            ..Default::default()
+        };
+        let driver = task.driver.handle().map_err(io::Error::other)?;
+        let tap = Box::new(TapCarrier::new(driver.clone()));
+        let forwards = PreparedForwards::new(settings, Some(ChildLine::from(task.line)), Some(tap));
+        let mut forwards = forwards.map_err(io::Error::other)?;
+        if task.egress != EgressMode::Tap {
+            egress::join(task.driver, &mut forwards)?;
+        }
+        let control = Engine::new(facts, Some(driver), Some(forwards.handle()));
         let control = Arc::new(control);
         let metrics = task.files.metrics.map(TcpListener::try_clone).transpose()?;
         let api = match task.files.api {
             Some(listener) => Some(server::prepare(listener.try_clone()?, control.clone(), metrics)?),
             None => None,
         };
-        Ok(Prepared { control, api, forwards, stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC)? })
+        Ok(Prepared { control, api, forwards })
     }
 
-    /// Publishes what is planned, on a thread that ends when it is done, and says so on `channel`: ready, or what
-    /// failed.
+    /// Publishes what is planned, and makes sure of the relay if there has to be one; on a thread that ends when it is done,
+    /// and says so on `channel`: ready, or what failed.
     ///
     /// # Errors
     /// clone(2), seccomp(2).
     pub fn publish(
         &self,
         plan: &ForwardPlan,
+        egress: EgressMode,
         confinement: &Confinement,
         channel: Channel,
     ) -> Result<(), SandboxError> {
-        let (forwards, ports) = (self.forwards.clone(), plan.ports.clone());
+        let (forwards, ports) = (self.forwards.handle().clone(), plan.ports.clone());
         let work = move || {
-            let failure = ports.into_iter().find_map(|spec| {
-                let text = spec.to_string();
-                forwards.add(spec).err().map(|error| not_published(text, error))
+            let relay = if egress == EgressMode::Relay { egress::insist(&forwards).err() } else { None };
+            let failure = relay.map(Message::Failed).or_else(|| {
+                ports.into_iter().find_map(|spec| {
+                    let text = spec.to_string();
+                    forwards.add(spec).err().map(|error| not_published(text, error))
+                })
             });
             // A launcher that is gone is noticed by the engine.
             let _ = channel.send(&failure.unwrap_or(Message::EngineReady), None);
@@ -124,6 +133,13 @@ impl Services {
     pub fn set_ready(&self) {
         self.control.set_ready();
     }
+
+    /// Closes the API and the published ports. What the child has left on the relay is delivered until this is dropped, and
+    /// then as long as that takes.
+    pub fn close(&mut self) {
+        self.server = None;
+        self.forwards.close();
+    }
 }
 
 impl Prepared {
@@ -132,29 +148,15 @@ impl Prepared {
     /// # Errors
     /// clone(2), seccomp(2), epoll_create1(2).
     pub fn start(self, confinement: &Confinement) -> Result<Services, SandboxError> {
-        let Prepared { control, api, forwards, stop } = self;
-        let (handle, stop) = (forwards.handle(), Arc::new(stop));
-        let until = Arc::clone(&stop);
-        let thread = confinement.spawn("forwards", ThreadRole::Forwards, move || {
-            if let Err(error) = forwards.run_until(&*until) {
-                warn!("no more published ports: {}", with_causes(&error));
-            }
+        let Prepared { control, api, forwards } = self;
+        let forwards = forwards.start(confinement, |error| {
+            warn!("no more published ports, and outbound connections go by the TAP: {}", with_causes(error));
         })?;
-        let mut services = Services { control, server: None, forwards: handle, stop, thread: Some(thread) };
+        let mut services = Services { control, server: None, forwards };
         if let Some(api) = api {
             services.server = Some(api.start(|work| confinement.spawn("api", ThreadRole::Api, work))?);
         }
         Ok(services)
-    }
-}
-
-impl Drop for Services {
-    fn drop(&mut self) {
-        self.server = None;
-        // Fails only if the counter is full, and then it is readable.
-        let _ = self.stop.write(1);
-        // A thread that panicked has ended the process.
-        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
@@ -185,7 +187,8 @@ pub(crate) fn child_network(config: &Config) -> ChildNetwork {
 }
 
 /// What the API says about the instance.
-fn facts(config: &Config, state_dir: Option<&Path>, child: Pid) -> Facts {
+fn facts(task: &ServiceTask<'_>) -> Facts {
+    let &ServiceTask { config, egress, state_dir, child, .. } = task;
     let ipv6 = (config.ipv6_mode() != Ipv6Mode::Off).then(|| config.ipv6().child.into());
     Facts {
         child_pid: child.as_raw(),
@@ -201,12 +204,14 @@ fn facts(config: &Config, state_dir: Option<&Path>, child: Pid) -> Facts {
                 .flatten()
                 .collect(),
             mtu: Some(config.mtu()),
+            egress: None,
         }),
         ports: Some(PortDriver {
             driver: "rootless-launch".to_owned(),
             protos: ["tcp", "tcp4", "tcp6", "udp", "udp4", "udp6"].map(str::to_owned).to_vec(),
             disallow_loopback_child_ip: false,
         }),
+        egress: Some(egress),
         host_dns: if config.dns().servers.is_empty() { HostDns::InReach } else { HostDns::OutOfReach },
     }
 }

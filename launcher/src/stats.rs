@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netstack::Driver;
-use netstack::flow::Protocol;
+use netstack::flow::{FlowPath, Protocol};
 use netstack::stack::FlowInfo;
 use netstack::stats::Traffic;
 use netstack::tcp::Phase;
@@ -100,6 +100,16 @@ impl fmt::Display for StatsReport<'_> {
             "tcp connections: {} opened, {} failed to connect, {} reset",
             stats.tcp_opened, stats.tcp_connect_failed, stats.tcp_reset
         )?;
+        let relay = stats.relay;
+        if relay.joined + relay.refused > 0 {
+            // What the others have carried so far the relay tells at their end.
+            writeln!(
+                f,
+                "on the relay: {} connections, {} since the start, of which those that have ended carried {} B from child and {} B \
+                 to child; {} took the TAP instead",
+                relay.active, relay.joined, relay.bytes_from_child, relay.bytes_to_child, relay.refused
+            )?;
+        }
         writeln!(f, "dns answers: {} static, {} SERVFAIL", stats.dns_static, stats.dns_servfail)?;
         for (reason, count) in stats.all_drops() {
             writeln!(f, "dropped {count:>10}: {reason}")?;
@@ -127,18 +137,24 @@ impl fmt::Display for FlowList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "flows: {}", self.flows.len())?;
         for flow in self.flows.iter().take(MAX_FLOWS) {
-            writeln!(
+            write!(
                 f,
-                "{:6} {:23} {:23} {:10} {:>13} B from child {:>13} B to child, idle {} s",
+                "{:6} {:23} {:23} {:10} ",
                 protocol(flow.key.protocol),
                 // Padding is for text.
                 flow.key.child.to_string(),
                 remote(flow.key.remote),
                 flow.phase.map_or("-", phase),
-                flow.bytes_from_child,
-                flow.bytes_to_child,
-                (self.now - flow.last_active).secs()
             )?;
+            let seconds = (self.now - flow.last_active).secs();
+            match flow.path {
+                FlowPath::Tap => writeln!(
+                    f,
+                    "{:>13} B from child {:>13} B to child, idle {seconds} s",
+                    flow.bytes_from_child, flow.bytes_to_child
+                )?,
+                FlowPath::Relay => writeln!(f, "on the relay since {seconds} s")?,
+            }
         }
         match self.flows.len().saturating_sub(MAX_FLOWS) {
             0 => Ok(()),
@@ -173,7 +189,7 @@ fn phase(phase: Phase) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use netstack::flow::{FlowId, FlowKey, FlowPath, OpenedBy};
+    use netstack::flow::{FlowId, FlowKey, OpenedBy};
 
     use super::*;
 
@@ -214,6 +230,10 @@ mod tests {
             format!("tcp 10.0.42.100:40000 192.0.2.1:443 open {counts} 7 s")
         );
         assert_eq!(lines.len(), 3);
+        let relayed = FlowInfo { path: FlowPath::Relay, ..flow(3) };
+        let text = FlowList::new([relayed].into_iter(), Instant::from_secs(10)).to_string();
+        let expected = "tcp 10.0.42.100:40000 192.0.2.1:443 open on the relay since 7 s";
+        assert_eq!(text.lines().nth(1).map(|line| words(line).join(" ")).as_deref(), Some(expected));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::{
     agent, forward,
     servers::{drain, pour, reset, verdict},
     stream::{Pattern, StreamHash},
-    talk,
+    sys, talk,
 };
 use nix::{
     errno::Errno,
@@ -64,6 +64,7 @@ probe wait                                 print ready and wait for the end of s
 probe forward PID alone|auto|tap           publish ports of the network namespace of PID (see the module `forward`)
 probe forward-agent PID                    (helper) its agent
 probe in PID -- COMMAND                    (helper) run COMMAND in the namespaces of PID
+probe without-nf-tables -- COMMAND         (helper) run COMMAND as if the kernel had no nf_tables
 probe agent ...                            (helper) be a namespace
 probe via-slirp4netns MTU -- COMMAND       (helper) run COMMAND behind slirp4netns
 probe via-veth MTU -- COMMAND              (helper) run COMMAND behind a veth pair";
@@ -99,6 +100,7 @@ pub fn main(args: Vec<String>) -> ExitCode {
         ["forward", pid, how] => forward::serve(pid, how),
         ["forward-agent", pid] => forward::agent(pid),
         ["in", pid, "--", ..] => enter(pid, &args[3..]),
+        ["without-nf-tables", "--", ..] => without_nf_tables(&args[2..]),
         ["agent", ..] => agent::serve(&args[1..]),
         ["via-slirp4netns", mtu, "--", ..] => via_slirp4netns(mtu, &args[3..]),
         ["start-slirp4netns", pid, mtu] => start_slirp4netns(pid, mtu),
@@ -447,6 +449,11 @@ fn udp_from_one_socket(host: &str, ports: &[&str]) -> io::Result<()> {
 fn enter(pid: &str, argv: &[String]) -> io::Result<()> {
     agent::join(pid, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
     die_with_parent()?;
+    become_command(argv)
+}
+
+fn without_nf_tables(argv: &[String]) -> io::Result<()> {
+    sys::forbid_netlink(libc::NETLINK_NETFILTER)?;
     become_command(argv)
 }
 

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::sys::socket::MsgFlags;
 
 use crate::protocol::{
-    Abilities, MAX_MESSAGE, MAX_SOCKETS, ProtocolError, Reply, Request, Rules, SocketKind,
+    Abilities, Egress, MAX_MESSAGE, MAX_SOCKETS, ProtocolError, Reply, Request, Rules, SocketKind,
 };
 use crate::sock_diag::DiagSocket;
 use crate::sys::rtnetlink::LocalAddresses;
@@ -46,9 +46,12 @@ impl From<ChildLine> for OwnedFd {
 pub(super) struct Agent {
     line: OwnedFd,
     rules: Rules,
+    egress: Egress,
     greeted: bool,
     abilities: Option<Abilities>,
     stocks: BTreeMap<SocketKind, Stock>,
+    /// The most sockets of one request.
+    largest: u8,
     pub(super) local: Option<LocalAddresses>,
     /// Tells what sockets the child has.
     pub(super) diag: Option<DiagSocket>,
@@ -67,6 +70,8 @@ struct Stock {
 
 /// Sockets of the first request for a kind.
 const FIRST_BATCH: u8 = 16;
+/// A request is for at most this part of the descriptors that there may be.
+const STOCK_PART: u64 = 32;
 
 /// What a message of the agent brought.
 #[derive(Debug)]
@@ -87,24 +92,32 @@ pub(super) enum Lost {
 }
 
 impl Agent {
-    pub(super) fn new(line: ChildLine, rules: Rules) -> Self {
+    pub(super) fn new(line: ChildLine, rules: Rules, egress: Egress) -> Self {
         Agent {
             line: line.0,
             rules,
+            egress,
             greeted: false,
             abilities: None,
             stocks: BTreeMap::new(),
+            largest: MAX_SOCKETS,
             local: None,
             diag: None,
             spare_diag: None,
         }
     }
 
+    /// Of so many descriptors that the process may have, a stock is to take few.
+    pub(super) fn keep_stock_below(&mut self, descriptors: u64) {
+        let part = descriptors / STOCK_PART;
+        self.largest = u8::try_from(part).unwrap_or(MAX_SOCKETS).clamp(1, MAX_SOCKETS);
+    }
+
     /// Says the first word, which may be what starts the agent: nobody needs one before there is a forward.
     pub(super) fn greet(&mut self) {
         if !self.greeted {
             self.greeted = true;
-            self.ask(Request::Hello { rules: self.rules });
+            self.ask(Request::Hello { rules: self.rules, egress: self.egress });
         }
     }
 
@@ -113,12 +126,23 @@ impl Agent {
         self.abilities
     }
 
+    /// Asks for sockets that will be wanted.
+    pub(super) fn stock_up(&mut self, kind: SocketKind) {
+        let stock = self.stock(kind);
+        if stock.sockets.is_empty() && !stock.asked {
+            stock.asked = true;
+            let count = stock.batch;
+            self.ask(Request::Sockets { kind, count });
+        }
+    }
+
     /// A socket from the stock. `None`: more were asked for, [`News::Stocked`] follows.
     pub(super) fn take(&mut self, kind: SocketKind) -> Option<OwnedFd> {
+        let largest = self.largest;
         let stock = self.stock(kind);
         let socket = stock.sockets.pop();
         if socket.is_none() && !stock.asked {
-            stock.batch = stock.batch.saturating_mul(4).min(MAX_SOCKETS);
+            stock.batch = stock.batch.saturating_mul(4).min(largest);
         }
         let low = usize::from(stock.batch) / 2;
         if stock.sockets.len() <= low && !stock.asked {
@@ -190,11 +214,8 @@ impl Agent {
     }
 
     fn stock(&mut self, kind: SocketKind) -> &mut Stock {
-        self.stocks.entry(kind).or_insert_with(|| Stock {
-            sockets: Vec::new(),
-            asked: false,
-            batch: FIRST_BATCH,
-        })
+        let batch = FIRST_BATCH.min(self.largest);
+        self.stocks.entry(kind).or_insert_with(|| Stock { sockets: Vec::new(), asked: false, batch })
     }
 
     /// Requests are few and short, at most one for each kind is under way: the socket's buffer takes them. If the agent is

@@ -9,7 +9,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{Connection, Engine, ForwardStats, PortEvent, ToHost, ToHostStatus};
+use super::egress::{Egress, Gate, Offered};
+use super::{Connection, EgressAbility, Engine, ForwardStats, PortEvent, ToHost, ToHostStatus};
 use crate::error::PortError;
 use crate::spec::{Origin, PortSpec, PortStatus};
 
@@ -20,6 +21,7 @@ pub(super) type Job = Box<dyn FnOnce(&mut Engine) + Send>;
 pub struct Handle {
     jobs: Sender<Job>,
     waker: Arc<EventFd>,
+    gate: Arc<Gate>,
 }
 
 /// The driver's end.
@@ -108,12 +110,54 @@ impl Handle {
         self.call(move |engine| engine.remove_to_host(id))?
     }
 
+    /// Offers a connection that began in the child to the egress relay, without waiting;
+    /// [`EgressEvents`](super::EgressEvents) tells what becomes of it.
+    ///
+    /// # Errors
+    /// It comes back at once: relaying is off, not possible, or not yet.
+    pub fn relay(&self, egress: Egress) -> Result<(), Egress> {
+        match self.gate.offer(egress) {
+            Offered::Queued => Ok(()),
+            Offered::First => {
+                // Full means that a wake-up is pending already.
+                let _ = self.waker.write(1);
+                Ok(())
+            }
+            Offered::Back(egress) => Err(egress),
+            Offered::BackAndAsk(egress) => {
+                self.post(Engine::ask_for_egress);
+                Err(egress)
+            }
+        }
+    }
+
+    /// Resets what was offered under this name, joined or not, without waiting. Nothing is told but the end of what was joined;
+    /// unknown names are ignored.
+    pub fn withdraw(&self, id: u64) {
+        self.post(move |engine| engine.withdraw_egress(id));
+    }
+
+    /// Whether connections that begin in the child can be relayed, IPv4 and IPv6. Asks the agent inside the child if nobody has, and
+    /// waits for it; [`ForwardStats::egress`] tells what is known.
+    ///
+    /// # Errors
+    /// The driver has ended.
+    pub fn egress_abilities(&self) -> Result<[EgressAbility; 2], PortError> {
+        let (asker, answer) = mpsc::sync_channel(1);
+        self.call(move |engine| engine.tell_egress_abilities(asker))?;
+        answer.recv().map_err(|_| PortError::Stopped)
+    }
+
     /// The child's ports that lead to the host, by id.
     ///
     /// # Errors
     /// The driver has ended.
     pub fn list_to_host(&self) -> Result<Vec<ToHostStatus>, PortError> {
         self.call(|engine| engine.list_to_host())
+    }
+
+    pub(super) fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.gate)
     }
 
     pub(super) fn call<R: Send + 'static>(
@@ -143,7 +187,8 @@ impl Inbox {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let waker = Arc::new(EventFd::from_value_and_flags(0, flags)?);
         let (sender, jobs) = mpsc::channel();
-        Ok((Handle { jobs: sender, waker: Arc::clone(&waker) }, Inbox { jobs, waker }))
+        let handle = Handle { jobs: sender, waker: Arc::clone(&waker), gate: Arc::default() };
+        Ok((handle, Inbox { jobs, waker }))
     }
 
     /// Forgets the wake-up; the jobs follow by [`Inbox::next`].

@@ -3,14 +3,18 @@
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::sys::eventfd::EventFd;
 use nix::sys::socket::MsgFlags;
 
-use super::{ChildAddress, ChildLine, ChildNetwork, Config, DriverError, ForwardDriver, Timeouts, WAITING};
-use crate::protocol::{Abilities, MAX_MESSAGE, Reply, Request};
+use super::{
+    ChildAddress, ChildLine, ChildNetwork, Config, DriverError, Egress, EgressAbility, EgressError,
+    EgressEvents, EgressMode, EgressStep, ForwardDriver, Handle, Timeouts, WAITING,
+};
+use crate::protocol::{self, Abilities, MAX_MESSAGE, Reply, Request};
 use crate::sys::scm;
 
 /// The agent's end of the line, played by the test.
@@ -104,4 +108,83 @@ fn sockets_that_nobody_has_asked_for_end_the_driver() {
     let sockets: Vec<OwnedFd> = (0..=count).map(|_| agent.0.try_clone().unwrap()).collect();
     agent.say(Reply::Sockets { kind, count, errno: 0 }, &sockets);
     assert!(matches!(driver.end(), DriverError::Protocol(_)));
+}
+
+/// Passes on what comes back.
+struct Refusals(mpsc::Sender<(u64, OwnedFd, EgressError)>);
+
+impl EgressEvents for Refusals {
+    fn joined(&self, _: u64) {}
+
+    fn refused(&self, id: u64, stream: OwnedFd, why: EgressError) {
+        // Fails when the test is over.
+        let _ = self.0.send((id, stream, why));
+    }
+
+    fn ended(&self, _: u64, _: u64, _: u64) {}
+}
+
+/// A driver that relays, as far as its agent lets it.
+fn relaying() -> (Handle, mpsc::Receiver<(u64, OwnedFd, EgressError)>, FakeAgent) {
+    let (line, agent) = ChildLine::pair().unwrap();
+    let config = Config { egress: EgressMode::WhenOffered, ..Config::default() };
+    let mut driver = ForwardDriver::new(config, Some(line), None).unwrap();
+    let (sender, refusals) = mpsc::channel();
+    driver.set_egress_events(Box::new(Refusals(sender)));
+    let handle = driver.handle();
+    thread::spawn(move || driver.run_until(EventFd::new().unwrap()));
+    (handle, refusals, FakeAgent(agent))
+}
+
+fn offer(id: u64) -> Egress {
+    let (stream, _) = scm::pair().unwrap();
+    Egress { stream, child: ([10, 0, 2, 100], 4000).into(), destination: ([192, 0, 2, 1], 443).into(), id }
+}
+
+#[test]
+fn the_first_offer_asks_the_agent_and_comes_back() {
+    let (handle, _refusals, agent) = relaying();
+    assert_eq!(handle.relay(offer(1)).unwrap_err().id, 1);
+    let request = agent.hear();
+    assert!(matches!(request, Some(Request::Hello { egress: protocol::Egress::Prepare, .. })), "{request:?}");
+    assert_eq!(handle.relay(offer(2)).unwrap_err().id, 2);
+    let egress_v6 = EgressAbility::Impossible { step: EgressStep::Route, errno: libc::EPERM };
+    let abilities = Abilities { egress_v4: EgressAbility::Possible, egress_v6, ..Abilities::default() };
+    agent.say(Reply::Hello { abilities }, &[]);
+    assert_eq!(handle.egress_abilities().unwrap(), [EgressAbility::Possible, egress_v6]);
+    handle.relay(offer(3)).unwrap();
+    let ipv6 = Egress { child: "[fd00::100]:1".parse().unwrap(), ..offer(4) };
+    assert_eq!(handle.relay(ipv6).unwrap_err().id, 4, "the families differ");
+}
+
+#[test]
+fn offers_come_back_when_the_agent_has_no_sockets_or_says_nothing() {
+    let (handle, refusals, agent) = relaying();
+    handle.relay(offer(1)).unwrap_err();
+    agent.hear();
+    let abilities = Abilities { egress_v4: EgressAbility::Possible, ..Abilities::default() };
+    agent.say(Reply::Hello { abilities }, &[]);
+    let Some(Request::Sockets { kind, .. }) = agent.hear() else { panic!("no request") };
+    handle.relay(offer(2)).unwrap();
+    agent.say(Reply::Sockets { kind, count: 0, errno: libc::EMFILE }, &[]);
+    handle.relay(offer(3)).unwrap();
+    for expected in [2, 3] {
+        let (id, _, why) = refusals.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert!(id == expected && matches!(why, EgressError::NoSocket(_)), "{id} {why:?}");
+    }
+}
+
+#[test]
+fn offers_come_back_when_the_agent_goes() {
+    let (handle, refusals, agent) = relaying();
+    handle.relay(offer(1)).unwrap_err();
+    agent.hear();
+    let abilities = Abilities { egress_v4: EgressAbility::Possible, ..Abilities::default() };
+    agent.say(Reply::Hello { abilities }, &[]);
+    handle.egress_abilities().unwrap();
+    handle.relay(offer(2)).unwrap();
+    drop(agent);
+    let (id, _, why) = refusals.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(id == 2 && matches!(why, EgressError::Stopped), "{id} {why:?}");
+    assert_eq!(handle.relay(offer(3)).unwrap_err().id, 3);
 }

@@ -26,6 +26,7 @@
 
 mod agent;
 mod datagrams;
+mod egress;
 mod gather;
 mod handle;
 #[cfg(test)]
@@ -41,6 +42,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -48,13 +50,16 @@ use slab::Slab;
 use thiserror::Error;
 
 pub use self::agent::ChildLine;
+pub use self::egress::{Egress, EgressError, EgressEvents, EgressMode};
 pub use self::handle::Handle;
 pub use self::publishing::{Auto, PortEvent, ToHost, ToHostStatus};
-pub use self::stats::{Connection, Counters, ForwardStats};
+pub use self::stats::{Connection, Counters, EgressStats, ForwardStats};
 pub use self::target::{ChildAddress, ChildNetwork, LocalClients, Manner};
+pub use crate::protocol::{EgressAbility, EgressStep};
 
 use self::agent::{Agent, Lost, News};
 use self::datagrams::UdpEntry;
+use self::egress::{EgressState, Gate};
 use self::gather::{LOOK, Looked};
 use self::handle::Inbox;
 use self::pair::{Mover, Origin as PairOrigin, Pair, Turn};
@@ -63,7 +68,7 @@ use self::publishing::Slot;
 use self::target::{Means, Way};
 use crate::auto::AutoWatch;
 use crate::manager::{self, ListenerId, PortManager};
-use crate::protocol::{ProtocolError, SocketKind};
+use crate::protocol::{self, ProtocolError, SocketKind};
 use crate::relay::{Action, Readiness, Side};
 use crate::spec::{Family, Source, Transport};
 use crate::sys::datagram::Batch;
@@ -102,6 +107,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// What listens in the child is published by itself, if so.
     pub auto: Option<Auto>,
+    /// Whether connections that begin in the child are relayed; wants [`ForwardDriver::set_egress_events`].
+    pub egress: EgressMode,
 }
 
 /// How much of everything there may be.
@@ -109,8 +116,8 @@ pub struct Config {
 pub struct Limits {
     /// Forwards and listeners.
     pub forwards: manager::Limits,
-    /// TCP connections of all forwards that are joined here, 20,000 by default: 40,000 descriptors. Further clients see
-    /// RST. It is lowered to what the descriptors of the process (RLIMIT_NOFILE) allow. What the TAP takes over counts
+    /// TCP connections of all forwards and of the egress relay that are joined here, 20,000 by default: 40,000 descriptors. Further
+    /// clients see RST, further offers come back, as they do when half of the descriptors are theirs. It is lowered to what the descriptors of the process (RLIMIT_NOFILE) allow. What the TAP takes over counts
     /// among the engine's flows instead.
     pub connections: usize,
     /// TCP connections of one forward, unlimited by default. Further clients see RST.
@@ -143,6 +150,11 @@ pub struct Timeouts {
     pub half_closed: Duration,
     /// Waited for the next event without sleeping, at most, while messages go to and fro; 50 us by default, as the engine on the TAP.
     pub busy_poll: Duration,
+    /// After the end, without progress in delivering what the child has sent on the egress relay; 500 ms by default, as the engine
+    /// on the TAP.
+    pub linger: Duration,
+    /// The same in all, 10 s by default.
+    pub linger_in_all: Duration,
     /// UDP sessions without a datagram, 180 s by default (RFC 4787 section 4.3: 120 s at least).
     pub udp: Duration,
 }
@@ -152,6 +164,8 @@ impl Default for Timeouts {
         Timeouts {
             connect: Duration::from_secs(10),
             half_closed: Duration::from_secs(7440),
+            linger: Duration::from_millis(500),
+            linger_in_all: Duration::from_secs(10),
             udp: Duration::from_secs(180),
             busy_poll: Duration::from_micros(50),
         }
@@ -208,8 +222,13 @@ impl ForwardDriver {
             .map_err(|error| DriverError::CreateEpoll(error.into()))?;
         let (handle, inbox) = Inbox::new().map_err(DriverError::CreateWaker)?;
         let rules = config.manner.rules();
+        let egress = match config.egress {
+            EgressMode::Off => protocol::Egress::Leave,
+            EgressMode::WhenOffered | EgressMode::AtOnce => protocol::Egress::Prepare,
+        };
+        let agent = child.map(|line| Agent::new(line, rules, egress));
         let timer = Timer::new().map_err(DriverError::CreateTimer)?;
-        let mut engine = Engine::new(epoll, timer, config, child.map(|line| Agent::new(line, rules)), tap);
+        let mut engine = Engine::new(epoll, timer, config, agent, tap, handle.gate());
         if engine.config.auto.is_some() {
             engine.agent.iter_mut().for_each(Agent::greet);
         }
@@ -223,6 +242,11 @@ impl ForwardDriver {
         Ok(ForwardDriver { engine, inbox, handle, polling })
     }
 
+    /// Who hears what becomes of the connections that [`Handle::relay`] offers. Without somebody all come back.
+    pub fn set_egress_events(&mut self, events: Box<dyn EgressEvents>) {
+        self.engine.set_egress_events(events);
+    }
+
     /// A way in for other threads.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
@@ -230,12 +254,23 @@ impl ForwardDriver {
 
     /// Runs until `stop` is readable or hung up; connections that are left are reset. Handles get [`PortError::Stopped`](crate::error::PortError::Stopped) afterwards.
     ///
+    /// What the child has sent on the egress relay is delivered before, as far as [`Timeouts::linger`] lets it: processes that
+    /// have ended leave bytes with their kernel, which goes on sending them.
+    ///
     /// # Errors
     /// The child is gone, or the event loop is broken.
     pub fn run_until(mut self, stop: impl AsFd) -> Result<(), DriverError> {
-        let ended = self.run(stop);
+        let mut ended = self.run(&stop);
+        if ended.is_ok() {
+            // It stays readable.
+            let _ = self.engine.epoll.delete(&stop);
+            self.engine.close_all_but_egress();
+            ended = self.linger();
+        }
+        self.engine.close_egress();
         // An end would look like the end of the data.
         self.engine.reset_all();
+        self.engine.finish_egress_turn();
         ended
     }
 
@@ -257,6 +292,7 @@ impl ForwardDriver {
                         while let Some(job) = self.inbox.next() {
                             job(&mut self.engine);
                         }
+                        self.engine.take_offers();
                     }
                     Token::Agent => self.engine.hear_agent()?,
                     Token::Addresses => self.engine.hear_addresses(),
@@ -272,6 +308,49 @@ impl ForwardDriver {
             }
             self.engine.finish_turn();
         }
+    }
+
+    /// Delivers what the child has sent.
+    fn linger(&mut self) -> Result<(), DriverError> {
+        let Timeouts { linger, linger_in_all, .. } = self.engine.config.timeouts;
+        let start = Instant::now();
+        let mut progress = start;
+        let mut events = vec![EpollEvent::empty(); EVENTS];
+        while self.engine.owes_the_host() {
+            let now = Instant::now();
+            if std::mem::take(&mut self.engine.mover.moved) > 0 {
+                progress = now;
+            }
+            let end = (progress + linger).min(start + linger_in_all);
+            let Some(left) = end.checked_duration_since(now).filter(|left| !left.is_zero()) else { break };
+            let left = EpollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(EpollTimeout::MAX);
+            let timeout = if self.engine.busy.is_empty() { left } else { EpollTimeout::ZERO };
+            let count = match self.engine.epoll.wait(&mut events, timeout) {
+                Ok(count) => count,
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(error) => return Err(DriverError::Wait(error.into())),
+            };
+            self.engine.look_at_the_clock();
+            for event in events.get(..count).unwrap_or_default() {
+                match Token::from(event.data()) {
+                    // Whoever asks hears that nobody answers any more.
+                    Token::Inbox => {
+                        self.inbox.clear();
+                        while self.inbox.next().is_some() {}
+                    }
+                    Token::Agent => self.engine.hear_agent()?,
+                    Token::Addresses => self.engine.hear_addresses(),
+                    Token::Pair(key, generation, side) => {
+                        self.engine.handle_ready(key, generation, side, event.events());
+                    }
+                    Token::Look => self.engine.look_at_gathering(),
+                    Token::Stop | Token::Auto => {}
+                    Token::Listener(_) | Token::UdpListener(_) | Token::UdpSession(..) => {}
+                }
+            }
+            self.engine.finish_turn();
+        }
+        Ok(())
     }
 
     /// Waits for events, or until there is something to do without one.
@@ -308,6 +387,9 @@ const RESERVED_DESCRIPTORS: u64 = 512;
 /// Which are at most this part of all.
 const RESERVED_PART: u64 = 8;
 
+/// Connections of the egress relay, two descriptors each, are at most this part of all descriptors.
+const EGRESS_PART: u64 = 4;
+
 /// What the handle's jobs and the loop work on.
 pub(super) struct Engine {
     epoll: Epoll,
@@ -324,6 +406,7 @@ pub(super) struct Engine {
     last_to_host: u64,
     watchers: Vec<std::sync::mpsc::Sender<PortEvent>>,
     auto: Option<AutoWatch>,
+    egress: EgressState,
     forwards: BTreeMap<u64, Forward>,
     /// What forwards that are gone did.
     past: Counters,
@@ -342,6 +425,7 @@ pub(super) struct Engine {
     accepting: Accepting,
     out_of_descriptors: u64,
     connection_limit: usize,
+    egress_limit: usize,
     start: Instant,
     now: u32,
     next_sweep: u32,
@@ -394,13 +478,18 @@ impl Engine {
         epoll: Epoll,
         timer: Timer,
         config: Config,
-        agent: Option<Agent>,
+        mut agent: Option<Agent>,
         tap: Option<Box<dyn TapPath>>,
+        gate: Arc<Gate>,
     ) -> Self {
         let descriptors = socket::raise_file_limit().unwrap_or(1024);
+        agent.iter_mut().for_each(|agent| agent.keep_stock_below(descriptors));
         let affordable = (descriptors - RESERVED_DESCRIPTORS.min(descriptors / RESERVED_PART)) / 2;
         let connection_limit =
             config.limits.connections.min(usize::try_from(affordable).unwrap_or(usize::MAX).max(16));
+        // What comes back needs one descriptor still.
+        let egress_limit =
+            connection_limit.min(usize::try_from(descriptors / EGRESS_PART).unwrap_or(usize::MAX).max(4));
         Engine {
             epoll,
             tap,
@@ -414,6 +503,7 @@ impl Engine {
             last_to_host: publishing::FIRST_TO_HOST,
             watchers: Vec::new(),
             auto: None,
+            egress: EgressState::new(gate),
             forwards: BTreeMap::new(),
             past: Counters::default(),
             pairs: Slab::new(),
@@ -427,6 +517,7 @@ impl Engine {
             accepting: Accepting::Yes,
             out_of_descriptors: 0,
             connection_limit,
+            egress_limit,
             config,
             start: Instant::now(),
             now: 0,
@@ -454,7 +545,11 @@ impl Engine {
         let stray = self.connecting.front().map(|(_, _, since)| {
             (*since + HANDSHAKE).saturating_duration_since(Instant::now()) + Duration::from_millis(1)
         });
-        match sweep.into_iter().chain(look).chain(stray).min() {
+        let egress = self
+            .egress
+            .next_timeout()
+            .map(|due| due.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+        match sweep.into_iter().chain(look).chain(stray).chain(egress).min() {
             None => EpollTimeout::NONE,
             Some(timeout) => EpollTimeout::try_from(timeout).unwrap_or(EpollTimeout::MAX),
         }
@@ -476,6 +571,7 @@ impl Engine {
         }
         self.publish_by_itself();
         self.look_for_strays();
+        self.finish_egress_turn();
         if self.now >= self.next_sweep {
             self.sweep();
         }
@@ -509,7 +605,8 @@ impl Engine {
         let mut dead = Vec::new();
         for (key, pair) in &mut self.pairs {
             if pair.relay.is_connecting() {
-                if silent(pair, timeouts.connect) {
+                // The egress relay has a time of its own.
+                if !matches!(pair.origin, PairOrigin::Egress { .. }) && silent(pair, timeouts.connect) {
                     slow.push(key);
                 }
             } else if pair.relay.is_half_closed() && silent(pair, timeouts.half_closed) {
@@ -532,7 +629,10 @@ impl Engine {
         }
         self.resume_if_few_wait();
         for key in dead {
-            self.count(key, |counters| counters.timed_out += 1);
+            match self.pairs.get(key).map(|pair| pair.origin) {
+                Some(PairOrigin::Egress { .. }) => self.egress.stats.timed_out += 1,
+                _ => self.count(key, |counters| counters.timed_out += 1),
+            }
             self.reset(key);
         }
         let elapsed = self.start.elapsed();
@@ -550,6 +650,10 @@ impl Engine {
             let news = match agent.receive() {
                 Ok(Some(news)) => news,
                 Ok(None) => return Ok(()),
+                Err(Lost::Gone) if agent.abilities().is_none() && self.can_do_without_agent() => {
+                    self.do_without_agent();
+                    return Ok(());
+                }
                 Err(Lost::Gone) => return Err(DriverError::ChildGone),
                 Err(Lost::Protocol(error)) => return Err(DriverError::Protocol(error)),
             };
@@ -561,10 +665,12 @@ impl Engine {
                         let _ = self.epoll.add(local, event);
                     }
                     self.start_auto();
+                    self.open_egress_gate();
                     self.serve_waiting();
                     self.flush_datagrams();
                 }
                 News::Stocked(0) => {
+                    self.serve_waiting_egress();
                     self.serve_waiting();
                     self.flush_datagrams();
                 }
@@ -574,6 +680,7 @@ impl Engine {
                     if matches!(errno, libc::EMFILE | libc::ENFILE) {
                         self.pause_for_descriptors();
                     }
+                    self.refuse_waiting_egress(errno);
                     // Whoever waits tries its next way.
                     for (key, generation) in std::mem::take(&mut self.waiting) {
                         let waits = |pair: &Pair| pair.generation == generation && pair.opened.is_none();
@@ -586,6 +693,21 @@ impl Engine {
                 News::Listening(id, socket) => self.listening_in_child(id, socket),
             }
         }
+    }
+
+    /// Whether an agent that never was is no reason to end: everything that was begun has another way.
+    fn can_do_without_agent(&self) -> bool {
+        let tap = self.tap.is_some() && self.config.manner == Manner::Relay;
+        tap && self.config.auto.is_none() && self.to_host.is_empty()
+    }
+
+    /// It could not be started, and nothing is known of the child's end.
+    fn do_without_agent(&mut self) {
+        let Some(agent) = self.agent.take() else { return };
+        let _ = self.epoll.delete(&agent);
+        self.close_egress_gate();
+        self.serve_waiting();
+        self.flush_datagrams();
     }
 
     fn hear_addresses(&mut self) {
@@ -674,6 +796,8 @@ impl Engine {
         let generation = pair.generation;
         let target = match pair.origin {
             PairOrigin::Host { target, .. } => target,
+            // It has one way, which was tried.
+            PairOrigin::Egress { .. } => return Tried::NoMore,
             PairOrigin::Child { to, .. } => {
                 if pair.attempt > 0 {
                     return Tried::NoMore;
@@ -863,11 +987,17 @@ impl Engine {
                     }
                 }
                 Turn::Ask(Action::Fail) => {
-                    self.try_next_way(key);
+                    match pair.origin {
+                        PairOrigin::Egress { .. } => self.egress_failed(key),
+                        PairOrigin::Host { .. } | PairOrigin::Child { .. } => self.try_next_way(key),
+                    }
                     return;
                 }
                 Turn::Ask(Action::Reset) => {
-                    self.count(key, |counters| counters.reset += 1);
+                    match pair.origin {
+                        PairOrigin::Egress { .. } => self.egress.stats.reset += 1,
+                        _ => self.count(key, |counters| counters.reset += 1),
+                    }
                     self.reset(key);
                     return;
                 }
@@ -881,6 +1011,10 @@ impl Engine {
 
     /// Starts to hear of the accepted socket; says whether the pair still exists.
     fn join(&mut self, key: usize) -> bool {
+        if let Some(PairOrigin::Egress { id }) = self.pairs.get(key).map(|pair| pair.origin) {
+            self.egress_joined(id);
+            return true;
+        }
         if !self.arrived(key) {
             self.leave_to_tap(key);
             return false;
@@ -942,6 +1076,9 @@ impl Engine {
     fn close(&mut self, key: usize) {
         let Some(mut pair) = self.pairs.try_remove(key) else { return };
         pair.close_pipes(&mut self.mover.pipes);
+        if let PairOrigin::Egress { id } = pair.origin {
+            self.egress_ended(id, &pair);
+        }
         let id = pair.origin.forward();
         if let Some(forward) = self.forwards.get_mut(&id) {
             forward.counters.connections -= 1;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::gather::{BULK, Gather, LOW_WATER, Looked, Verdict};
+use super::stats::Connection;
 use super::target::Target;
 use crate::relay::{Action, Drained, Filled, Readiness, Relay, Side};
 use crate::sys::socket;
@@ -47,12 +48,16 @@ pub(super) enum Origin {
     Host { forward: u64, target: Target },
     /// A listener in the child.
     Child { forward: u64, to: SocketAddr },
+    /// The child's SYN: `accepted` is the host's socket, `opened` the one in the child.
+    Egress { id: u64 },
 }
 
 impl Origin {
     pub(super) fn forward(&self) -> u64 {
-        let (Origin::Host { forward, .. } | Origin::Child { forward, .. }) = *self;
-        forward
+        match *self {
+            Origin::Host { forward, .. } | Origin::Child { forward, .. } => forward,
+            Origin::Egress { .. } => Connection::EGRESS,
+        }
     }
 }
 

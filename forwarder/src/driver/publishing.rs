@@ -179,8 +179,12 @@ impl Engine {
     pub(super) fn stats(&self) -> ForwardStats {
         let mut forwards: BTreeMap<u64, Counters> =
             self.forwards.iter().map(|(id, forward)| (*id, forward.counters)).collect();
+        let mut egress = self.egress.stats;
         for (_, pair) in &self.pairs {
-            if let Some(counters) = forwards.get_mut(&pair.origin.forward()) {
+            if let PairOrigin::Egress { .. } = pair.origin {
+                egress.bytes_to_host += pair.to_accepted;
+                egress.bytes_from_host += pair.to_opened;
+            } else if let Some(counters) = forwards.get_mut(&pair.origin.forward()) {
                 counters.bytes_to_server += pair.to_opened;
                 counters.bytes_to_client += pair.to_accepted;
             }
@@ -195,19 +199,28 @@ impl Engine {
             forwards: forwards.into_iter().collect(),
             out_of_descriptors: self.out_of_descriptors,
             pipes: self.mover.pipes.lent() as u64,
+            egress,
         }
     }
 
     pub(super) fn connections(&self) -> Vec<Connection> {
         let joined = self.pairs.iter().filter(|(_, pair)| !pair.relay.is_connecting());
         joined
-            .map(|(_, pair)| Connection {
-                forward: pair.origin.forward(),
-                client: pair.client,
-                server: pair.to,
-                bytes_to_server: pair.to_opened,
-                bytes_to_client: pair.to_accepted,
-                age: self.now.saturating_sub(pair.since),
+            .map(|(_, pair)| {
+                let (egress, to_server, to_client) = match pair.origin {
+                    PairOrigin::Egress { id } => (Some(id), pair.to_accepted, pair.to_opened),
+                    _ => (None, pair.to_opened, pair.to_accepted),
+                };
+                Connection {
+                    forward: pair.origin.forward(),
+                    egress,
+                    client: pair.client,
+                    server: pair.to,
+                    bytes_to_server: to_server,
+                    bytes_to_client: to_client,
+                    age: self.now.saturating_sub(pair.since),
+                    idle: self.now.saturating_sub(pair.active),
+                }
             })
             .collect()
     }

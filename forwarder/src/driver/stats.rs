@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use crate::protocol::EgressAbility;
+
 /// Counters since the driver began, of every forward together and of each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -14,6 +16,32 @@ pub struct ForwardStats {
     pub out_of_descriptors: u64,
     /// Pipes in use at the moment.
     pub pipes: u64,
+    /// The egress relay.
+    pub egress: EgressStats,
+}
+
+/// What the egress relay did, and whether it can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EgressStats {
+    /// Whether it is possible for IPv4.
+    pub ipv4: EgressAbility,
+    /// The same for IPv6.
+    pub ipv6: EgressAbility,
+    /// Connections at the moment, those included whose handshake is under way.
+    pub connections: u64,
+    /// Connections that were joined so far.
+    pub joined: u64,
+    /// Offers that were given back.
+    pub refused: u64,
+    /// Connections that were reset by one of their ends.
+    pub reset: u64,
+    /// Connections that ended because nothing came for too long after one end had finished.
+    pub timed_out: u64,
+    /// Bytes from the child to the host.
+    pub bytes_to_host: u64,
+    /// Bytes from the host to the child.
+    pub bytes_from_host: u64,
 }
 
 /// Counters of a forward.
@@ -93,8 +121,10 @@ impl Counters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Connection {
-    /// The forward it came by.
+    /// The forward it came by, [`Connection::EGRESS`] if it began in the child by itself.
     pub forward: u64,
+    /// The name under which it was offered, if it began in the child.
+    pub egress: Option<u64>,
     /// Who connected.
     pub client: SocketAddr,
     /// Where it was connected to.
@@ -105,4 +135,11 @@ pub struct Connection {
     pub bytes_to_client: u64,
     /// How long it has been there, in seconds.
     pub age: u32,
+    /// How long nothing has come, in seconds; looked at when something does, so up to the pace of that too long.
+    pub idle: u32,
+}
+
+impl Connection {
+    /// No forward: a connection of the egress relay.
+    pub const EGRESS: u64 = u64::MAX;
 }

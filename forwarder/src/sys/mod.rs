@@ -1,6 +1,7 @@
 //! System calls. The only place of the crate with `unsafe`.
 
 pub(crate) mod datagram;
+pub(crate) mod netfilter;
 pub(crate) mod rtnetlink;
 pub(crate) mod scm;
 pub(crate) mod sock_diag;

@@ -109,6 +109,16 @@ fn acknowledgement(answer: &[u8]) -> Option<i32> {
     Some(i32::from_ne_bytes(*body.first_chunk()?).wrapping_neg())
 }
 
+/// The sequence number and errno of each acknowledgement, 0 for success.
+pub(super) fn acknowledgements(bytes: &[u8]) -> impl Iterator<Item = (u32, i32)> {
+    messages(bytes).filter(|(kind, _)| i32::from(*kind) == libc::NLMSG_ERROR).filter_map(|(_, body)| {
+        let errno = i32::from_ne_bytes(*body.first_chunk()?).wrapping_neg();
+        // The header of the message that is acknowledged follows.
+        let sequence = u32::from_ne_bytes(*body.get(12..)?.first_chunk()?);
+        Some((sequence, errno))
+    })
+}
+
 /// Walks netlink messages: type and body; stops at the first that is cut short.
 fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {

@@ -162,6 +162,17 @@ pub(crate) fn prepare_tcp(fd: BorrowedFd<'_>) {
     let _ = set_int(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
 }
 
+/// Seconds of silence after which keepalive asks for the peer.
+pub(crate) fn set_keepalive_idle(fd: BorrowedFd<'_>, seconds: i32) -> io::Result<()> {
+    set_int(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, seconds)
+}
+
+/// What went wrong with a connection.
+pub(crate) fn take_error(fd: BorrowedFd<'_>) -> io::Result<Option<io::Error>> {
+    let errno = nix::sys::socket::getsockopt(&fd, nix::sys::socket::sockopt::SocketError)?;
+    Ok((errno != 0).then(|| io::Error::from_raw_os_error(errno)))
+}
+
 /// Buffer asked for on datagram sockets, in bytes; the kernel grants at most `net.core.rmem_max` and `wmem_max`.
 const DATAGRAM_BUFFER: i32 = 2 << 20;
 

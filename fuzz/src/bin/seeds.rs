@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use forwarder::protocol::{Abilities, Reach, Reply, Request, Rules, SocketKind};
+use forwarder::protocol::{Abilities, Egress, Reach, Reply, Request, Rules, SocketKind};
 use forwarder::spec::{Family, Transport};
 use netstack::testing::frames::{self, CHILD, CHILD6, DNS, DNS6, GATEWAY, GATEWAY6, Segment, WORLD, WORLD6};
 
@@ -160,7 +160,7 @@ fn agent_messages() -> Vec<u8> {
     let kind = SocketKind { transport: Transport::Tcp, family: Family::V6, reach: Reach::Transparent };
     let listen = Request::Listen { id: 7, transport: Transport::Udp, address: ([127, 0, 0, 1], 80).into() };
     let messages = [
-        Request::Hello { rules: Rules::Add }.encode(),
+        Request::Hello { rules: Rules::Add, egress: Egress::Prepare }.encode(),
         Request::Sockets { kind, count: 64 }.encode(),
         listen.encode(),
         Reply::Hello { abilities: Abilities { diag: true, ..Abilities::default() } }.encode(),

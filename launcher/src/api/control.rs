@@ -4,27 +4,29 @@
 //! and sorted on the server's.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::error::Error;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use forwarder::driver::{ForwardStats, Handle};
+use forwarder::driver::{Connection, EgressAbility, ForwardStats, Handle};
 use forwarder::error::PortError;
+use forwarder::spec::Family;
 use netstack::capture::{CaptureLimit, CaptureState, CaptureStatus};
 use netstack::driver::{DnsUpstream, DriverHandle};
 use netstack::flow::policy::{EgressPolicy, Rule};
 use netstack::flow::{OpenedBy, Protocol};
 use netstack::stack::FlowInfo;
 use netstack::tcp::Phase;
-use netstack::time::Instant;
+use netstack::time::{Duration, Instant};
 use netstack::{Driver, Stack};
 
 use super::model::{
-    Capture, CaptureEnd, Dns, DnsChange, Drops, Flow, FlowList, FlowProtocol, FlowQuery, ForwardStatistics,
-    Health, HealthStatus, Info, NetworkDriver, Policy, PortDriver, PortSpec, PortStatus, Position, Side,
-    StaticName, Statistics,
+    Capture, CaptureEnd, Dns, DnsChange, Drops, Egress, EgressMode, EgressPath, EgressState, Flow, FlowList,
+    FlowPath, FlowProtocol, FlowQuery, ForwardStatistics, Health, HealthStatus, Info, NetworkDriver, Policy,
+    PortDriver, PortSpec, PortStatus, Position, RelayStatistics, Side, StaticName, Statistics,
 };
 use super::{Control, Refusal, Reply, VERSION};
 use crate::holder::TakenPort;
@@ -40,6 +42,8 @@ pub struct Facts {
     pub network: Option<NetworkDriver>,
     /// Who publishes ports; none if nobody does.
     pub ports: Option<PortDriver>,
+    /// How outbound TCP connections are to be carried; none without an engine.
+    pub egress: Option<EgressMode>,
     /// Whether the engine may read the host's resolv.conf: it was started with the host's DNS servers.
     pub host_dns: HostDns,
 }
@@ -93,14 +97,34 @@ impl Engine {
 
 impl Control for Engine {
     fn info(&self, reply: Reply<Info>) {
-        reply.send(Ok(Info {
+        let mut info = Info {
             api_version: VERSION.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state_dir: self.facts.state_dir.clone(),
             child_pid: self.facts.child_pid,
             network_driver: self.facts.network.clone(),
             port_driver: self.facts.ports.clone(),
-        }));
+        };
+        let Some(mode) = self.facts.egress else { return reply.send(Ok(info)) };
+        let Some(forwards) = self.forwards.clone().filter(|_| mode != EgressMode::Tap) else {
+            set_egress(&mut info, mode, |_| by_tap("--egress=tap"));
+            return reply.send(Ok(info));
+        };
+        self.post(reply, move |driver, reply| {
+            if driver.is_observed() {
+                set_egress(&mut info, mode, |_| by_tap("a capture is running"));
+                return reply.send(Ok(info));
+            }
+            set_egress(&mut info, mode, |_| by_tap("the relay's agent has ended"));
+            let draft = Draft::new(info, reply);
+            forwards.stats_then(move |stats, _| {
+                let able = |family| match family {
+                    Family::V4 => stats.egress.ipv4,
+                    Family::V6 => stats.egress.ipv6,
+                };
+                draft.finish(|info| set_egress(info, mode, |family| way_of(able(family))));
+            });
+        });
     }
 
     fn health(&self, reply: Reply<Health>) {
@@ -148,21 +172,34 @@ impl Control for Engine {
         };
         // One after the other. Who has ended drops the reply.
         let _ = driver.post(move |driver| {
-            let statistics = statistics(driver);
+            let draft = Draft::new(statistics(driver), reply);
             forwards.stats_then(move |stats, count| {
-                let forwards = Some(forward_statistics(&stats, count));
-                reply.send(Ok(Statistics { forwards, ..statistics }));
+                draft.finish(|statistics| {
+                    statistics.forwards = Some(forward_statistics(&stats, count));
+                    statistics.relay.bytes_from_child = stats.egress.bytes_to_host;
+                    statistics.relay.bytes_to_child = stats.egress.bytes_from_host;
+                });
             });
         });
     }
 
     fn flows(&self, query: FlowQuery, reply: Reply<FlowList>) {
+        let forwards = self.forwards.clone();
         self.post(reply, move |driver, reply| {
             let covers =
                 |flow: &FlowInfo| query.covers(protocol(flow.key.protocol), flow.key.child, flow.key.remote);
-            let flows: Vec<FlowInfo> = driver.flows().filter(covers).collect();
+            let mut flows: Vec<FlowInfo> = driver.flows().filter(covers).collect();
             let now = driver.clock().now();
-            reply.finish_later(move || Ok(flow_list(flows, now, query.limit)));
+            let is_relayed = flows.iter().any(|flow| flow.path == netstack::flow::FlowPath::Relay);
+            let Some(forwards) = forwards.filter(|_| is_relayed) else {
+                return reply.finish_later(move || Ok(flow_list(flows, now, query.limit)));
+            };
+            forwards.connections_then(move |connections| {
+                reply.finish_later(move || {
+                    add_relayed(&mut flows, &connections, now);
+                    Ok(flow_list(flows, now, query.limit))
+                });
+            });
         });
     }
 
@@ -218,6 +255,60 @@ impl Control for Engine {
     }
 }
 
+/// An answer that can be sent as it is. Whoever was to add to it may have ended.
+struct Draft<T: Send + 'static>(Option<(T, Reply<T>)>);
+
+impl<T: Send> Draft<T> {
+    fn new(answer: T, reply: Reply<T>) -> Self {
+        Draft(Some((answer, reply)))
+    }
+
+    fn finish(mut self, add: impl FnOnce(&mut T)) {
+        if let Some((answer, _)) = &mut self.0 {
+            add(answer);
+        }
+    }
+}
+
+impl<T: Send> Drop for Draft<T> {
+    fn drop(&mut self) {
+        if let Some((answer, reply)) = self.0.take() {
+            reply.send(Ok(answer));
+        }
+    }
+}
+
+fn set_egress(info: &mut Info, mode: EgressMode, way: impl Fn(Family) -> EgressPath) {
+    if let Some(network) = &mut info.network_driver {
+        network.egress = Some(Egress { mode, ipv4: way(Family::V4), ipv6: way(Family::V6) });
+    }
+}
+
+fn by_tap(reason: impl ToString) -> EgressPath {
+    EgressPath { path: EgressState::Tap, reason: Some(reason.to_string()) }
+}
+
+fn way_of(ability: EgressAbility) -> EgressPath {
+    match ability {
+        EgressAbility::Possible => EgressPath { path: EgressState::Relay, reason: None },
+        EgressAbility::Unknown => EgressPath { path: EgressState::Untried, reason: None },
+        EgressAbility::Impossible { .. } => by_tap(ability),
+    }
+}
+
+/// Puts in what the relay knows about its connections.
+fn add_relayed(flows: &mut [FlowInfo], connections: &[Connection], now: Instant) {
+    let relayed: HashMap<u64, &Connection> =
+        connections.iter().filter_map(|connection| Some((connection.egress?, connection))).collect();
+    for flow in flows {
+        if let Some(connection) = relayed.get(&flow.id.to_bits()) {
+            flow.bytes_from_child = connection.bytes_to_server;
+            flow.bytes_to_child = connection.bytes_to_client;
+            flow.last_active = now - Duration::from_secs(connection.idle.into());
+        }
+    }
+}
+
 /// In RootlessKit's words.
 fn nobody_publishes() -> Refusal {
     Refusal::bad_request("no PortDriver is available")
@@ -265,6 +356,13 @@ fn statistics(driver: &Driver) -> Statistics {
         flows: driver.flows().count() as u64,
         buffer_bytes: driver.stack().buffer_bytes() as u64,
         drops: stats.all_drops().map(|(reason, count)| Drops { reason: reason.to_string(), count }).collect(),
+        relay: RelayStatistics {
+            connections: stats.relay.active,
+            joined: stats.relay.joined,
+            refused: stats.relay.refused,
+            bytes_from_child: stats.relay.bytes_from_child,
+            bytes_to_child: stats.relay.bytes_to_child,
+        },
         forwards: None,
     }
 }
@@ -283,6 +381,10 @@ fn flow_list(mut flows: Vec<FlowInfo>, now: Instant, limit: usize) -> FlowList {
             OpenedBy::Host => Side::Host,
         },
         phase: flow.phase.map(|phase| phase_name(phase).to_owned()),
+        path: match flow.path {
+            netstack::flow::FlowPath::Tap => FlowPath::Tap,
+            netstack::flow::FlowPath::Relay => FlowPath::Relay,
+        },
         bytes_from_child: flow.bytes_from_child,
         bytes_to_child: flow.bytes_to_child,
         idle_seconds: (now - flow.last_active).secs(),

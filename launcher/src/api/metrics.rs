@@ -67,6 +67,16 @@ impl Collector for Snapshot {
         page.counter("dns_failures", "DNS queries that no server answered", now.dns_servfail)?;
         page.gauge("flows", "Flows at this moment", now.flows)?;
         page.gauge("buffer_bytes", "Ring memory that TCP flows may use", now.buffer_bytes)?;
+        let relay = &now.relay;
+        page.gauge(
+            "relay_connections",
+            "Outbound connections on the relay at this moment",
+            relay.connections,
+        )?;
+        page.counter("relay_joined", "Outbound connections on the relay", relay.joined)?;
+        page.counter("relay_refused", "Those that were offered to it and took the TAP", relay.refused)?;
+        page.counter("relay_bytes_from_child", "Bytes on the relay", relay.bytes_from_child)?;
+        page.counter("relay_bytes_to_child", "Bytes on the relay", relay.bytes_to_child)?;
         let Some(ports) = &now.forwards else { return Ok(()) };
         page.gauge("forwards", "Published ports", ports.forwards)?;
         page.gauge(
@@ -149,7 +159,7 @@ impl Page<'_, '_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::model::Drops;
+    use crate::api::model::{Drops, RelayStatistics};
 
     #[test]
     fn every_counter_is_a_line() {
@@ -157,6 +167,7 @@ mod tests {
             tcp: Traffic { bytes_from_child: 7, ..Traffic::default() },
             drops: vec![Drops { reason: "bad \"checksum\"".into(), count: 3 }],
             flows: 2,
+            relay: RelayStatistics { joined: 5, ..RelayStatistics::default() },
             ..Statistics::default()
         };
         let text = text(statistics, "1.2.3").unwrap();
@@ -166,6 +177,7 @@ mod tests {
             r#"rootless_launch_drops_total{reason="bad \"checksum\""} 3"#,
             "# TYPE rootless_launch_flows gauge",
             "rootless_launch_flows 2",
+            "rootless_launch_relay_joined_total 5",
         ] {
             assert!(text.lines().any(|found| found == line), "no {line} in:\n{text}");
         }

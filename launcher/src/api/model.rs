@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 pub use forwarder::spec::{PortSpec, PortStatus};
 use serde::{Deserialize, Serialize};
 
+pub use crate::egress::EgressMode;
 use crate::holder::TakenPort;
 
 /// Answer of every request that failed.
@@ -64,6 +65,42 @@ pub struct NetworkDriver {
     /// MTU of the child's device (ours).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// How outbound TCP connections are carried (ours).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Egress>,
+}
+
+/// How new outbound TCP connections are carried.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Egress {
+    /// What was asked for by `--egress`.
+    pub mode: EgressMode,
+    /// Those to IPv4 destinations.
+    pub ipv4: EgressPath,
+    /// Those to IPv6 destinations.
+    pub ipv6: EgressPath,
+}
+
+/// The way of new outbound TCP connections of one family.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct EgressPath {
+    /// Which.
+    pub path: EgressState,
+    /// Why it is not the relay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What is known of the way of new connections.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EgressState {
+    /// Joined in the kernel.
+    Relay,
+    /// As packets.
+    Tap,
+    /// The relay, if the child's kernel can do it: the first connection will tell.
+    Untried,
 }
 
 /// Who publishes ports.
@@ -147,9 +184,27 @@ pub struct Statistics {
     pub buffer_bytes: u64,
     /// Dropped packets; reasons that never struck are left out.
     pub drops: Vec<Drops>,
+    /// Outbound TCP connections on the relay, which are no packets and not among `tcp`.
+    pub relay: RelayStatistics,
     /// Published ports; absent if nobody publishes any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forwards: Option<ForwardStatistics>,
+}
+
+/// Counters of outbound connections on the relay.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RelayStatistics {
+    /// Connections at this moment.
+    pub connections: u64,
+    /// Connections since the start.
+    pub joined: u64,
+    /// Those that were offered to it and took the TAP.
+    pub refused: u64,
+    /// Payload bytes from the child.
+    pub bytes_from_child: u64,
+    /// Payload bytes to the child.
+    pub bytes_to_child: u64,
 }
 
 /// Traffic in both directions.
@@ -340,12 +395,35 @@ pub struct Flow {
     /// How far a TCP flow is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
+    /// How it is carried.
+    pub path: FlowPath,
     /// Payload bytes from the child.
     pub bytes_from_child: u64,
     /// Payload bytes to the child.
     pub bytes_to_child: u64,
     /// Seconds since the last packet.
     pub idle_seconds: u64,
+}
+
+/// How a flow is carried.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlowPath {
+    /// As packets.
+    #[default]
+    Tap,
+    /// Joined in the kernel: what is moved are bytes.
+    Relay,
+}
+
+impl FlowPath {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            FlowPath::Tap => "tap",
+            FlowPath::Relay => "relay",
+        }
+    }
 }
 
 /// A side of the border.

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use forwarder::spec::{Origin, PortFields};
 
 use crate::api::model::{
-    Capture, CaptureEnd, Dns, FlowList, Info, Policy, PortChange, PortEvent, PortSpec, PortStatus, Side,
-    Statistics, Traffic,
+    Capture, CaptureEnd, Dns, EgressPath, EgressState, FlowList, Info, Policy, PortChange, PortEvent,
+    PortSpec, PortStatus, Side, Statistics, Traffic,
 };
 use crate::state_dir::Instance;
 
@@ -30,12 +30,27 @@ impl Show for Info {
             rows.push(("  addresses", list(&addresses)));
             rows.push(("  gateways", list(&network.gateways)));
             rows.push(("  DNS", list(&network.dns)));
+            if let Some(egress) = &network.egress {
+                rows.push((
+                    "  outbound TCP",
+                    format!("IPv4 {}; IPv6 {}", way(&egress.ipv4), way(&egress.ipv6)),
+                ));
+            }
         }
         if let Some(ports) = &self.port_driver {
             rows.push(("ports", format!("{} ({})", ports.driver, ports.protos.join(", "))));
         }
         rows.retain(|(_, value)| !value.is_empty());
         rows.iter().map(|(name, value)| format!("{name:<15}  {value}\n")).collect()
+    }
+}
+
+fn way(path: &EgressPath) -> String {
+    match (path.path, &path.reason) {
+        (EgressState::Relay, _) => "by the relay".to_owned(),
+        (EgressState::Tap, None) => "by the TAP".to_owned(),
+        (EgressState::Tap, Some(reason)) => format!("by the TAP ({reason})"),
+        (EgressState::Untried, _) => "by the relay if it can be (the first connection will tell)".to_owned(),
     }
 }
 
@@ -125,6 +140,17 @@ impl Show for Statistics {
             self.flows,
             bytes(self.buffer_bytes)
         ));
+        let relay = &self.relay;
+        if relay.joined + relay.refused > 0 {
+            text.push_str(&format!(
+                "on the relay: {} connections, {} since the start; {} took the TAP instead; {} from child, {} to child\n",
+                relay.connections,
+                relay.joined,
+                relay.refused,
+                bytes(relay.bytes_from_child),
+                bytes(relay.bytes_to_child)
+            ));
+        }
         if let Some(ports) = &self.forwards {
             text.push_str(&format!(
                 "published ports: {}, with {} connections and {} UDP sessions; {} connections since the start, \
@@ -148,8 +174,8 @@ impl Show for Statistics {
 
 impl Show for FlowList {
     fn to_text(&self) -> String {
-        let columns = ["PROTO", "CHILD", "", "REMOTE", "STATE", "FROM CHILD", "TO CHILD", "IDLE"];
-        let mut table = Table::new(&columns).right([5, 6, 7]);
+        let columns = ["PROTO", "CHILD", "", "REMOTE", "STATE", "PATH", "FROM CHILD", "TO CHILD", "IDLE"];
+        let mut table = Table::new(&columns).right([6, 7, 8]);
         for flow in &self.flows {
             table.row([
                 flow.protocol.name(),
@@ -160,6 +186,7 @@ impl Show for FlowList {
                 },
                 &flow.remote.map_or_else(|| "any".to_owned(), |remote: SocketAddr| remote.to_string()),
                 flow.phase.as_deref().unwrap_or("-"),
+                flow.path.name(),
                 &bytes(flow.bytes_from_child),
                 &bytes(flow.bytes_to_child),
                 &format!("{} s", flow.idle_seconds),

@@ -8,7 +8,8 @@ use netstack::error::ConfigError;
 use netstack::flow::policy::EgressPolicy;
 
 use super::facts::HostFacts;
-use crate::cli::{NetArg, OffloadArg, RunArgs};
+use crate::cli::{EgressArg, NetArg, OffloadArg, RunArgs};
+use crate::egress::EgressMode;
 use crate::error::UsageError;
 
 /// Name of the child's network device.
@@ -37,6 +38,8 @@ pub struct EnginePlan {
     pub ipv6: Ipv6Offer,
     /// The most that the TAP may do for the engine.
     pub link: LinkCapabilities,
+    /// How outbound TCP connections are carried.
+    pub egress: EgressMode,
 }
 
 /// What the child knows beforehand about IPv6.
@@ -110,7 +113,10 @@ impl EnginePlan {
             Ipv6Mode::Auto => Ipv6Offer::Later,
             Ipv6Mode::Off => Ipv6Offer::Never,
         };
-        Ok(EnginePlan { config, ipv6, link: args.offload.into() })
+        if args.egress == EgressArg::Relay && args.pcap.is_some() {
+            return Err(UsageError::RelayWithCapture);
+        }
+        Ok(EnginePlan { config, ipv6, link: args.offload.into(), egress: args.egress.into() })
     }
 
     /// The child's IPv6 address, if it gets one.
@@ -183,6 +189,7 @@ fn needs_no_engine(args: &RunArgs, net: &'static str) -> Result<(), UsageError> 
         ("--allow-host-loopback", args.allow_host_loopback),
         ("--allow-link-local", args.allow_link_local),
         ("--offload", args.offload != OffloadArg::Auto),
+        ("--egress", args.egress != EgressArg::Auto),
         ("--pcap", args.pcap.is_some()),
         ("--stats", args.stats),
     ];
@@ -252,7 +259,18 @@ mod tests {
         let fault = |options: &[&str]| plan(options, &HostFacts::default()).unwrap_err().to_string();
         assert!(fault(&["--net=none", "--dns=9.9.9.9"]).contains("--dns has no meaning with --net=none"));
         assert!(fault(&["--net=host", "--stats"]).contains("--stats"));
+        assert!(fault(&["--net=none", "--egress=tap"]).contains("--egress"));
         assert!(matches!(plan(&["--net=none"], &HostFacts::default()), Ok(NetPlan::Loopback)));
+    }
+
+    #[test]
+    fn a_capture_wants_the_packets_that_the_relay_does_not_make() {
+        let egress = |options: &[&str]| engine(options, &HostFacts::default()).egress;
+        assert_eq!(egress(&["--pcap=x"]), EgressMode::Auto);
+        assert_eq!(egress(&["--egress=tap", "--pcap=x"]), EgressMode::Tap);
+        assert_eq!(egress(&["--egress=relay"]), EgressMode::Relay);
+        let refused = plan(&["--egress=relay", "--pcap=x"], &HostFacts::default());
+        assert!(matches!(refused, Err(UsageError::RelayWithCapture)), "{refused:?}");
     }
 
     #[test]

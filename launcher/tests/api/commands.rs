@@ -81,7 +81,12 @@ fn what_an_instance_is_and_does_is_shown() {
     let bench = Bench::new();
     let info = text(&bench, &["info"]);
     assert!(info.contains("\ncommand          process 42\n"), "{info}");
-    assert!(text(&bench, &["stats"]).contains("dropped 1: bad checksum\n"));
+    let outbound = "IPv4 by the relay; IPv6 by the TAP (nftables table: no)";
+    assert!(info.contains(&format!("\n  outbound TCP   {outbound}\n")), "{info}");
+    let stats = text(&bench, &["stats"]);
+    assert!(stats.contains("dropped 1: bad checksum\n"), "{stats}");
+    let relay = "on the relay: 1 connections, 2 since the start; 3 took the TAP instead; 4 B from child, 5 B to child\n";
+    assert!(stats.contains(relay), "{stats}");
     let info: Value = serde_json::from_str(&text(&bench, &["info", "--json"])).unwrap();
     assert_eq!(info["apiVersion"], "1.1.1");
     std::thread::scope(|scope| {
@@ -91,7 +96,7 @@ fn what_an_instance_is_and_does_is_shown() {
         bench.fake.waiting.lock().unwrap().pop().unwrap().send(Ok(full_flow()));
         let flows = flows.join().unwrap();
         let words: Vec<_> = flows.lines().nth(1).unwrap().split_whitespace().collect();
-        let expected = "tcp 10.0.42.100:40000 -> 192.0.2.1:443 open 1.5 KiB 7 B 2 s";
+        let expected = "tcp 10.0.42.100:40000 -> 192.0.2.1:443 open relay 1.5 KiB 7 B 2 s";
         assert_eq!(words.join(" "), expected);
     });
 }

@@ -39,6 +39,11 @@ impl Control for Fake {
                 driver: "rootless-launch".into(),
                 dns: vec!["10.0.42.3".parse().unwrap()],
                 child_ip: Some("10.0.42.100".parse().unwrap()),
+                egress: Some(Egress {
+                    mode: EgressMode::Auto,
+                    ipv4: EgressPath { path: EgressState::Relay, reason: None },
+                    ipv6: EgressPath { path: EgressState::Tap, reason: Some("nftables table: no".into()) },
+                }),
                 ..NetworkDriver::default()
             }),
             port_driver: Some(PortDriver {
@@ -146,6 +151,13 @@ impl Control for Fake {
 pub(crate) fn full_statistics() -> Statistics {
     Statistics {
         flows: 3,
+        relay: RelayStatistics {
+            connections: 1,
+            joined: 2,
+            refused: 3,
+            bytes_from_child: 4,
+            bytes_to_child: 5,
+        },
         drops: vec![Drops { reason: "bad checksum".into(), count: 1 }],
         forwards: Some(ForwardStatistics::default()),
         ..Statistics::default()
@@ -161,6 +173,7 @@ pub(crate) fn full_flow() -> FlowList {
         remote: Some("192.0.2.1:443".parse().unwrap()),
         opened_by: Side::Child,
         phase: Some("open".into()),
+        path: FlowPath::Relay,
         bytes_from_child: 1536,
         bytes_to_child: 7,
         idle_seconds: 2,

@@ -276,6 +276,11 @@ impl Driver {
         &self.stack
     }
 
+    /// Whether an observer or a capture sees every frame at this moment; flows are not offered to a relay then.
+    pub fn is_observed(&self) -> bool {
+        self.observers.are_watching()
+    }
+
     /// The link, with what it does for us.
     pub fn link(&self) -> &Link {
         &self.link

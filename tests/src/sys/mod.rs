@@ -1,8 +1,5 @@
-//! The system calls that need `unsafe`: four of them.
-#![expect(
-    unsafe_code,
-    reason = "descriptors that arrive as numbers, and three calls that have no safe wrapper"
-)]
+//! The system calls that need `unsafe`.
+#![expect(unsafe_code, reason = "descriptors that arrive as numbers, and calls that have no safe wrapper")]
 
 use std::{
     fs::{File, OpenOptions},
@@ -77,4 +74,34 @@ pub fn take_super_segments(tap: &File) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// From now on this process and its children cannot open netlink sockets of a `protocol`: EPROTONOSUPPORT, as from a kernel without it.
+///
+/// # Errors
+/// What the kernel says.
+pub fn forbid_netlink(protocol: i32) -> io::Result<()> {
+    let (load, equal) =
+        (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);
+    let answer = libc::BPF_RET | libc::BPF_K;
+    // seccomp_data: the number of the call at 0, the arguments from 16 on, low halves first.
+    let arguments = |index: u32| 16 + 8 * index + if cfg!(target_endian = "big") { 4 } else { 0 };
+    let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let mut program = [
+        step(load, 0, 0, 0),
+        step(equal, 0, 5, libc::SYS_socket as u32),
+        step(load, 0, 0, arguments(0)),
+        step(equal, 0, 3, libc::AF_NETLINK.cast_unsigned()),
+        step(load, 0, 0, arguments(2)),
+        step(equal, 0, 1, protocol.cast_unsigned()),
+        step(answer, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPROTONOSUPPORT.cast_unsigned()),
+        step(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the kernel reads the program, which lives until both calls have returned; numbers otherwise.
+    let result = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            | libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -2,7 +2,7 @@
 //! ended.
 
 use super::{Handle, Job};
-use crate::driver::{Engine, ForwardStats};
+use crate::driver::{Connection, Engine, ForwardStats};
 use crate::error::PortError;
 use crate::spec::{Origin, PortSpec, PortStatus};
 
@@ -31,7 +31,12 @@ impl Handle {
         self.post(move |engine| then(engine.stats(), engine.list().len()));
     }
 
-    fn post(&self, job: impl FnOnce(&mut Engine) + Send + 'static) {
+    /// As [`Handle::connections`], without waiting.
+    pub fn connections_then(&self, then: impl FnOnce(Vec<Connection>) + Send + 'static) {
+        self.post(move |engine| then(engine.connections()));
+    }
+
+    pub(super) fn post(&self, job: impl FnOnce(&mut Engine) + Send + 'static) {
         let job: Job = Box::new(job);
         if self.jobs.send(job).is_ok() {
             // Full means that a wake-up is pending already.

@@ -28,6 +28,7 @@ use super::plan::Plan;
 use super::{Outputs, RunError};
 use crate::apply;
 use crate::child::is_anywhere;
+use crate::egress::EgressMode;
 use crate::engine::detach;
 use crate::error::{Ending, Failure, Step, with_causes};
 use crate::guard::Guard;
@@ -52,6 +53,7 @@ const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWUSER
 pub(super) fn run(
     request: &Request,
     plan: &Plan,
+    egress: EgressMode,
     words: &[OsString],
     outputs: Outputs,
 ) -> Result<ExitCode, RunError> {
@@ -64,7 +66,7 @@ pub(super) fn run(
     let target = join::Target::of_process(command.pid, None)?;
     let guard = Guard::start(&command.namespace, None)?;
     guard.wait_ready()?;
-    let engine = RunningEngine::start(Engine { request, plan, target: &target, pcap })?;
+    let engine = RunningEngine::start(Engine { request, plan, target: &target, egress, pcap })?;
     drop(target);
     super::write_pid(pid).map_err(RunError::Prepare)?;
     command.tell(&Message::Execute);

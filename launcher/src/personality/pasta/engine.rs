@@ -7,13 +7,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 
-use forwarder::driver::{Auto, ChildLine, ForwardDriver, Handle};
+use forwarder::driver::{Auto, ChildLine, Handle};
 use forwarder::error::PortError;
 use forwarder::manager::Limits;
 use forwarder::spec::PortSpec;
 use log::{debug, info, warn};
 use netstack::capture::PcapWriter;
-use netstack::driver::DriverHandle;
 use netstack::{Driver, DriverError, Tap};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit};
@@ -27,7 +26,9 @@ use super::to_host::ToHostWatch;
 use crate::agent::Agent;
 use crate::apply;
 use crate::carrier::TapCarrier;
+use crate::egress::{self, EgressMode};
 use crate::error::with_causes;
+use crate::forwards::{Forwards as RunningForwards, PreparedForwards};
 use crate::join::{self, Target};
 use crate::sandbox::{Confinement, Mode, Sandbox, ThreadRole};
 
@@ -37,6 +38,7 @@ pub(super) struct Engine<'a> {
     pub(super) request: &'a Request,
     pub(super) plan: &'a Plan,
     pub(super) target: &'a Target,
+    pub(super) egress: EgressMode,
     pub(super) pcap: Option<File>,
 }
 
@@ -100,7 +102,7 @@ impl Engine<'_> {
 
     /// The same; whoever calls tells of failures.
     pub(super) fn serve_telling(self, end: End, ready: &mut Ready) -> Result<(), RunError> {
-        let Engine { request, plan, target, pcap } = self;
+        let Engine { request, plan, target, egress, pcap } = self;
         let tap = join::run_inside(target, || {
             apply::net::loopback()?;
             let tap = plan.tap.open()?;
@@ -110,7 +112,7 @@ impl Engine<'_> {
             }
             Ok(tap.into_fd())
         })?;
-        let line = match plan.forwards.is_empty() {
+        let line = match plan.forwards.is_empty() && egress == EgressMode::Tap {
             true => None,
             false => Some(start_agent(target)?),
         };
@@ -119,7 +121,7 @@ impl Engine<'_> {
             driver.set_observer(Box::new(PcapWriter::new(file, driver.clock().unix_micros_at_zero())));
         }
         let ports = match line {
-            Some(line) => Some(Ports::prepare(request, plan, line, driver.handle()?)?),
+            Some(line) => Some(Ports::prepare(request, plan, egress, line, &mut driver)?),
             None => None,
         };
         let published = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
@@ -157,8 +159,11 @@ impl Engine<'_> {
         };
         // Ports are free, while what the child has sent is still delivered. No thread of theirs is to wait for this one.
         driver.close_handles();
+        driver.set_relay(None);
+        ports.iter().for_each(RunningPorts::close);
+        let served = served.and_then(|()| Ok(driver.finish()?));
         drop(ports);
-        served.and_then(|()| Ok(driver.finish()?))
+        served
     }
 }
 
@@ -172,17 +177,18 @@ fn start_agent(target: &Target) -> Result<OwnedFd, RunError> {
 
 /// Forwarded ports, before there are threads.
 struct Ports {
-    forwards: ForwardDriver,
+    forwards: PreparedForwards,
     to_host: Option<ToHostWatch>,
     /// Most ports that lead to the host.
     room: usize,
-    stop: Arc<EventFd>,
+    egress: EgressMode,
 }
 
 /// The same, being served. Dropping it closes them.
 struct RunningPorts {
-    stop: Arc<EventFd>,
-    threads: Vec<JoinHandle<()>>,
+    /// Goes first, with those who follow what listens; the other thread ends with it.
+    forwards: Option<RunningForwards>,
+    publish: Option<JoinHandle<()>>,
     result: Receiver<Result<(), RunError>>,
 }
 
@@ -190,8 +196,9 @@ impl Ports {
     fn prepare(
         request: &Request,
         plan: &Plan,
+        egress: EgressMode,
         line: OwnedFd,
-        driver: DriverHandle,
+        driver: &mut Driver,
     ) -> Result<Self, RunError> {
         let auto = plan.forwards.auto.clone().map(|rules| Auto { rules, pace: Default::default() });
         let limits = limits();
@@ -199,23 +206,23 @@ impl Ports {
             child: plan.child_network(),
             manner: plan::manner(request),
             auto,
+            egress: egress.of_forwarder(),
             limits: forwarder::driver::Limits { forwards: limits, ..Default::default() },
             ..Default::default()
         };
-        let carrier = Box::new(TapCarrier::new(driver));
-        let forwards = ForwardDriver::new(config, Some(ChildLine::from(line)), Some(carrier))?;
-        // Blocking readers wait by poll(2); it is never read.
-        let stop =
-            EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|error| RunError::Watch(error.into()))?;
-        let stop = Arc::new(stop);
+        let carrier = Box::new(TapCarrier::new(driver.handle()?));
+        let mut forwards = PreparedForwards::new(config, Some(ChildLine::from(line)), Some(carrier))?;
+        if egress != EgressMode::Tap {
+            egress::join(driver, &mut forwards).map_err(RunError::Prepare)?;
+        }
         let to_host = match &plan.forwards.auto_to_host {
             Some(rules) => Some(
-                ToHostWatch::open(rules.clone(), forwards.handle(), Arc::clone(&stop))
+                ToHostWatch::open(rules.clone(), forwards.handle(), forwards.stop())
                     .map_err(RunError::Watch)?,
             ),
             None => None,
         };
-        Ok(Ports { forwards, to_host, room: limits.listeners, stop })
+        Ok(Ports { forwards, to_host, room: limits.listeners, egress })
     }
 
     fn start(
@@ -224,19 +231,17 @@ impl Ports {
         planned: &Forwards,
         published: &Arc<EventFd>,
     ) -> Result<RunningPorts, RunError> {
-        let Ports { forwards, to_host, room, stop } = self;
-        let (handle, until) = (forwards.handle(), Arc::clone(&stop));
-        let forwards = confinement.spawn("forwards", ThreadRole::Forwards, move || {
-            match forwards.run_until(&*until) {
-                Ok(()) => {}
-                Err(error @ forwarder::driver::DriverError::ChildGone) => info!("{error}"),
-                Err(error) => warn!("no more forwarded ports: {}", with_causes(&error)),
-            }
+        let Ports { forwards, to_host, room, egress } = self;
+        let handle = forwards.handle();
+        let forwards = forwards.start(confinement, |error| match error {
+            forwarder::driver::DriverError::ChildGone => info!("{error}"),
+            error => warn!("no more forwarded ports: {}", with_causes(error)),
         })?;
         let (teller, result) = mpsc::sync_channel(1);
         let (planned, published) = (planned.clone(), Arc::clone(published));
         let publish = confinement.spawn("publish", ThreadRole::Forwards, move || {
-            let published_all = publish(&handle, planned, room);
+            let relay = if egress == EgressMode::Relay { egress::insist(&handle) } else { Ok(()) };
+            let published_all = relay.map_err(RunError::from).and_then(|()| publish(&handle, planned, room));
             let go_on = published_all.is_ok();
             // The engine may have ended meanwhile.
             let _ = teller.send(published_all);
@@ -245,18 +250,22 @@ impl Ports {
                 to_host.run();
             }
         })?;
-        Ok(RunningPorts { stop, threads: vec![forwards, publish], result })
+        Ok(RunningPorts { forwards: Some(forwards), publish: Some(publish), result })
+    }
+}
+
+impl RunningPorts {
+    /// Has them end, and does not wait for that.
+    fn close(&self) {
+        self.forwards.iter().for_each(RunningForwards::close);
     }
 }
 
 impl Drop for RunningPorts {
     fn drop(&mut self) {
-        // Fails only if the counter is full, and then it is readable.
-        let _ = self.stop.write(1);
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has ended the process.
-            let _ = thread.join();
-        }
+        self.forwards = None;
+        // A thread that panicked has ended the process.
+        let _ = self.publish.take().map(JoinHandle::join);
     }
 }
 

@@ -11,6 +11,9 @@
 //!
 //! The engine (`engine.rs`) makes the TAP through a short-lived child, starts the forwarder's agent if there are ports to
 //! forward, goes into the sandbox, forwards ports, and says that it is ready. It ends with its namespace.
+//!
+//! The namespace is somebody else's, and the relay for outbound connections would add rules to it: they go by the TAP, unless the
+//! environment says otherwise ([`VARIABLE`](crate::egress::VARIABLE)).
 
 pub mod cli;
 pub mod host;
@@ -44,6 +47,7 @@ use self::end::End;
 use self::engine::{Engine, Ready};
 use self::host::Host;
 use self::plan::{Plan, PlanError};
+use crate::egress::{EgressMode, VariableError};
 use crate::engine::detach;
 use crate::error::{Failure, with_causes};
 use crate::join::{self, JoinError};
@@ -130,6 +134,8 @@ enum RunError {
     Engine(#[from] DriverError),
     #[error("cannot prepare the command")]
     Prepare(#[source] io::Error),
+    #[error(transparent)]
+    EgressVariable(#[from] VariableError),
     #[error("the command's name has a zero byte")]
     CommandName,
     /// The engine's own words, from another process.
@@ -140,6 +146,7 @@ enum RunError {
 }
 
 fn run(request: &Request) -> Result<ExitCode, RunError> {
+    let egress = EgressMode::of_environment()?;
     let mut outputs = Outputs::open(request)?;
     let level = match request.verbose {
         _ if request.quiet => 0,
@@ -159,12 +166,12 @@ fn run(request: &Request) -> Result<ExitCode, RunError> {
         plan.to_string().lines().for_each(|line| info!("{line}"));
     }
     let target = match &request.target {
-        Target::Command(words) => return command::run(request, &plan, words, outputs),
+        Target::Command(words) => return command::run(request, &plan, egress, words, outputs),
         Target::Process { pid, userns } => join::Target::of_process(*pid, userns.as_deref())?,
         Target::Path { netns, userns } => join::Target::of_paths(netns, userns.as_deref())?,
     };
     let end = End::of(request).map_err(RunError::Watch)?;
-    let engine = Engine { request, plan: &plan, target: &target, pcap: outputs.pcap };
+    let engine = Engine { request, plan: &plan, target: &target, egress, pcap: outputs.pcap };
     match request.ground {
         Ground::Front => engine.serve(end, Ready::in_front(outputs.pid))?,
         Ground::Back => leave(engine, end, outputs.pid)?,

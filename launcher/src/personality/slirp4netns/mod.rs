@@ -6,6 +6,9 @@
 //! wanted, tells the ready descriptor, and runs the engine until the exit descriptor is hung up, or nobody is left in
 //! the namespace of a target that is a process (which a sandbox would keep from being seen). SIGTERM and SIGKILL
 //! end it as they end every program. It has one thread until everything about namespaces is done.
+//!
+//! The namespace is somebody else's, and the relay for outbound connections would add rules to it: they go by the TAP, unless the
+//! environment says otherwise ([`egress::VARIABLE`]).
 
 pub mod api;
 pub mod cli;
@@ -20,10 +23,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::thread::JoinHandle;
 
-use forwarder::driver::ForwardDriver;
 use forwarder::error::PortError;
 use forwarder::spec::{PortSpec, PortStatus};
 use log::warn;
@@ -33,7 +33,6 @@ use netstack::error::ConfigError;
 use netstack::{Driver, DriverError, Link, PacketSocket, Tap};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use nix::unistd::unlink;
@@ -43,7 +42,9 @@ use self::api::{Forwards, Server, Socket};
 use self::cli::{Call, CliError, Request, Switch, Target, USAGE};
 use self::plan::Banner;
 use crate::carrier::TapCarrier;
-use crate::error::with_causes;
+use crate::egress::{self, EgressMode};
+use crate::error::{Failure, with_causes};
+use crate::forwards::{self, PreparedForwards};
 use crate::join::{self, JoinError};
 use crate::logger;
 use crate::sandbox::root::RootPlan;
@@ -126,6 +127,14 @@ enum RunError {
     },
     #[error("cannot wait for the end")]
     Watch(#[source] io::Error),
+    #[error(transparent)]
+    EgressVariable(#[from] egress::VariableError),
+    #[error("{}=relay: the target is a descriptor, and nobody says whose", egress::VARIABLE)]
+    NoNamespace,
+    #[error("cannot start the relay for outbound connections")]
+    Relay(#[source] io::Error),
+    #[error(transparent)]
+    NoRelay(#[from] Failure),
     #[error("cannot set up the sandbox")]
     Sandbox(#[from] SandboxError),
     #[error("cannot forward ports")]
@@ -150,19 +159,32 @@ impl RunError {
 
 /// Sets everything up, then serves until the end.
 fn serve(request: &Request) -> Result<(), RunError> {
+    let egress = EgressMode::of_environment()?;
     let given = Given::take(request)?;
     let config = plan::config(request)?;
-    let (link, target) = open_link(request, &config, given.link)?;
+    let Opened { link, target, process } = open_link(request, &config, given.link)?;
     say(Banner { request, config: &config });
 
     let mut driver = Driver::new(link, config.clone())?;
-    let mut end = End::watch(given.exit, target).map_err(RunError::Watch)?;
+    let relay = match (egress, &target) {
+        (EgressMode::Tap, _) | (EgressMode::Auto, None) => None,
+        (EgressMode::Relay, None) => return Err(RunError::NoNamespace),
+        (mode, Some(target)) => Some(egress::apart(&mut driver, target, mode).map_err(RunError::Relay)?),
+    };
+    let mut end = End::watch(given.exit, target.zip(process)).map_err(RunError::Watch)?;
     let api = match &request.api_socket {
         Some(path) => Some(Api::prepare(path, request, &config, driver.handle()?)?),
         None => None,
     };
     let confinement = confine(request)?;
     let api = api.map(|api| api.start(&confinement, config.ipv4().child)).transpose()?;
+    let relay = relay.map(|relay| {
+        relay.start(&confinement, |error| warn!("outbound connections go by the TAP: {}", with_causes(error)))
+    });
+    let relay = relay.transpose()?;
+    if let (EgressMode::Relay, Some(relay)) = (egress, &relay) {
+        egress::insist(relay.handle())?;
+    }
     confinement.confine(ThreadRole::Driver)?;
     if let Some(ready) = given.ready {
         tell_ready(ready);
@@ -175,7 +197,9 @@ fn serve(request: &Request) -> Result<(), RunError> {
     }
     // Ports are free and nobody asks for more, while what the child has sent is still delivered.
     driver.close_handles();
+    driver.set_relay(None);
     drop(api);
+    relay.iter().for_each(forwards::Forwards::close);
     Ok(driver.finish()?)
 }
 
@@ -202,15 +226,13 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 struct Api {
     socket: Socket,
     listener: UnixListener,
-    forwards: ForwardDriver,
-    stop: EventFd,
+    forwards: PreparedForwards,
 }
 
 /// The same, served by two threads. Dropping it closes the forwards and removes the socket.
 struct RunningApi {
+    _forwards: forwards::Forwards,
     _socket: Socket,
-    stop: Arc<EventFd>,
-    forwards: Option<JoinHandle<()>>,
 }
 
 impl Api {
@@ -227,34 +249,18 @@ impl Api {
             socket.leave_removal().map_err(failed)?;
         }
         let settings = forwarder::driver::Config { child: child_network(config), ..Default::default() };
-        let forwards = ForwardDriver::new(settings, None, Some(Box::new(TapCarrier::new(driver))))?;
-        let stop =
-            EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|error| RunError::Watch(error.into()))?;
-        Ok(Api { socket, listener, forwards, stop })
+        let forwards = PreparedForwards::new(settings, None, Some(Box::new(TapCarrier::new(driver))))?;
+        Ok(Api { socket, listener, forwards })
     }
 
     /// Serves. Forwards go to `child` if they name nobody.
     fn start(self, confinement: &Confinement, child: Ipv4Addr) -> Result<RunningApi, RunError> {
-        let Api { socket, listener, forwards, stop } = self;
-        let stop = Arc::new(stop);
+        let Api { socket, listener, forwards } = self;
         let server = Server::new(listener, child, forwards.handle());
-        let until = Arc::clone(&stop);
-        let forwards = confinement.spawn("forwards", ThreadRole::Forwards, move || {
-            if let Err(error) = forwards.run_until(&*until) {
-                warn!("no more forwards: {}", with_causes(&error));
-            }
-        })?;
+        let forwards =
+            forwards.start(confinement, |error| warn!("no more forwards: {}", with_causes(error)))?;
         confinement.spawn("slirp-api", ThreadRole::Api, || server.run())?;
-        Ok(RunningApi { _socket: socket, stop, forwards: Some(forwards) })
-    }
-}
-
-impl Drop for RunningApi {
-    fn drop(&mut self) {
-        // Fails only if the counter is full, and then it is readable.
-        let _ = self.stop.write(1);
-        // A thread that panicked has ended the process.
-        let _ = self.forwards.take().map(JoinHandle::join);
+        Ok(RunningApi { _forwards: forwards, _socket: socket })
     }
 }
 
@@ -294,12 +300,18 @@ impl Given {
     }
 }
 
-/// The link to the target; with a target whose end can be watched, and its process.
-fn open_link(
-    request: &Request,
-    config: &Config,
-    given: Option<OwnedFd>,
-) -> Result<(Link, Option<(join::Target, OwnedFd)>), RunError> {
+/// What there is of the target.
+struct Opened {
+    link: Link,
+    /// Its namespaces, if they are known.
+    target: Option<join::Target>,
+    /// Its process, if the end of that can be watched.
+    process: Option<OwnedFd>,
+}
+
+/// The link to the target.
+fn open_link(request: &Request, config: &Config, given: Option<OwnedFd>) -> Result<Opened, RunError> {
+    let alone = |link| Opened { link, target: None, process: None };
     let (target, name) = match &request.target {
         Target::Process { pid, userns, tap } => {
             let target = join::Target::of_process(*pid, userns.as_deref());
@@ -311,11 +323,11 @@ fn open_link(
         }
         Target::TapFd(fd) => {
             let given = given.ok_or(RunError::NoTap(*fd))?;
-            return Ok((Link::Tap(Tap::from_fd(given).map_err(DriverError::from)?), None));
+            return Ok(alone(Link::Tap(Tap::from_fd(given).map_err(DriverError::from)?)));
         }
         Target::Bess(path) => {
             let peer = accept_one(path).map_err(|source| RunError::Bess { path: path.clone(), source })?;
-            return Ok((Link::Packet(PacketSocket::new(peer).map_err(DriverError::from)?), None));
+            return Ok(alone(Link::Packet(PacketSocket::new(peer).map_err(DriverError::from)?)));
         }
     };
     let setup = plan::tap(request, name, config);
@@ -333,7 +345,7 @@ fn open_link(
         Target::Process { pid, .. } if is_free => pidfd::open(pid).ok(),
         _ => None,
     };
-    Ok((link, process.map(|process| (target, process))))
+    Ok(Opened { link, target: Some(target), process })
 }
 
 /// The first who connects to a packet socket at `path`, which takes the place of what is there.
