@@ -68,9 +68,17 @@ job_test() {
 # The corpus of every fuzz target, replayed by ordinary tests (they are part of the workspace's tests as well).
 job_fuzz_replay() { cargo test -p fuzz --locked; }
 
+# Instructions of the pure core's scenarios against benches/icounts.csv; counted, not timed, so that a busy machine is no excuse.
+job_icounts() {
+    # An incremental build inlines otherwise.
+    export CARGO_INCREMENTAL=0
+    job_build
+    "$TARGET/release/icounts" check
+}
+
 job_bench_smoke() {
-    as_test_user "$TARGET/release/compare" --smoke
-    as_test_user "$TARGET/release/forwards" --smoke
+    # Every comparison and the report of them, in a temporary directory.
+    as_test_user "$TARGET/release/all" --smoke
 }
 
 as_test_user() {
@@ -99,7 +107,7 @@ move_if_unreadable() {
 
 TARGET=${CARGO_TARGET_DIR:-$PWD/target}
 if [ "$#" -eq 0 ]; then
-    set -- setup test fmt clippy features doc deny fuzz-replay bench-smoke
+    set -- setup test fmt clippy features doc deny fuzz-replay icounts bench-smoke
 fi
 while [ "$#" -gt 0 ]; do
     [ "$1" = setup ] || move_if_unreadable "$@"

@@ -6,6 +6,10 @@ use std::{
     collections::BTreeMap,
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
+    process,
+    sync::mpsc::{RecvTimeoutError, Sender, channel},
+    thread,
+    time::Duration,
 };
 
 /// What every comparison can be told.
@@ -107,6 +111,7 @@ impl<R: Row, C: Column> Comparison<R, C> {
 
     /// Measures every cell in turn, again and again.
     pub fn run(&mut self, options: &Options, lab: &mut impl Lab<Row = R, Column = C>) {
+        let watch = watch();
         for run in 0..options.runs {
             for row in self.rows.clone() {
                 for column in self.columns.clone() {
@@ -116,6 +121,8 @@ impl<R: Row, C: Column> Comparison<R, C> {
                     if !options.markdown {
                         eprintln!("run {} of {}: {}, {}", run + 1, options.runs, row.name(), column.name());
                     }
+                    // The watch ends only when we do.
+                    let _ = watch.send(format!("{}, {}", row.name(), column.name()));
                     match catch_unwind(AssertUnwindSafe(|| lab.measure(row, column))) {
                         Ok(samples) => {
                             for (row, sample) in samples {
@@ -193,6 +200,28 @@ pub fn print_head(options: &Options, left_out: &[String]) {
         println!("left out, not to be had here: {name}");
     }
     println!();
+}
+
+/// Longer than all deadlines inside one measurement.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// Wants to hear what is measured, until it is dropped; what takes too long ends the program, with a name.
+fn watch() -> Sender<String> {
+    let (sender, names) = channel::<String>();
+    thread::spawn(move || {
+        let mut name = "nothing".to_owned();
+        loop {
+            match names.recv_timeout(LONGEST) {
+                Ok(next) => name = next,
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {
+                    eprintln!("hangs: {name}");
+                    process::exit(124);
+                }
+            }
+        }
+    });
+    sender
 }
 
 fn cell(samples: Option<&Vec<Sample>>) -> String {

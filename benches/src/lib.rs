@@ -6,6 +6,9 @@
 pub mod bars;
 pub mod comparison;
 pub mod measure;
+pub mod report;
+pub mod scenarios;
+pub mod subject;
 
 use std::process::ExitCode;
 use tests::{locate, probe};

@@ -44,12 +44,8 @@ impl Sample {
     /// When the probe did not say.
     #[must_use]
     pub fn of_transactions(line: &str, cpu: Option<f64>) -> Self {
-        let value = |key: &str| {
-            let word = line.split_whitespace().find_map(|word| word.strip_prefix(key));
-            word.and_then(|word| word.parse::<f64>().ok()).unwrap_or_else(|| panic!("no {key} in {line}"))
-        };
-        let each = 1e6 / value("transactions=").max(1.0);
-        Self { value: value("per_second="), cpu: cpu.map(|cpu| cpu * each) }
+        let each = 1e6 / number_in(line, "transactions=").max(1.0);
+        Self { value: number_in(line, "per_second="), cpu: cpu.map(|cpu| cpu * each) }
     }
 }
 
@@ -80,6 +76,26 @@ pub fn engine_resident(process: &Process) -> Vec<f64> {
     sizes.collect()
 }
 
+/// Descriptors that all processes of the engine have open; `None` where the kernel does not say (before Linux 6.2).
+#[must_use]
+pub fn engine_descriptors(process: &Process) -> Option<u64> {
+    // The directory may be closed to us, its size is not.
+    let sizes = engine_processes(process)
+        .into_iter()
+        .filter_map(|pid| Some(fs::metadata(format!("/proc/{pid}/fd")).ok()?.len()));
+    Some(sizes.sum::<u64>()).filter(|sum| *sum > 0)
+}
+
+/// The number behind `key`, `name=`, in a line of words.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn number_in(line: &str, key: &str) -> f64 {
+    let word = line.split_whitespace().find_map(|word| word.strip_prefix(key));
+    word.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("no {key} in {line}"))
+}
+
 /// The median; NaN of nothing.
 #[must_use]
 pub fn median(values: &[f64]) -> f64 {
@@ -103,12 +119,17 @@ pub fn short(value: f64) -> String {
     }
 }
 
-/// The first line of what a program of the host prints; empty when it is not there.
+/// What a program of the host prints; empty when it is not there.
+#[must_use]
+pub fn output_of(program: &str, args: &[&str]) -> String {
+    let output = std::process::Command::new(program).args(args).output();
+    String::from_utf8_lossy(&output.map(|output| output.stdout).unwrap_or_default()).into_owned()
+}
+
+/// The first line of that.
 #[must_use]
 pub fn first_line_of(program: &str, args: &[&str]) -> String {
-    let output = std::process::Command::new(program).args(args).output();
-    let text = output.map(|output| output.stdout).unwrap_or_default();
-    String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned()
+    output_of(program, args).lines().next().unwrap_or_default().to_owned()
 }
 
 /// The line with `key` of a program that ended well.
@@ -138,8 +159,10 @@ fn stat(pid: i32) -> Option<Stat> {
     let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words = cmdline.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect::<Vec<_>>();
     let word = |index: usize| words.get(index).map_or("", AsRef::as_ref);
-    // The command is the process whose own first words are those of the gate, of the servers or of the shell.
-    let is_command = word(0) == "/bin/sh" || word(1) == "serve" || (word(1) == "probe" && word(2) == "gate");
+    // The command is the process whose own first words are those of the gate, of the servers, of the client or of the shell.
+    let is_command = word(0) == "/bin/sh"
+        || matches!(word(1), "serve" | "client")
+        || (word(1) == "probe" && word(2) == "gate");
     Some(Stat { parent: fields.get(1)?.parse().ok()?, ticks, is_command })
 }
 

@@ -78,6 +78,7 @@ impl EgressLab {
              neigh add 10.0.2.2 {gateway}\nneigh add fd00::2 {gateway}\n\
              route add default via 10.0.2.2\nroute add default via fd00::2\n"
         ));
+        child.wait_for_address6(CHILD6);
         let (line, theirs) = ChildLine::pair().expect("socketpair");
         let argv = locate::probe_argv(&["forward-agent", &child.pid().to_string()]);
         let agent = world.host.command(&argv).stdin(Stdio::from(theirs)).spawn().expect("the probe starts");

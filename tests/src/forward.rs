@@ -91,6 +91,7 @@ impl Forwarder {
             "link add tap0 type veth peer name tap1\naddr add {CHILD4}/24 dev tap0\naddr add {CHILD6}/64 dev tap0 nodad\n\
              link set tap1 up\nlink set tap0 up\nroute add default via {GATEWAY4}\nroute add default via {GATEWAY6}\n"
         ));
+        child.wait_for_address6(CHILD6);
     }
 
     #[track_caller]

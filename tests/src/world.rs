@@ -13,7 +13,7 @@ use crate::{
     engine::Launch,
     link::{LinkConfig, LinkEmulator},
     locate,
-    process::{Process, run},
+    process::{DEADLINE, Process, run},
 };
 use forwarder::sock_diag::DiagSocket;
 use std::{
@@ -294,6 +294,20 @@ impl Netns {
         ip.tell(lines);
         ip.close_stdin();
         let _ = ip.finish().success();
+    }
+
+    /// Waits until the kernel has put an IPv6 address into service, which it does some time after it was added to a link that is up: until
+    /// then packets to it leave for the link.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn wait_for_address6(&self, address: &str) {
+        let deadline = Instant::now() + DEADLINE;
+        let routes = ["ip", "-6", "route", "show", "table", "local", address];
+        while self.run(&routes).success().stdout.is_empty() {
+            assert!(Instant::now() < deadline, "{address} is not in service");
+        }
     }
 
     /// Writes a file below `/proc/sys`.

@@ -9,7 +9,7 @@
 //!
 //! | offer | led to by | answer |
 //! |---|---|---|
-//! | waiting | the stock is empty; the agent was asked | [`EgressError::NoSocket`] after [`HANDSHAKE`] or what the agent says |
+//! | waiting | the stock is empty; the agent was asked | [`EgressError::NoSocket`] after [`STOCK`] or what the agent says |
 //! | opening | bound and connecting | [`EgressError::Bind`], [`EgressError::Connect`], [`EgressError::TimedOut`] |
 //! | joined | the child's kernel has answered | [`EgressEvents::joined`], later [`EgressEvents::ended`] |
 //!
@@ -227,9 +227,9 @@ impl EgressState {
 
     /// When something has to be looked at.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
-        let opening = self.opening.front().map(|(_, _, since)| *since);
-        let waiting = self.waiting.front().map(|(_, since)| *since);
-        opening.into_iter().chain(waiting).min().map(|since| since + HANDSHAKE)
+        let opening = self.opening.front().map(|(_, _, since)| *since + HANDSHAKE);
+        let waiting = self.waiting.front().map(|(_, since)| *since + STOCK);
+        opening.into_iter().chain(waiting).min()
     }
 
     fn tell(&mut self, event: impl FnOnce(&dyn EgressEvents)) {
@@ -364,7 +364,7 @@ impl Engine {
         }
         let kind = kind(Family::of(egress.destination.ip()));
         match self.agent.as_mut().and_then(|agent| agent.take(kind)) {
-            Some(socket) => self.connect_egress(egress, socket, since),
+            Some(socket) => self.connect_egress(egress, socket),
             None if self.egress.waiting.len() < WAITING => self.egress.waiting.push_back((egress, since)),
             None => {
                 let why = EgressError::NoSocket(io::ErrorKind::QuotaExceeded.into());
@@ -373,7 +373,7 @@ impl Engine {
         }
     }
 
-    fn connect_egress(&mut self, egress: Egress, socket: OwnedFd, since: Instant) {
+    fn connect_egress(&mut self, egress: Egress, socket: OwnedFd) {
         let Egress { stream, child, destination, id } = egress;
         if let Err(error) = socket::bind(socket.as_fd(), without_scope(destination)) {
             return self.egress.refuse(id, stream, EgressError::Bind(error));
@@ -404,7 +404,7 @@ impl Engine {
         entry.insert(pair);
         self.egress.keys.insert(id, key);
         self.egress.stats.connections += 1;
-        self.egress.opening.push_back((key, generation, since));
+        self.egress.opening.push_back((key, generation, Instant::now()));
     }
 
     /// The child has answered.
@@ -510,7 +510,7 @@ impl Engine {
                 self.give_egress_back(key, EgressError::TimedOut);
             }
         }
-        while self.egress.waiting.front().is_some_and(|(_, since)| now >= *since + HANDSHAKE) {
+        while self.egress.waiting.front().is_some_and(|(_, since)| now >= *since + STOCK) {
             let Some((Egress { id, stream, .. }, _)) = self.egress.waiting.pop_front() else { break };
             self.egress.refuse(id, stream, EgressError::NoSocket(io::ErrorKind::TimedOut.into()));
         }
@@ -538,8 +538,10 @@ impl fmt::Debug for EgressState {
     }
 }
 
-/// How long the child's kernel may take to answer, and the agent to make a socket.
-const HANDSHAKE: Duration = Duration::from_secs(1);
+/// How long the agent may take to make a socket.
+const STOCK: Duration = Duration::from_secs(1);
+/// How long the child's kernel may take to answer: one packet may be lost, SYNs are repeated after a second.
+const HANDSHAKE: Duration = Duration::from_millis(2500);
 /// Seconds without offers after the first handshake that never ended ...
 const FIRST_PAUSE: u32 = 10;
 /// ... and at most.

@@ -1,0 +1,83 @@
+//! Whose way out of the child is measured: one column each.
+
+use crate::{comparison, measure};
+use std::sync::OnceLock;
+use tests::{
+    engine::{Engine, Launch},
+    locate,
+};
+
+/// An engine on one of its paths, with its default MTU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// A veth pair: no engine.
+    Veth,
+    /// slirp4netns.
+    Slirp4netns,
+    /// pasta.
+    Pasta,
+    /// Ours, every packet by the TAP.
+    Tap,
+    /// Ours, TCP by sockets.
+    Relay,
+}
+
+impl Subject {
+    /// All of them, ours last.
+    pub const ALL: [Self; 5] = [Self::Veth, Self::Slirp4netns, Self::Pasta, Self::Tap, Self::Relay];
+
+    /// How a command is put behind it.
+    #[must_use]
+    pub fn launch(self) -> Launch {
+        let launch = self.engine().launch();
+        match self {
+            Self::Tap if has_egress() => launch.args(&["--egress=tap"]),
+            Self::Relay => launch.args(&["--egress=relay"]),
+            _ => launch,
+        }
+    }
+
+    /// Whether it is to be had here.
+    #[must_use]
+    pub fn is_present(self) -> bool {
+        self.engine().is_present() && (self != Self::Relay || has_egress())
+    }
+
+    /// Whether something in user space carries the packets, or the bytes.
+    #[must_use]
+    pub fn is_engine(self) -> bool {
+        self != Self::Veth
+    }
+
+    fn engine(self) -> Engine {
+        match self {
+            Self::Veth => Engine::Veth,
+            Self::Slirp4netns => Engine::Slirp4netns,
+            Self::Pasta => Engine::Pasta,
+            Self::Tap | Self::Relay => Engine::Ours,
+        }
+    }
+}
+
+impl comparison::Column for Subject {
+    fn name(self) -> String {
+        match self {
+            Self::Tap => "rootless-launch, TAP".to_owned(),
+            Self::Relay => "rootless-launch, relay".to_owned(),
+            peer => peer.engine().name().to_owned(),
+        }
+    }
+
+    fn is_ours(self) -> bool {
+        self.engine() == Engine::Ours
+    }
+}
+
+/// Whether the program knows `--egress`; asked once.
+fn has_egress() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let program = locate::rootless_launch().map(|path| path.to_string_lossy().into_owned());
+        program.is_some_and(|program| measure::output_of(&program, &["--help"]).contains("--egress"))
+    })
+}
