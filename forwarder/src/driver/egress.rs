@@ -284,17 +284,17 @@ impl Engine {
         }
         let found = [abilities.egress_v4, abilities.egress_v6];
         [self.egress.stats.ipv4, self.egress.stats.ipv6] = found;
+        let state = match found.map(|ability| ability == EgressAbility::Possible) {
+            [false, false] => GateState::Closed,
+            families => GateState::Open(families),
+        };
+        self.egress.gate.set(state);
         for (family, ability) in [Family::V4, Family::V6].into_iter().zip(found) {
             match ability {
                 EgressAbility::Possible => agent.stock_up(kind(family)),
                 ability => log::info!("egress: {family:?} connections go by the TAP: {ability}"),
             }
         }
-        let state = match found.map(|ability| ability == EgressAbility::Possible) {
-            [false, false] => GateState::Closed,
-            families => GateState::Open(families),
-        };
-        self.egress.gate.set(state);
         for asker in self.egress.askers.drain(..) {
             let _ = asker.send(found);
         }

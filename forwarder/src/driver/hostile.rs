@@ -12,9 +12,10 @@ use nix::sys::socket::MsgFlags;
 
 use super::{
     ChildAddress, ChildLine, ChildNetwork, Config, DriverError, Egress, EgressAbility, EgressError,
-    EgressEvents, EgressMode, EgressStep, ForwardDriver, Handle, Timeouts, WAITING,
+    EgressEvents, EgressMode, EgressStep, ForwardDriver, Handle, TapPath, Timeouts, WAITING,
 };
 use crate::protocol::{self, Abilities, MAX_MESSAGE, Reply, Request};
+use crate::spec::Source;
 use crate::sys::scm;
 
 /// The agent's end of the line, played by the test.
@@ -187,4 +188,35 @@ fn offers_come_back_when_the_agent_goes() {
     let (id, _, why) = refusals.recv_timeout(Duration::from_secs(20)).unwrap();
     assert!(id == 2 && matches!(why, EgressError::Stopped), "{id} {why:?}");
     assert_eq!(handle.relay(offer(3)).unwrap_err().id, 3);
+}
+
+/// Takes connections and forgets them.
+struct Sink;
+
+impl TapPath for Sink {
+    fn tcp(&self, _: OwnedFd, _: SocketAddr, _: SocketAddr) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn add_udp(&self, _: OwnedFd, _: SocketAddr, _: Source) -> io::Result<u64> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn remove_udp(&self, _: u64) {}
+}
+
+#[test]
+fn an_agent_that_cannot_be_started_is_done_without() {
+    let (line, agent) = ChildLine::pair().unwrap();
+    let config = Config { egress: EgressMode::WhenOffered, ..Config::default() };
+    let mut driver = ForwardDriver::new(config, Some(line), Some(Box::new(Sink))).unwrap();
+    driver.set_egress_events(Box::new(Refusals(mpsc::channel().0)));
+    let handle = driver.handle();
+    thread::spawn(move || driver.run_until(EventFd::new().unwrap()));
+    assert_eq!(handle.relay(offer(1)).unwrap_err().id, 1);
+    drop(agent);
+    let agentless = EgressAbility::Impossible { step: EgressStep::Agent, errno: libc::ESRCH };
+    assert_eq!(handle.egress_abilities().unwrap(), [agentless; 2]);
+    assert_eq!(handle.relay(offer(2)).unwrap_err().id, 2);
+    assert_eq!(handle.list().unwrap(), []);
 }
