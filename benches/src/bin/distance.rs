@@ -125,14 +125,14 @@ impl Column {
     fn launch(self) -> Launch {
         let launch = self.engine().launch();
         match self {
-            Self::Tap if has_egress_relay() => launch.args(&["--egress=tap"]),
+            Self::Tap => launch.args(&["--egress=tap"]),
             Self::Relay => launch.args(&["--egress=relay"]),
             _ => launch,
         }
     }
 
     fn is_present(self) -> bool {
-        self.engine().is_present() && (self != Self::Relay || has_egress_relay())
+        self.engine().is_present()
     }
 }
 
@@ -399,13 +399,6 @@ fn be_the_child(opening: &str, address: &str, task: &str, seconds: &str) -> io::
     let measured = task.perform(stream, seconds)?;
     println!("measured={measured}");
     Ok(())
-}
-
-/// Whether the program under test can be told which way TCP takes out of the child.
-fn has_egress_relay() -> bool {
-    let help =
-        locate::rootless_launch().and_then(|program| Command::new(program).arg("--help").output().ok());
-    help.is_some_and(|help| String::from_utf8_lossy(&help.stdout).contains("--egress"))
 }
 
 /// Bytes of the queue of a short line: a few super-segments.
