@@ -16,7 +16,7 @@ use std::{
     fmt, fs,
     io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    process::{Command, ExitCode},
+    process::ExitCode,
     str::FromStr,
     thread,
     time::{Duration, Instant},
@@ -24,7 +24,6 @@ use std::{
 use tests::{
     engine::{Engine, Launch},
     link::LinkConfig,
-    locate,
     process::Process,
     world::{FAR4, HOST4, Uplink, World, WorldConfig},
 };
