@@ -1,11 +1,7 @@
 //! Whose way out of the child is measured: one column each.
 
-use crate::{comparison, measure};
-use std::sync::OnceLock;
-use tests::{
-    engine::{Engine, Launch},
-    locate,
-};
+use crate::comparison;
+use tests::engine::{Engine, Launch};
 
 /// An engine on one of its paths, with its default MTU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,7 +27,7 @@ impl Subject {
     pub fn launch(self) -> Launch {
         let launch = self.engine().launch();
         match self {
-            Self::Tap if has_egress() => launch.args(&["--egress=tap"]),
+            Self::Tap => launch.args(&["--egress=tap"]),
             Self::Relay => launch.args(&["--egress=relay"]),
             _ => launch,
         }
@@ -40,7 +36,7 @@ impl Subject {
     /// Whether it is to be had here.
     #[must_use]
     pub fn is_present(self) -> bool {
-        self.engine().is_present() && (self != Self::Relay || has_egress())
+        self.engine().is_present()
     }
 
     /// Whether something in user space carries the packets, or the bytes.
@@ -71,13 +67,4 @@ impl comparison::Column for Subject {
     fn is_ours(self) -> bool {
         self.engine() == Engine::Ours
     }
-}
-
-/// Whether the program knows `--egress`; asked once.
-fn has_egress() -> bool {
-    static KNOWN: OnceLock<bool> = OnceLock::new();
-    *KNOWN.get_or_init(|| {
-        let program = locate::rootless_launch().map(|path| path.to_string_lossy().into_owned());
-        program.is_some_and(|program| measure::output_of(&program, &["--help"]).contains("--egress"))
-    })
 }

@@ -276,3 +276,53 @@ fn a_udp_exchange_allocates_nothing_but_the_remotes_it_remembers() {
         }
     }
 }
+
+#[cfg(feature = "driver")]
+#[expect(clippy::disallowed_types, reason = "somebody on the host's side")]
+#[test]
+fn datagrams_pass_a_driver_in_both_directions_without_an_allocation() {
+    use netstack::config::{Access, Ipv6Mode};
+    use netstack::{Driver, PacketSocket};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use nix::unistd::{read, write};
+
+    const BATCH: usize = 12;
+    /// Turns that a batch takes at most, and the list of events that each call of `finish` makes for itself.
+    const CALLS: usize = 4;
+
+    let host = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let port = host.local_addr().expect("it is bound").port();
+    host.set_nonblocking(true).expect("a socket");
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (link, child) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).expect("a pair of sockets");
+    let config = config().ipv6_mode(Ipv6Mode::Off).host_loopback(Access::Allow).build().expect("valid");
+    let mut driver =
+        Driver::new(PacketSocket::new(link).expect("a packet socket"), config).expect("a driver");
+    let remote = SocketAddr::new(frames::GATEWAY.into(), port);
+    let frame = frames::udp(SocketAddr::new(CHILD.into(), 40_000), remote, &[1; 1000]);
+    let mut buffer = vec![0; FRAME_BUFFER];
+    let mut round = || {
+        let serve = |driver: &mut Driver| {
+            allocations(|| (0..CALLS).for_each(|_| driver.finish().expect("the link is there")))
+        };
+        for _ in 0..BATCH {
+            write(&child, &frame).expect("room");
+        }
+        let mut counted = serve(&mut driver);
+        for _ in 0..BATCH {
+            let (len, from) = host.recv_from(&mut buffer).expect("what the child sent");
+            host.send_to(&buffer[..len], from).expect("an answer");
+        }
+        counted += serve(&mut driver);
+        for _ in 0..BATCH {
+            assert_eq!(read(&child, &mut buffer).expect("the answer"), frame.len());
+        }
+        counted
+    };
+    for _ in 0..20 {
+        round();
+    }
+    let counted: usize = (0..100).map(|_| round()).sum();
+    assert_eq!(counted, 100 * 2 * CALLS);
+}

@@ -221,7 +221,7 @@ impl World {
                     .ip(&format!("link add up0 type veth peer name down0\nlink set down0 netns {router}\n"));
             }
             Uplink::Emulated(from_host, to_host) => {
-                let ends = (self.host.tap("up0"), self.router.tap("down0"));
+                let ends = (self.host.virtio_tap("up0"), self.router.virtio_tap("down0"));
                 self.link = Some(LinkEmulator::start(ends.0, ends.1, from_host.clone(), to_host.clone()));
             }
         }

@@ -16,7 +16,7 @@ fn world(there: LinkConfig, back: LinkConfig) -> World {
 fn a_narrow_uplink_slows_the_child_down_and_loses_nothing() {
     let narrow = |seed| LinkConfig {
         rate: Some(2_000_000),
-        queue: 64,
+        queue: 100_000,
         delay: Duration::from_millis(2),
         seed,
         ..LinkConfig::default()

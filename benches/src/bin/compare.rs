@@ -1,5 +1,6 @@
 //! Ours, slirp4netns, pasta and veth on the same machine in the same run: one table, and the bars of the project with pass or fail.
 //!
+use benches::subject::Subject;
 use benches::{
     bars::{Bars, Verdict, difference, ratio},
     comparison::{Column as _, Comparison, Options, print_head},
@@ -11,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tests::{
-    engine::{Engine, Launch},
+    engine::Launch,
     locate,
     process::{Process, run},
     servers::{Serve, Server, UdpServer, udp_echo},
@@ -29,6 +30,8 @@ struct Cli {
 enum Row {
     TcpToHost,
     TcpToChild,
+    Tcp4ToHost,
+    Tcp4ToChild,
     TcpRr,
     TcpRrBusy,
     TcpRrCost,
@@ -45,9 +48,11 @@ enum Row {
 }
 
 impl Row {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 17] = [
         Self::TcpToHost,
         Self::TcpToChild,
+        Self::Tcp4ToHost,
+        Self::Tcp4ToChild,
         Self::TcpRr,
         Self::TcpRrBusy,
         Self::TcpRrCost,
@@ -73,6 +78,8 @@ impl benches::comparison::Row for Row {
         match self {
             Self::TcpToHost => "TCP child->host, Gb/s (engine CPU s/GB)",
             Self::TcpToChild => "TCP host->child, Gb/s (engine CPU s/GB)",
+            Self::Tcp4ToHost => "TCP four streams child->host, Gb/s (engine CPU s/GB)",
+            Self::Tcp4ToChild => "TCP four streams host->child, Gb/s (engine CPU s/GB)",
             Self::TcpRr => "TCP RR, 1/s (engine CPU us each)",
             Self::TcpRrBusy => "TCP RR with 10,000 idle flows, 1/s (engine CPU us each)",
             Self::TcpRrCost => "the same / alone before, time each (engine CPU each)",
@@ -94,33 +101,39 @@ impl benches::comparison::Row for Row {
 /// A column: an engine with an MTU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Column {
-    engine: Engine,
+    subject: Subject,
     mtu: u32,
 }
 
 impl Column {
-    const ALL: [Self; 7] = [
-        Self { engine: Engine::Veth, mtu: 1500 },
-        Self { engine: Engine::Slirp4netns, mtu: 65520 },
-        Self { engine: Engine::Slirp4netns, mtu: 1500 },
-        Self { engine: Engine::Pasta, mtu: 65520 },
-        Self { engine: Engine::Pasta, mtu: 1500 },
-        Self { engine: Engine::Ours, mtu: 65520 },
-        Self { engine: Engine::Ours, mtu: 1500 },
+    const ALL: [Self; 9] = [
+        Self::new(Subject::Veth, 1500),
+        Self::new(Subject::Slirp4netns, 65520),
+        Self::new(Subject::Slirp4netns, 1500),
+        Self::new(Subject::Pasta, 65520),
+        Self::new(Subject::Pasta, 1500),
+        Self::new(Subject::Tap, 65520),
+        Self::new(Subject::Tap, 1500),
+        Self::new(Subject::Relay, 65520),
+        Self::new(Subject::Relay, 1500),
     ];
 
+    const fn new(subject: Subject, mtu: u32) -> Self {
+        Self { subject, mtu }
+    }
+
     fn launch(self) -> Launch {
-        self.engine.launch().mtu(self.mtu)
+        self.subject.launch().mtu(self.mtu)
     }
 }
 
 impl benches::comparison::Column for Column {
     fn name(self) -> String {
-        format!("{} {}", self.engine.name(), self.mtu)
+        format!("{} {}", self.subject.name(), self.mtu)
     }
 
     fn is_ours(self) -> bool {
-        self.engine == Engine::Ours
+        self.subject.is_ours()
     }
 }
 
@@ -130,7 +143,7 @@ fn main() -> ExitCode {
     }
     let options = Cli::parse().options.settled();
     let (columns, absent): (Vec<_>, Vec<_>) =
-        Column::ALL.into_iter().partition(|column| column.engine.is_present());
+        Column::ALL.into_iter().partition(|column| column.subject.is_present());
     let mut comparison = Comparison::new(&options, &Row::ALL, &columns);
     let mut lab = Lab::new(&options, first_memory_row(comparison.rows()));
     comparison.run(&options, &mut lab);
@@ -196,7 +209,7 @@ impl Lab {
         let cpu = engine_cpu(&process) - before;
         process.tell("end");
         process.finish();
-        Sample::of_iperf(&json, (column.engine != Engine::Veth).then_some(cpu))
+        Sample::of_iperf(&json, column.subject.is_engine().then_some(cpu))
     }
 
     fn transactions(&self, column: Column, args: &[&str]) -> Sample {
@@ -211,7 +224,7 @@ impl Lab {
         let cpu = engine_cpu(&process) - before;
         process.close_stdin();
         process.finish();
-        Sample::of_transactions(&line, (column.engine != Engine::Veth).then_some(cpu))
+        Sample::of_transactions(&line, column.subject.is_engine().then_some(cpu))
     }
 
     /// The same transactions on the same engine, alone and then among thousands of idle flows.
@@ -229,7 +242,7 @@ impl Lab {
         let argv = argv.iter().map(String::as_str).collect::<Vec<_>>();
         let mut process = self.world.launch(&column.launch(), &argv).within(Duration::from_secs(120));
         process.wait_for_line("ready=1");
-        let is_engine = column.engine != Engine::Veth;
+        let is_engine = column.subject.is_engine();
         let measure = |process: &mut Process| {
             let before = engine_cpu(process);
             process.tell("go");
@@ -253,7 +266,7 @@ impl Lab {
     }
 
     fn memory(&self, column: Column) -> Vec<(Row, Sample)> {
-        if column.engine == Engine::Veth {
+        if !column.subject.is_engine() {
             return Vec::new();
         }
         let mut samples = Vec::new();
@@ -290,9 +303,9 @@ impl benches::comparison::Lab for Lab {
 
     fn measures(&self, row: Row, column: Column) -> bool {
         match row {
-            Row::LaunchTrue => column.engine == Engine::Ours,
+            Row::LaunchTrue => column.subject == Subject::Tap,
             // The others need up to minutes to open them.
-            Row::TcpRrBusy => matches!(column.engine, Engine::Veth | Engine::Ours),
+            Row::TcpRrBusy => matches!(column.subject, Subject::Veth | Subject::Tap),
             // Comes with the row before.
             Row::TcpRrCost => false,
             // The same fresh engine answers the four memory rows, in order.
@@ -307,6 +320,8 @@ impl benches::comparison::Lab for Lab {
         let sample = match row {
             Row::TcpToHost => self.iperf(column, &[]),
             Row::TcpToChild => self.iperf(column, &["-R"]),
+            Row::Tcp4ToHost => self.iperf(column, &["-P4"]),
+            Row::Tcp4ToChild => self.iperf(column, &["-P4", "-R"]),
             Row::UdpToHost => self.iperf(column, &["-u", "-b0", "-l1400"]),
             Row::UdpToChild => self.iperf(column, &["-u", "-b0", "-l1400", "-R"]),
             Row::UdpSmall => {
@@ -374,16 +389,27 @@ fn least_rss(process: &Process, limit: Duration, enough: f64) -> f64 {
 }
 
 fn print_bars(comparison: &Comparison<Row, Column>, rootlesskit: &[f64]) -> Verdict {
-    let value = |row, engine, mtu| comparison.value(row, Column { engine, mtu });
-    let (ours, slirp, pasta) = (Engine::Ours, Engine::Slirp4netns, Engine::Pasta);
+    let value = |row, subject, mtu| comparison.value(row, Column { subject, mtu });
+    let cpu = |row, subject, mtu| comparison.cpu(row, Column { subject, mtu });
+    let (ours, slirp, pasta) = (Subject::Tap, Subject::Slirp4netns, Subject::Pasta);
     let better = |a: Option<f64>, b: Option<f64>| Some(a?.max(b?));
     let pasta_best = better(value(Row::TcpToHost, pasta, 65520), value(Row::TcpToChild, pasta, 65520));
+    let best_peer = |row| better(value(row, slirp, 65520), value(row, pasta, 65520));
     let mut bars = Bars::default();
     for (row, way) in [(Row::TcpToHost, "child->host"), (Row::TcpToChild, "host->child")] {
         let large = value(row, ours, 65520);
         bars.at_least(&format!("TCP {way} 65520 / slirp4netns"), ratio(large, value(row, slirp, 65520)), 2.0);
-        bars.at_least(&format!("TCP {way} 65520 / pasta's better direction"), ratio(large, pasta_best), 1.1);
+        for mtu in [65520, 1500] {
+            let over_pasta = ratio(value(row, ours, mtu), pasta_best);
+            bars.at_least(&format!("TCP {way} {mtu} / pasta's better direction"), over_pasta, 1.25);
+        }
         bars.at_least(&format!("TCP {way} 1500 / own 65520"), ratio(value(row, ours, 1500), large), 0.9);
+    }
+    let (four_up, four_down) = (Row::Tcp4ToHost, Row::Tcp4ToChild);
+    let pasta_four = better(value(four_up, pasta, 65520), value(four_down, pasta, 65520));
+    for (row, way) in [(four_up, "child->host"), (four_down, "host->child")] {
+        let over_pasta = ratio(value(row, ours, 65520), pasta_four);
+        bars.at_least(&format!("four TCP streams {way} / pasta's better direction"), over_pasta, 1.5);
     }
     for (row, name, bar) in
         [(Row::TcpRr, "TCP RR", 1.3), (Row::TcpCrr, "TCP CRR", 1.2), (Row::UdpRr, "UDP RR", 1.1)]
@@ -391,9 +417,38 @@ fn print_bars(comparison: &Comparison<Row, Column>, rootlesskit: &[f64]) -> Verd
         let over_pasta = ratio(value(row, ours, 65520), value(row, pasta, 65520));
         bars.at_least(&format!("{name} / pasta"), over_pasta, bar);
     }
+    for (row, name, bar) in [
+        (Row::UdpToHost, "UDP 1400 B child->host", 1.5),
+        (Row::UdpToChild, "UDP 1400 B host->child", 2.0),
+        (Row::UdpSmall, "UDP 64 B child->host", 1.3),
+    ] {
+        let over_pasta = ratio(value(row, ours, 1500), value(row, pasta, 1500));
+        bars.at_least(&format!("{name} / pasta, 1500"), over_pasta, bar);
+    }
+    let (relay, veth) = (Subject::Relay, Subject::Veth);
+    for (row, way) in [(Row::TcpToHost, "child->host"), (Row::TcpToChild, "host->child")] {
+        let relayed = value(row, relay, 1500);
+        bars.at_least(&format!("relay: TCP {way} / veth"), ratio(relayed, value(row, veth, 1500)), 0.85);
+        bars.at_least(
+            &format!("relay: TCP {way} / pasta's better direction"),
+            ratio(relayed, pasta_best),
+            1.9,
+        );
+        bars.at_least(
+            &format!("relay: TCP {way} / slirp4netns"),
+            ratio(relayed, value(row, slirp, 65520)),
+            3.5,
+        );
+        let cost = ratio(cpu(row, relay, 1500), cpu(row, pasta, 65520));
+        bars.at_most(&format!("relay: TCP {way}, engine CPU per GB / pasta"), cost, 0.3);
+    }
+    for (row, name, bar) in [(Row::TcpRr, "TCP RR", 1.3), (Row::TcpCrr, "TCP CRR", 1.0)] {
+        let over_best = ratio(value(row, relay, 1500), best_peer(row));
+        bars.at_least(&format!("relay: {name} / the best peer"), over_best, bar);
+    }
     let wall_cost = value(Row::TcpRrCost, ours, 65520);
     bars.at_most("RR time with 10,000 idle flows / with one", wall_cost, 1.2);
-    let cpu_cost = comparison.cpu(Row::TcpRrCost, Column { engine: ours, mtu: 65520 });
+    let cpu_cost = cpu(Row::TcpRrCost, ours, 65520);
     bars.at_most("RR engine CPU with 10,000 idle flows / with one", cpu_cost, 1.2);
     let idle = value(Row::RssIdle, ours, 65520);
     bars.at_most("RSS idle, MB", idle, 8.0);

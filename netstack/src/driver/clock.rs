@@ -34,6 +34,12 @@ pub(super) fn yield_now() {
     std::thread::yield_now();
 }
 
+/// Sleeps for `duration`, and for as much longer as the kernel's timers are slack.
+#[expect(clippy::disallowed_methods, reason = "no event tells that enough has gathered")]
+pub(super) fn pause(duration: std::time::Duration) {
+    std::thread::sleep(duration);
+}
+
 impl Default for MonotonicClock {
     fn default() -> Self {
         Self::new()

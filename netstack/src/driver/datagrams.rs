@@ -97,6 +97,7 @@ impl Driver {
             rest = following;
         }
         let any = !outgoing.is_empty();
+        self.courtesy.handle_datagrams(outgoing.len());
         // The allocation serves the next batch.
         self.outgoing = outgoing;
         self.outgoing.clear();
@@ -285,7 +286,7 @@ impl Driver {
         let received = self.receive.batch.recv(socket.fd.as_fd(), buffers, &mut incoming);
         let more = match received {
             Ok(count) => {
-                self.receive.width = if count == width { BATCH } else { NARROW };
+                self.receive.width = if count >= NARROW { BATCH } else { NARROW };
                 count == width
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
@@ -295,6 +296,7 @@ impl Driver {
                 true
             }
         };
+        self.courtesy.handle_datagrams(incoming.len());
         self.moved += incoming.iter().map(|datagram| datagram.len).sum::<usize>();
         let mut rest = incoming.as_slice();
         while !rest.is_empty() {

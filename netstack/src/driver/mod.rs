@@ -53,7 +53,7 @@ pub use self::handle::{DriverHandle, Ended};
 pub use self::host_relay::{HostRelay, RelayOffer};
 use self::host_sockets::{Connect, HostSockets, SocketKind, SocketUser};
 use self::observers::Observers;
-use self::polling::Polling;
+use self::polling::{Courtesy, PAUSE, Polling};
 use self::resolver::{ResolverWatch, read_resolv_conf};
 pub use self::settings::{CaptureRunning, DnsUpstream};
 use crate::action::{Action, HostEvent, Payload};
@@ -146,6 +146,7 @@ pub struct Driver {
     unwritten: Option<(usize, Offload)>,
     tap_readable: bool,
     polling: Polling,
+    courtesy: Courtesy,
     /// Bytes moved since the last wait.
     moved: usize,
     /// Set while finishing.
@@ -205,6 +206,7 @@ impl Driver {
             unwritten: None,
             tap_readable: true,
             polling,
+            courtesy: Courtesy::new(),
             moved: 0,
             wait_at_most: None,
             readable: VecDeque::new(),
@@ -370,14 +372,28 @@ impl Driver {
             self.stack.handle_timeout(now);
         }
         self.read_datagrams(now);
+        self.give_way();
         for _ in 0..TAP_BATCHES {
             self.read_tap(now)?;
             self.drain(now);
+            self.give_way();
             if !self.tap_readable {
                 break;
             }
         }
         Ok(false)
+    }
+
+    /// Lets others run, after many datagrams.
+    fn give_way(&mut self) {
+        if !self.courtesy.is_bulk() {
+            return;
+        }
+        let start = self.clock.now();
+        if self.courtesy.take_yield(start) {
+            clock::yield_now();
+            self.courtesy.handle_yield(start, self.clock.now());
+        }
     }
 
     /// Waits for events or until something is due; says when that was.
@@ -388,6 +404,9 @@ impl Driver {
         if patience == Some(StdDuration::ZERO) {
             self.poll.poll(events, patience)?;
             return Ok(start);
+        }
+        if self.courtesy.take_pause() {
+            clock::pause(PAUSE);
         }
         let until = start + self.polling.budget(moved);
         let mut now = start;
@@ -542,11 +561,13 @@ impl Driver {
             }
             Action::HostWrite { flow } => {
                 if let Some(socket) = self.sockets.get(flow) {
+                    self.courtesy.handle_stream();
                     self.stack.with_host_tx(now, flow, |bytes| socket.write(bytes));
                 }
             }
             Action::HostRead { flow } => {
                 if let Some(socket) = self.sockets.get(flow) {
+                    self.courtesy.handle_stream();
                     let moved = &mut self.moved;
                     self.stack.with_host_rx(now, flow, |room| {
                         let read = socket.read(room);

@@ -1,4 +1,4 @@
-//! Whether to look for events a little longer before sleeping.
+//! Whether to look for events a little longer before sleeping, and when to give way to others.
 //!
 //! # Theory of operation
 //! Where somebody answers within microseconds, most of a round trip is the price of putting a CPU to sleep and of
@@ -12,9 +12,21 @@
 //! | within the limit | twice as long as before, at least [`FIRST`], at most the limit |
 //! | later | a quarter of that; nothing below [`FIRST`] |
 //!
+//! A bulk of datagrams is another matter. Whoever takes them often shares a CPU with us, and has a buffer for some
+//! ninety of them: a driver that passes on what comes as fast as it can only makes more of them be dropped at the end of
+//! the way, after all the work, and takes the receiver's time for it. Therefore [`Courtesy`] has the driver
+//!
+//! - yield after each [`BULK`], which costs nothing where nobody waits for the CPU. Where it takes long, somebody with
+//!   work of his own has got it, and the next yield is put off so that no more than a quarter of the time goes that
+//!   way;
+//! - pause when it has caught up ([`PAUSE`]): what gathers meanwhile costs one wake-up, one system call and one frame
+//!   instead of many. Not while streams move bytes too, and never after a few datagrams: those want an answer.
+//!
 //! Not handled: how busy the other CPUs are. Yielding gives way on this one only.
 
-use crate::time::Duration;
+use std::time::Duration as StdDuration;
+
+use crate::time::{Duration, Instant};
 
 /// The shortest polling worth its while.
 const FIRST: Duration = Duration::from_micros(8);
@@ -48,6 +60,78 @@ impl Polling {
             let less = self.budget / 4;
             if less < FIRST { Duration::ZERO } else { less }
         };
+    }
+}
+
+/// Datagrams between two yields.
+const BULK: usize = 32;
+
+/// Datagrams since the last wait that make a pause worth its while.
+const SEVERAL: usize = 8;
+
+/// The pause; the kernel makes it longer by the slack of its timers, 50 us by default (`PR_SET_TIMERSLACK`).
+pub(super) const PAUSE: StdDuration = StdDuration::from_micros(10);
+
+/// A yield that took longer went to somebody who does more than take what was sent.
+const LONG: Duration = Duration::from_micros(500);
+
+/// So many times its length pass before the next.
+const ABSTINENCE: u32 = 3;
+
+/// When to give way during a bulk of datagrams.
+#[derive(Debug)]
+pub(super) struct Courtesy {
+    /// Datagrams since the last wait.
+    several: usize,
+    /// Datagrams since the last yield.
+    bulk: usize,
+    /// Bytes of streams were moved since the last wait.
+    streams: bool,
+    no_yield_before: Instant,
+}
+
+impl Courtesy {
+    pub(super) fn new() -> Self {
+        Courtesy { several: 0, bulk: 0, streams: false, no_yield_before: Instant::ZERO }
+    }
+
+    /// Notes datagrams that were passed on.
+    pub(super) fn handle_datagrams(&mut self, count: usize) {
+        self.several += count;
+        self.bulk += count;
+    }
+
+    /// Notes that bytes of a stream were moved.
+    pub(super) fn handle_stream(&mut self) {
+        self.streams = true;
+    }
+
+    /// Notes that a yield took from `start` to `end`.
+    pub(super) fn handle_yield(&mut self, start: Instant, end: Instant) {
+        let took = end - start;
+        if took > LONG {
+            self.no_yield_before = end + took * ABSTINENCE;
+        }
+    }
+
+    /// Whether enough was passed on to think of a yield: asked before the clock is.
+    pub(super) fn is_bulk(&self) -> bool {
+        self.bulk >= BULK
+    }
+
+    /// Whether to yield now.
+    pub(super) fn take_yield(&mut self, now: Instant) -> bool {
+        let wanted = self.is_bulk() && now >= self.no_yield_before;
+        if self.is_bulk() {
+            self.bulk = 0;
+        }
+        wanted
+    }
+
+    /// Whether to pause before the wait that begins now.
+    pub(super) fn take_pause(&mut self) -> bool {
+        let streams = std::mem::take(&mut self.streams);
+        std::mem::take(&mut self.several) >= SEVERAL && !streams
     }
 }
 
@@ -90,5 +174,44 @@ mod tests {
         let mut polling = Polling::new(Duration::ZERO);
         (0..9).for_each(|_| polling.handle_wait(Duration::ZERO));
         assert_eq!(polling.budget(0), Duration::ZERO);
+    }
+    #[test]
+    fn a_bulk_of_datagrams_yields_and_a_few_do_not() {
+        let mut courtesy = Courtesy::new();
+        courtesy.handle_datagrams(BULK - 1);
+        assert!(!courtesy.take_yield(Instant::ZERO));
+        courtesy.handle_datagrams(1);
+        assert!(courtesy.take_yield(Instant::ZERO));
+        assert!(!courtesy.take_yield(Instant::ZERO), "once for each bulk");
+    }
+
+    #[test]
+    fn a_long_yield_puts_the_next_one_off() {
+        let mut courtesy = Courtesy::new();
+        let (start, end) = (Instant::from_millis(10), Instant::from_millis(14));
+        let yields = |courtesy: &mut Courtesy, at| {
+            courtesy.handle_datagrams(BULK);
+            courtesy.take_yield(at)
+        };
+        courtesy.handle_yield(start, start + LONG);
+        assert!(yields(&mut courtesy, start + LONG));
+        courtesy.handle_yield(start, end);
+        assert!(!yields(&mut courtesy, Instant::from_micros(25_999)));
+        assert!(yields(&mut courtesy, Instant::from_millis(26)));
+    }
+
+    #[test]
+    fn several_datagrams_make_a_pause_unless_streams_move_too() {
+        let mut courtesy = Courtesy::new();
+        courtesy.handle_datagrams(SEVERAL - 1);
+        assert!(!courtesy.take_pause());
+        courtesy.handle_datagrams(SEVERAL);
+        assert!(courtesy.take_pause());
+        assert!(!courtesy.take_pause());
+        courtesy.handle_datagrams(SEVERAL);
+        courtesy.handle_stream();
+        assert!(!courtesy.take_pause());
+        courtesy.handle_datagrams(SEVERAL);
+        assert!(courtesy.take_pause());
     }
 }

@@ -1,4 +1,4 @@
-//! The system calls that need `unsafe`: four of them.
+//! The system calls that need `unsafe`.
 #![expect(unsafe_code, reason = "descriptors that arrive as numbers, and calls that have no safe wrapper")]
 
 use std::{
@@ -61,6 +61,19 @@ pub fn open_tap(name: &str, header: TapHeader) -> io::Result<File> {
         return Err(io::Error::last_os_error());
     }
     Ok(file)
+}
+
+/// Makes the kernel leave checksums and the segmentation of TCP to the reader of a TAP with virtio-net headers.
+///
+/// # Errors
+/// What the kernel says, EINVAL for a file that is no TAP.
+pub fn take_super_segments(tap: &File) -> io::Result<()> {
+    let flags = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    if unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(flags)) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// From now on this process and its children cannot open netlink sockets of a `protocol`: EPROTONOSUPPORT, as from a kernel without it.
