@@ -232,6 +232,14 @@ impl EgressState {
         opening.into_iter().chain(waiting).min()
     }
 
+    /// After many connections there are none.
+    pub(super) fn give_memory_back(&mut self) {
+        self.keys = HashMap::new();
+        self.spare = Vec::new();
+        self.opening.clear();
+        self.opening.shrink_to_fit();
+    }
+
     fn tell(&mut self, event: impl FnOnce(&dyn EgressEvents)) {
         if let Some(events) = &self.events {
             event(events.as_ref());

@@ -387,6 +387,8 @@ const RESERVED_DESCRIPTORS: u64 = 512;
 /// Which are at most this part of all.
 const RESERVED_PART: u64 = 8;
 
+/// Connections whose places stay when there are none.
+const KEPT_PAIRS: usize = 256;
 /// Connections of the egress relay, two descriptors each, are at most this part of all descriptors.
 const EGRESS_PART: u64 = 4;
 
@@ -1086,6 +1088,10 @@ impl Engine {
             forward.counters.bytes_to_client += pair.to_accepted;
         }
         drop(pair);
+        if self.pairs.is_empty() && self.pairs.capacity() > KEPT_PAIRS {
+            self.pairs = Slab::new();
+            self.egress.give_memory_back();
+        }
         self.forget_if_over(id);
         if self.accepting == Accepting::PausedForDescriptors {
             self.resume_accepting();
