@@ -77,14 +77,8 @@ job_icounts() {
 }
 
 job_bench_smoke() {
-<<<<<<< HEAD
-    as_test_user "$TARGET/release/compare" --smoke
-    as_test_user "$TARGET/release/forwards" --smoke
-    as_test_user "$TARGET/release/distance" --smoke
-=======
     # Every comparison and the report of them, in a temporary directory.
     as_test_user "$TARGET/release/all" --smoke
->>>>>>> main
 }
 
 as_test_user() {
