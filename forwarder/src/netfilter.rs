@@ -4,7 +4,7 @@
 //! Goal: the child's packets of a connection that the relay has taken stay in the child. The relay's socket has the address
 //! that the child connected to and *connects to the child*, which has sent its SYN: a simultaneous open (RFC 9293 section 3.5). Its
 //! packets carry [`RELAY_MARK`] and are those of the connection that the child began, as connection tracking sees it; they set
-//! [`CONNECTION_BIT`] there. What the child sends afterwards finds the bit and gets [`MARK`](crate::child::MARK), for which a
+//! [`CONNECTION_BIT`] there. What the child sends afterwards finds the bit and gets [`MARK`], for which a
 //! routing rule makes every destination local.
 //!
 //! ```text
