@@ -16,7 +16,7 @@ pub mod request;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -29,7 +29,10 @@ use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
 use nix::sys::signal::SigSet;
-use nix::sys::stat::{Mode, umask};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket as new_socket,
+};
+use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use self::request::{ApiError, Done, MAX_REQUEST, Request};
@@ -38,6 +41,8 @@ use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
 
 /// Clients that are served at a time.
 pub const MAX_CLIENTS: usize = 64;
+/// Clients that may wait to be let in.
+const WAITING: i32 = 128;
 /// How long a client may take for its request, for our reply, and for going.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes that a client may send behind its request.
@@ -118,12 +123,13 @@ impl Socket {
             Err(Errno::ENOENT) => {}
             other => other?,
         }
-        let inherited = umask(Mode::from_bits_truncate(0o177));
-        let listener = UnixListener::bind(path);
-        umask(inherited);
-        let listener = listener?;
-        listener.set_nonblocking(true)?;
-        Ok((socket, listener))
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let listener = new_socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        // bind(2) gives the name this mode: it is never open to others, and the umask, which all threads share, stays as it is.
+        fchmod(&listener, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
+        listen(&listener, Backlog::new(WAITING)?)?;
+        Ok((socket, listener.into()))
     }
 
     /// Leaves the removal to another process, for one that goes into a sandbox and will not be allowed to. That
