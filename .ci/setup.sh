@@ -8,7 +8,7 @@ newuidmap:uidmap iperf3:iperf3 dnsmasq:dnsmasq-base dig:bind9-dnsutils ping:iput
 traceroute:traceroute slirp4netns:slirp4netns pasta:passt rootlesskit:rootlesskit socat:socat rdisc6:ndisc6 udhcpc:udhcpc
 dhclient:isc-dhcp-client busybox:busybox-static tcpdump:tcpdump ip:iproute2 ethtool:ethtool curl:curl sshd:openssh-server
 ssh:openssh-client setpriv:util-linux jq:jq cc:build-essential pgrep:procps podman:podman runc:runc iptables:iptables
-valgrind:valgrind
+valgrind:valgrind nft:nftables
 "
 PATH=$PATH:/usr/sbin:/sbin
 export PATH
