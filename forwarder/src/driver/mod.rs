@@ -13,7 +13,7 @@
 //!    connection has neither.
 //! 4. Ends and resets are passed on; when both streams have ended, both sockets are closed.
 //!
-//! A stream that carries much is woken for half a megabyte at a time (`gather`).
+//! A stream that carries much wakes the driver for a megabyte at a time (`gather`).
 //!
 //! After a turn that moved no more than messages, the next event is waited for without sleeping for as long as it has lately taken to
 //! come, if that is short (`polling`).
