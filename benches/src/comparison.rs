@@ -1,5 +1,6 @@
 //! Rows, columns, and the loop that fills the cells in turn.
 
+use crate::bars::Verdict;
 use crate::measure::{Sample, first_line_of, median, short};
 use clap::Args;
 use std::{
@@ -7,6 +8,7 @@ use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     process,
+    process::ExitCode,
     sync::mpsc::{RecvTimeoutError, Sender, channel},
     thread,
     time::Duration,
@@ -164,10 +166,15 @@ impl<R: Row, C: Column> Comparison<R, C> {
         }
     }
 
-    /// The peers may fail, that is theirs; ours may not.
+    /// How the program ends: the peers may fail, that is theirs; ours may not, and a smoke run is too short for bars.
     #[must_use]
-    pub fn ours_failed(&self) -> bool {
-        self.failures.iter().any(|(_, column)| column.is_ours())
+    pub fn exit_code(&self, options: &Options, bars: Verdict) -> ExitCode {
+        let failed = self.failures.iter().any(|(_, column)| column.is_ours());
+        if failed || (!options.smoke && bars == Verdict::Missed) {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        }
     }
 }
 

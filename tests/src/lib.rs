@@ -8,6 +8,7 @@
 //! panic when the world does not obey: their callers are tests.
 
 pub mod agent;
+pub mod client;
 pub mod egress;
 pub mod engine;
 pub mod forward;

@@ -4,7 +4,10 @@ use crate::{
     process::DEADLINE,
     stream::{Pattern, StreamHash},
 };
-use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
+use nix::{
+    errno::Errno,
+    sys::socket::{Shutdown, SockaddrStorage, recvfrom, setsockopt, shutdown, sockopt},
+};
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -156,9 +159,14 @@ pub fn udp_server(
         let mut buffer = vec![0; 65536];
         // An ICMP error that a reply earned is no reason to stop.
         loop {
-            match echo.recv_from(&mut buffer) {
-                Ok((n, peer)) => drop(echo.send_to(&answer(peer, &buffer[..n]), peer)),
-                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+            // Not std's recv_from, which panics at what has no sender: that is how the guard's end shows.
+            match recvfrom::<SockaddrStorage>(echo.as_raw_fd(), &mut buffer) {
+                Ok((n, peer)) => {
+                    let Some(peer) = peer.as_ref().and_then(to_std) else { return };
+                    // A peer that is gone is no reason to stop.
+                    let _ = echo.send_to(&answer(peer, &buffer[..n]), peer);
+                }
+                Err(Errno::ECONNREFUSED) => {}
                 Err(_) => return,
             }
         }
@@ -191,6 +199,11 @@ impl Drop for UdpServer {
         // A panic was told already. The address is free from here on.
         let _ = self.thread.take().map(thread::JoinHandle::join);
     }
+}
+
+fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let ipv4 = address.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into()));
+    ipv4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into())))
 }
 
 /// Count and sum as they go over the wire.

@@ -7,9 +7,10 @@ use std::{
     net::TcpStream,
 };
 use tests::{
+    client::{connect, ping},
     instance::{CHILD4, GATEWAY4, Instance, eventually},
     locate,
-    process::{DEADLINE, Finished, Process, run},
+    process::{Finished, Process, run},
     published::expect_echo,
     servers::{Serve, Server, drain},
     stream::StreamHash,
@@ -82,21 +83,6 @@ impl Lab {
 #[track_caller]
 fn probe_in(netns: &Netns, args: &[&str]) -> Finished {
     run(netns.command(&locate::probe_argv(args)))
-}
-
-#[track_caller]
-fn connect(from: &Netns, address: &str) -> TcpStream {
-    let stream = from.connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
-    stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
-    stream.set_write_timeout(Some(DEADLINE)).expect("a socket");
-    stream
-}
-
-/// A byte there and back.
-#[track_caller]
-fn ping(stream: &mut TcpStream) {
-    stream.write_all(b"x").expect("it is taken");
-    stream.read_exact(&mut [0]).expect("an answer");
 }
 
 /// By which way the open connection goes that has this address, on either side.

@@ -1,14 +1,15 @@
 //! The egress relay: the forwarder alone between real kernels.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use forwarder::driver::{Config, Egress, EgressAbility, EgressError, EgressMode, Limits};
 use tests::{
+    client::connect,
     egress::{CHILD4, EgressLab, Outcome},
     locate,
-    process::{DEADLINE, Process},
+    process::Process,
     servers::{Serve, Server, drain, pour, reset, verdict},
     stream::StreamHash,
     world::{Netns, SERVICE4, SERVICE6, World},
@@ -20,14 +21,6 @@ fn lab() -> (World, Netns, EgressLab) {
     let lab = EgressLab::start(&world, &child);
     assert_eq!(lab.handle.egress_abilities().expect("it works"), [EgressAbility::Possible; 2]);
     (world, child, lab)
-}
-
-#[track_caller]
-fn connect(from: &Netns, address: &str) -> TcpStream {
-    let stream = from.connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
-    stream.set_read_timeout(Some(DEADLINE)).expect("the socket works");
-    stream.set_write_timeout(Some(DEADLINE)).expect("the socket works");
-    stream
 }
 
 /// A server's two names.

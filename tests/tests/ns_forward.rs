@@ -1,9 +1,10 @@
 //! Published ports: the forwarder alone between real kernels.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 
 use tests::{
+    client::{ask, connect},
     forward::{CHILD4, CHILD6, Forwarder, GATEWAY4, GATEWAY6},
     process::DEADLINE,
     servers::{Serve, Server, drain, pour, reset},
@@ -19,24 +20,6 @@ fn lab() -> (World, Netns) {
     let world = World::new();
     let child = world.child();
     (world, child)
-}
-
-#[track_caller]
-fn connect(from: &Netns, address: &str) -> TcpStream {
-    let stream = from.connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
-    stream.set_read_timeout(Some(DEADLINE)).expect("the socket works");
-    stream.set_write_timeout(Some(DEADLINE)).expect("the socket works");
-    stream
-}
-
-/// Sends, ends, reads the answer; returns it.
-#[track_caller]
-fn ask(mut stream: TcpStream, question: &[u8]) -> Vec<u8> {
-    stream.write_all(question).expect("the socket works");
-    stream.shutdown(Shutdown::Write).expect("the socket works");
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).expect("the socket works");
-    answer
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::{
     time::Instant,
 };
 use tests::{
+    client::{ask, connect, ping},
     instance::{CHILD4, CHILD6, GATEWAY4, GATEWAY6, Instance, ask_who, eventually, udp_who},
     locate,
     process::{DEADLINE, Process, run},
@@ -26,31 +27,6 @@ fn lab(args: &[&str]) -> (World, Instance, Netns) {
     let instance = Instance::start(&world, args);
     let child = instance.child(&world);
     (world, instance, child)
-}
-
-#[track_caller]
-fn connect(from: &Netns, address: &str) -> TcpStream {
-    let stream = from.connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
-    stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
-    stream.set_write_timeout(Some(DEADLINE)).expect("a socket");
-    stream
-}
-
-/// Sends, ends, reads the answer; returns it.
-#[track_caller]
-fn ask(mut stream: TcpStream, question: &[u8]) -> Vec<u8> {
-    stream.write_all(question).expect("it is taken");
-    stream.shutdown(Shutdown::Write).expect("connected");
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).expect("an answer and its end");
-    answer
-}
-
-/// A byte there and back.
-#[track_caller]
-fn ping(stream: &mut TcpStream) {
-    stream.write_all(b"x").expect("it is taken");
-    stream.read_exact(&mut [0]).expect("an answer");
 }
 
 /// The kernel has completed the handshake already: RST follows at once, before or after connect(2) has returned.

@@ -176,11 +176,7 @@ fn main() -> ExitCode {
     println!("a line of {rate} Mb/s; each measurement takes {START_RTTS} round trips more\n");
     comparison.print();
     let bars = print_bars(&comparison);
-    if comparison.ours_failed() || (!options.smoke && bars == Verdict::Missed) {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    }
+    comparison.exit_code(&options, bars)
 }
 
 fn print_bars(comparison: &Comparison<Row, Column>) -> Verdict {

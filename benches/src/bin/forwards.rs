@@ -178,11 +178,7 @@ fn main() -> ExitCode {
     print_head(&options, &absent.iter().map(|column| column.name()).collect::<Vec<_>>());
     comparison.print();
     let bars = print_bars(&comparison);
-    if comparison.ours_failed() || (!options.smoke && bars == Verdict::Missed) {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    }
+    comparison.exit_code(&options, bars)
 }
 
 fn print_bars(comparison: &Comparison<Row, Column>) -> Verdict {

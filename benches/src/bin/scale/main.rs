@@ -114,7 +114,6 @@ fn main() -> ExitCode {
     if cli.options.smoke {
         (cli.flows, cli.sustained) = (vec![1, 10, MANY], 0.3);
     }
-    let smoke = cli.options.smoke;
     let options = cli.options.settled();
     let (flows, clipped) = within_descriptors(&cli.flows);
     let rows = Row::all(&flows);
@@ -131,11 +130,7 @@ fn main() -> ExitCode {
     println!();
     comparison.print();
     let bars = print_bars(&comparison);
-    if comparison.ours_failed() || (!smoke && bars == Verdict::Missed) {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    }
+    comparison.exit_code(&options, bars)
 }
 
 /// As many flows as one process may have descriptors for, and what to say about that.

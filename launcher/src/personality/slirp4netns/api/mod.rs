@@ -325,6 +325,7 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
+    use std::os::unix::fs::PermissionsExt;
     use std::sync::Mutex;
     use std::thread;
 
@@ -430,6 +431,12 @@ mod tests {
         assert_eq!(ask(&path, &[b' '; 4096]), large);
         assert_eq!(ask(&path, &[b' '; 100_000]), large);
         assert_eq!(ask(&path, &[b' '; 4095]), r#"{"error":{"desc":"bad request: cannot parse JSON"}}"#);
+    }
+
+    #[test]
+    fn the_socket_is_its_owners_alone() {
+        let (_socket, path) = serve("mode");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
     }
 
     #[test]
