@@ -12,6 +12,7 @@
 //! |---|---|
 //! | [`Notice::Keep`] with sockets, several times for many | – |
 //! | [`Notice::Forget`] | the number, when the copies are closed |
+//! | [`Notice::Clear`] | – |
 //!
 //! Both share a `SOCK_SEQPACKET` pair, a new one for every driver. A store trusts no driver: it takes as many forwards and sockets as
 //! there may be, and looks into none.
@@ -51,6 +52,8 @@ pub enum Notice {
         /// Its number.
         id: u64,
     },
+    /// All are gone: the driver ends, and has not died.
+    Clear,
 }
 
 impl Notice {
@@ -65,6 +68,7 @@ impl Notice {
                 bytes
             }
             Notice::Forget { id } => [&[FORGET][..], &id.to_le_bytes()].concat(),
+            Notice::Clear => vec![CLEAR],
         }
     }
 
@@ -74,6 +78,9 @@ impl Notice {
     /// It is something else.
     pub fn decode(bytes: &[u8]) -> Result<Self, ProtocolError> {
         let malformed = ProtocolError::Malformed;
+        if bytes == [CLEAR] {
+            return Ok(Notice::Clear);
+        }
         let (&kind, rest) = bytes.split_first().ok_or(malformed)?;
         let (id, rest) = rest.split_first_chunk().ok_or(malformed)?;
         let id = u64::from_le_bytes(*id);
@@ -91,6 +98,7 @@ impl Notice {
 
 const KEEP: u8 = 1;
 const FORGET: u8 = 2;
+const CLEAR: u8 = 3;
 
 /// Keeps what a driver hands over. See the module.
 ///
@@ -185,9 +193,16 @@ impl Store {
             match notice {
                 Some(Notice::Keep { id, origin, spec }) => self.keep(id, origin, spec, fds),
                 Some(Notice::Forget { id }) => self.forget(id),
+                Some(Notice::Clear) => self.clear(),
                 None => self.line = None,
             }
         }
+    }
+
+    /// Closes all sockets that are kept, and forgets what they were for.
+    pub fn clear(&mut self) {
+        self.forwards.clear();
+        self.sockets = 0;
     }
 
     /// Takes everything out, for the process that runs the next driver.
@@ -277,12 +292,12 @@ mod tests {
     fn notices_survive_the_wire() {
         let all = "[fe80::1%eth0]:8000-8009:[fd00::7]:80-89/tcp6,source=gateway";
         let auto = Notice::Keep { id: u64::MAX, origin: Origin::Auto, spec: all.parse().unwrap() };
-        for notice in [keep(1, "0:80/udp"), auto, Notice::Forget { id: 7 }] {
+        for notice in [keep(1, "0:80/udp"), auto, Notice::Forget { id: 7 }, Notice::Clear] {
             let bytes = notice.encode();
             assert!(bytes.len() <= MAX_NOTICE);
             assert_eq!(Notice::decode(&bytes), Ok(notice));
         }
-        for wrong in [&[][..], &[1; 9], &[2; 8], &[2; 10], &[3; 20], b"\x01........\x00not a spec"] {
+        for wrong in [&[][..], &[1; 9], &[2; 8], &[2; 10], &[4; 20], &[3; 2], b"\x01........\x00not a spec"] {
             assert_eq!(Notice::decode(wrong), Err(ProtocolError::Malformed), "{wrong:?}");
         }
     }

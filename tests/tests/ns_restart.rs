@@ -185,9 +185,8 @@ fn outbound_connections_are_reset_and_new_ones_go_the_same_way() {
             assert!(matches!(end, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{way}: {end}");
             while far.served().error != Some(ErrorKind::ConnectionReset) {}
 
-            // The new agent is asked for as soon as there is an engine, or by the first connection.
-            let path = format!("IPv4 by the {}", if way == "tap" { "TAP" } else { way });
-            instance.until(&["info"], |info| info.contains(&path));
+            let path = if way == "tap" { "IPv4 by the TAP" } else { "IPv4 by the relay;" };
+            instance.until(&["info"], |info| info.contains(path));
             let mut stream = connect(&child, &to);
             ping(&mut stream);
             let own = stream.local_addr().expect("a socket").to_string();
@@ -252,10 +251,12 @@ fn captures_of_the_command_line_go_on_and_metrics_count() {
     let child = instance.child(&world);
     let pings = |count: usize| {
         let _ = child.run(&["ping", "-c1", "-W20", GATEWAY4]).success();
-        let mut tcpdump = Command::new(locate::program("tcpdump"));
-        tcpdump.args(["-nr", file, "icmp"]);
-        let shown = run(tcpdump).success().stdout;
-        assert_eq!(shown.lines().count(), 2 * count, "{shown}");
+        // A frame is recorded when it has been sent.
+        eventually("every frame is recorded once", || {
+            let mut tcpdump = Command::new(locate::program("tcpdump"));
+            tcpdump.args(["-nr", file, "icmp"]);
+            run(tcpdump).success().stdout.lines().count() == 2 * count
+        });
     };
     pings(1);
     replace_engine(&instance);
@@ -318,7 +319,8 @@ fn before_the_command_runs_and_where_nobody_wants_another_death_is_the_end() {
             assert!(Instant::now() < deadline, "no engine");
         };
         kill(engine, Signal::SIGSTOP).expect("it runs");
-        if Path::new(&directory).join("child_pid").exists() {
+        // It is ready after it has started its threads.
+        if std::fs::read_dir(format!("/proc/{engine}/task")).expect("it is there").count() > 1 {
             instance.process.signal(Signal::SIGKILL);
             let _ = instance.process.finish();
             continue;

@@ -125,6 +125,14 @@ impl Keeper {
         }
     }
 
+    /// The driver ends: nothing is left to another one.
+    pub(super) fn clear(&mut self) {
+        self.outbox.clear();
+        self.push(Notice::Clear, Vec::new());
+        self.flush();
+        self.lose();
+    }
+
     /// The next forward whose copies are closed.
     fn receive(&mut self) -> Option<u64> {
         let mut answer = [0; ANSWER];
@@ -254,6 +262,7 @@ mod tests {
     use std::sync::Arc;
     use std::thread::JoinHandle;
 
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use nix::sys::eventfd::{EfdFlags, EventFd};
 
     use super::super::{Auto, Config, ForwardDriver, Handle};
@@ -283,10 +292,16 @@ mod tests {
             self.handle.add(spec.parse().unwrap()).unwrap()
         }
 
-        /// To the sockets this is as good as being killed.
+        /// Ends in order.
         fn end(self) {
             self.stop.write(1).unwrap();
             self.thread.join().unwrap();
+        }
+
+        /// Ends as if killed: nothing is told any more.
+        fn die(self) {
+            self.handle.call(|engine| engine.keeper.iter_mut().for_each(Keeper::lose)).unwrap();
+            self.end();
         }
     }
 
@@ -322,6 +337,8 @@ mod tests {
         let kept = first.add("127.0.0.1:0:80/tcp4");
         let datagrams = first.add("127.0.0.1:0:53/udp4");
         let last = first.add("127.0.0.1:0:2/tcp4");
+        store.receive();
+        assert_eq!(store.len(), 4);
         let removed: Vec<_> = [gone.id, last.id]
             .map(|id| {
                 let handle = first.handle.clone();
@@ -330,12 +347,14 @@ mod tests {
             .into_iter()
             .collect();
         // They wait for the store.
-        while removed.iter().any(|thread| !thread.is_finished()) {
+        while store.len() > 2 {
+            let mut line = [PollFd::new(store.line().unwrap(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut line, PollTimeout::from(20_000u16)), Ok(1));
             store.receive();
         }
         removed.into_iter().for_each(|thread| thread.join().unwrap());
         assert!(client(&gone).is_err(), "its port is free");
-        first.end();
+        first.die();
         store.receive();
 
         let waits = client(&kept).unwrap();
@@ -368,7 +387,7 @@ mod tests {
         let mut store = Store::default();
         let first = Running::start(&mut store);
         let status = first.add("127.0.0.1:0:80/tcp4");
-        first.end();
+        first.die();
         store.receive();
         let port = status.spec.fields().parent_port;
         let spec: PortSpec = format!("127.0.0.1:{port}:80/tcp4").parse().unwrap();
@@ -379,8 +398,20 @@ mod tests {
         assert_eq!(second.handle.list().unwrap()[0].id, 7);
         store.receive();
         assert_eq!(store.len(), 1);
-        second.end();
+        second.die();
+        store.receive();
         assert!(client(&status).is_ok(), "the copy listens");
+    }
+
+    #[test]
+    fn a_driver_that_ends_leaves_nothing() {
+        let mut store = Store::default();
+        let running = Running::start(&mut store);
+        let status = running.add("127.0.0.1:0:80/tcp4");
+        running.end();
+        store.receive();
+        assert!(store.is_empty());
+        assert!(client(&status).is_err());
     }
 
     #[test]

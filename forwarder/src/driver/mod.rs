@@ -273,6 +273,7 @@ impl ForwardDriver {
     /// The child is gone, or the event loop is broken.
     pub fn run_until(mut self, stop: impl AsFd) -> Result<(), DriverError> {
         let mut ended = self.run(&stop);
+        self.engine.keeper.iter_mut().for_each(Keeper::clear);
         if ended.is_ok() {
             // It stays readable.
             let _ = self.engine.epoll.delete(&stop);
