@@ -142,6 +142,7 @@ impl HostSockets {
         let socket = self.sockets.get_mut(flow.index as usize)?.take()?;
         // Fails only for what is not registered.
         let _ = self.registry.deregister(&mut SourceFd(&socket.fd.as_raw_fd()));
+        socket.finish();
         Some(socket.fd)
     }
 
