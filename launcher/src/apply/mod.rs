@@ -4,3 +4,4 @@ pub mod facts;
 pub mod idmap;
 pub mod mounts;
 pub mod net;
+pub mod programs;
