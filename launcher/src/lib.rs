@@ -35,6 +35,7 @@ pub mod services;
 pub mod signals;
 pub mod state_dir;
 pub mod stats;
+pub mod supervisor;
 pub mod sweep;
 #[expect(unsafe_code, reason = "system calls that no safe wrapper offers; every block states its invariant")]
 pub mod sys;

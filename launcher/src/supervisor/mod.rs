@@ -1,0 +1,3 @@
+//! Keeps the programs of a node running.
+
+pub mod unit;
