@@ -14,6 +14,7 @@ use netstack::config::{Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering};
 
 use crate::client::args::ClientCommand;
 use crate::egress::EgressMode;
+use crate::node::args::NodeArgs;
 use crate::sandbox::Mode;
 use crate::state_dir::InstanceName;
 
@@ -48,6 +49,10 @@ pub enum Command {
     ///
     /// Tries everything for real in a process that is thrown away. Exit status 0 if a launch works, else 1.
     Check(CheckArgs),
+    /// Run a Kubernetes node: a container runtime, pod networking and kubelet
+    ///
+    /// Without a kubeconfig it runs static pods. Everything it keeps is in its data directory.
+    Node(Box<NodeArgs>),
     /// What concerns running instances.
     #[command(flatten)]
     Client(ClientCommand),

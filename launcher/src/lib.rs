@@ -27,6 +27,7 @@ pub mod join;
 pub mod logger;
 pub mod manual;
 pub mod netlink;
+pub mod node;
 pub mod parent;
 pub mod personality;
 pub mod plan;

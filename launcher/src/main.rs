@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     logger::install(cli.run.verbose);
     match cli.command {
         Some(Command::Check(args)) => return check::run(&args),
+        Some(Command::Node(_)) => return ExitCode::FAILURE,
         Some(Command::Client(command)) => return client::main(&command),
         Some(Command::Completions { shell }) => return manual::completions(shell),
         Some(Command::Man { directory }) => return manual::pages(directory.as_deref()),
