@@ -15,6 +15,7 @@ use netstack::config::{Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering};
 use crate::client::args::ClientCommand;
 use crate::egress::EgressMode;
 use crate::node::args::NodeArgs;
+use crate::node::tasks::Task;
 use crate::sandbox::Mode;
 use crate::state_dir::InstanceName;
 
@@ -53,6 +54,9 @@ pub enum Command {
     ///
     /// Without a kubeconfig it runs static pods. Everything it keeps is in its data directory.
     Node(Box<NodeArgs>),
+    /// What runs inside a node
+    #[command(subcommand, hide = true)]
+    NodeTask(Task),
     /// What concerns running instances.
     #[command(flatten)]
     Client(ClientCommand),

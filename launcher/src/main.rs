@@ -6,6 +6,7 @@ use std::process::{self, ExitCode};
 use clap::Parser;
 use launcher::cli::{Cli, Command};
 use launcher::error::{Ending, LaunchError, with_causes};
+use launcher::node::tasks;
 use launcher::personality::Personality;
 use launcher::{check, client, hint, logger, manual, parent, signals};
 
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     match cli.command {
         Some(Command::Check(args)) => return check::run(&args),
         Some(Command::Node(_)) => return ExitCode::FAILURE,
+        Some(Command::NodeTask(task)) => return tasks::main(&task),
         Some(Command::Client(command)) => return client::main(&command),
         Some(Command::Completions { shell }) => return manual::completions(shell),
         Some(Command::Man { directory }) => return manual::pages(directory.as_deref()),

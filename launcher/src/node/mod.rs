@@ -6,3 +6,5 @@
 //! does that. [`tasks`] are small programs of ours among what it runs.
 
 pub mod args;
+pub mod host_ports;
+pub mod tasks;
