@@ -43,6 +43,17 @@ pub struct Cli {
     pub run: RunArgs,
 }
 
+impl Cli {
+    /// How much is to be said on stderr. Tasks of a node write to its logs.
+    pub fn verbosity(&self) -> u8 {
+        match &self.command {
+            Some(Command::Node(node)) => node.run.verbose,
+            Some(Command::NodeTask(_)) => 1,
+            _ => self.run.verbose,
+        }
+    }
+}
+
 /// Things to do instead of running a command.
 #[derive(Debug, Subcommand)]
 pub enum Command {

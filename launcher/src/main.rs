@@ -16,7 +16,7 @@ fn main() -> ExitCode {
         return personality.main(args);
     }
     let cli = Cli::parse();
-    logger::install(cli.run.verbose);
+    logger::install(cli.verbosity());
     match cli.command {
         Some(Command::Check(args)) => return check::run(&args),
         Some(Command::Node(_)) => return ExitCode::FAILURE,

@@ -34,8 +34,6 @@ pub struct Kubelet {
     pub runtime: &'static str,
     /// Whether limits can be enforced.
     pub cgroups: Cgroups,
-    /// Which cgroups it sees in /sys/fs/cgroup.
-    pub hierarchy: Hierarchy,
     /// Whom it obeys.
     pub cluster: Cluster,
     /// Where the manifests of static pods are.
@@ -44,15 +42,6 @@ pub struct Kubelet {
     pub arguments: Vec<String>,
     /// Units that have to be ready before.
     pub after: Vec<String>,
-}
-
-/// Which cgroups are mounted on /sys/fs/cgroup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hierarchy {
-    /// Version 2.
-    Unified,
-    /// Version 1, which newer kubelets refuse unless told.
-    Legacy,
 }
 
 /// Whom kubelet obeys.
@@ -245,9 +234,6 @@ impl Kubelet {
         if self.version < Version::new(1, 37, 0) {
             document["featureGates"] = json!({ "KubeletInUserNamespace": true });
         }
-        if self.hierarchy == Hierarchy::Legacy && self.version >= Version::new(1, 31, 0) {
-            document["failCgroupV1"] = json!(false);
-        }
         document["cgroupsPerQOS"] = json!(self.cgroups != Cgroups::Withheld);
         match self.cgroups {
             Cgroups::Delegated => document["enforceNodeAllocatable"] = json!(["pods"]),
@@ -259,6 +245,10 @@ impl Kubelet {
                 document["enforceNodeAllocatable"] = json!([]);
                 // Its figures come from cgroups.
                 document["localStorageCapacityIsolation"] = json!(false);
+                // Where the host has version 1 only; it is not used either.
+                if self.version >= Version::new(1, 31, 0) {
+                    document["failCgroupV1"] = json!(false);
+                }
             }
         }
         let anonymous = json!({ "enabled": false });
@@ -432,7 +422,6 @@ mod tests {
             node_name: "one".to_owned(),
             runtime: layout::CONTAINERD_SOCKET,
             cgroups: Cgroups::Withheld,
-            hierarchy: Hierarchy::Unified,
             cluster: Cluster::None,
             static_pods: Some("/home/u/pods".into()),
             arguments: Vec::new(),
@@ -482,9 +471,8 @@ mod tests {
 
     #[test]
     fn cgroup_v1_is_allowed_where_it_would_be_refused() {
-        let legacy = |version| Kubelet { hierarchy: Hierarchy::Legacy, ..kubelet(version) };
-        assert!(patched(&legacy("v1.35.0"), "").unwrap().contains("failCgroupV1: false"));
-        assert!(!patched(&legacy("v1.30.0"), "").unwrap().contains("failCgroupV1"));
+        assert!(patched(&kubelet("v1.35.0"), "").unwrap().contains("failCgroupV1: false"));
+        assert!(!patched(&kubelet("v1.30.0"), "").unwrap().contains("failCgroupV1"));
     }
 
     #[test]

@@ -33,10 +33,15 @@ pub struct NodeArgs {
     #[arg(long, value_name = "NETWORK", value_enum, default_value_t = Cni::Bridge, help_heading = NODE)]
     pub cni: Cni,
 
-    /// The pods' network: this node's with bridge, all nodes' with flannel [default: 10.244.0.0/24, with flannel
-    /// 10.244.0.0/16]
-    #[arg(long, value_name = "NET", help_heading = NODE)]
-    pub pod_cidr: Option<Ipv4Net>,
+    /// The pods' network: this node's with bridge, all nodes' with flannel, where the default is 10.244.0.0/16
+    #[arg(
+        long,
+        value_name = "NET",
+        default_value = "10.244.0.0/24",
+        default_value_if("cni", "flannel", "10.244.0.0/16"),
+        help_heading = NODE
+    )]
+    pub pod_cidr: Ipv4Net,
 
     /// Changes to the KubeletConfiguration, YAML or JSON: what it names replaces ours, null takes ours away
     #[arg(long, value_name = "FILE", help_heading = NODE)]
@@ -314,6 +319,8 @@ mod tests {
         let args = node(&[]).unwrap();
         assert_eq!((args.cri, args.cni, args.host_ports), (Cri::Containerd, Cni::Bridge, HostPorts::Loopback));
         assert!(args.run.cmd.is_empty());
+        assert_eq!(args.pod_cidr.to_string(), "10.244.0.0/24");
+        assert_eq!(node(&["--cni=flannel"]).unwrap().pod_cidr.to_string(), "10.244.0.0/16");
     }
 
     #[test]

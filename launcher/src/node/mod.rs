@@ -7,4 +7,5 @@
 
 pub mod args;
 pub mod host_ports;
+pub mod plan;
 pub mod tasks;
