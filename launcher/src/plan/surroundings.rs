@@ -278,7 +278,8 @@ mod tests {
     use crate::cli::Cli;
 
     fn args(options: &[&str], cmd: &str) -> RunArgs {
-        let args = ["rootless-launch"].iter().chain(options).chain(&["--", cmd, "--v=2"]);
+        let cmd = ["--", cmd, "--v=2"];
+        let args = ["rootless-launch"].iter().chain(options).chain(&cmd);
         Cli::try_parse_from(args).unwrap().run
     }
 
