@@ -15,11 +15,11 @@
 //! is tried for ever.
 
 //pub mod control;
-//pub mod log;
-//pub mod observe;
+pub mod log;
+pub mod observe;
 pub mod probe;
 //pub mod run;
-//pub mod spawn;
+pub mod spawn;
 pub mod unit;
 
 use std::collections::VecDeque;
