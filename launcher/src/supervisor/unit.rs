@@ -278,6 +278,11 @@ impl Units {
         self.units.iter().enumerate().map(|(place, unit)| (UnitId(place), unit))
     }
 
+    /// The ids of all, in the same order.
+    pub fn ids(&self) -> impl DoubleEndedIterator<Item = UnitId> + use<> {
+        (0..self.units.len()).map(UnitId)
+    }
+
     /// The unit of this name.
     pub fn find(&self, name: &str) -> Option<UnitId> {
         self.units.iter().position(|unit| unit.name == name).map(UnitId)

@@ -7,6 +7,7 @@ pub mod mount;
 pub mod pidfd;
 pub mod scm;
 pub mod signal;
+pub mod spawn;
 pub mod wait;
 
 use std::io;
