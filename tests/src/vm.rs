@@ -74,7 +74,12 @@ impl Vm {
             command.arg("-drive").arg(disk(&archive, "readonly=on"));
             command.args(["-netdev", &format!("user,id=lan,restrict=on,hostfwd=tcp:{address}:2222-:22")]);
             command.args(["-device", "virtio-net-pci,netdev=lan", "-device", "virtio-rng-pci"]);
-            command.args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=ready,name=ready"]);
+            command.args([
+                "-device",
+                "virtio-serial-pci",
+                "-device",
+                "virtserialport,chardev=ready,name=ready",
+            ]);
             command.args(["-chardev", &format!("socket,id=ready,path={}", socket.display())]);
             let mut qemu = Process::spawn(command).within(patience);
             let deadline = Instant::now() + patience;
@@ -89,7 +94,13 @@ impl Vm {
                 // Shows all that the console said.
                 qemu.wait_for(Pipe::Stdout, "no line of a console has this");
             }
-            let mut vm = Self { qemu: qemu.within(Duration::from_secs(3600)), ready, address, key, _directory: directory };
+            let mut vm = Self {
+                qemu: qemu.within(Duration::from_secs(3600)),
+                ready,
+                address,
+                key,
+                _directory: directory,
+            };
             vm.wait_ready();
             return vm;
         }
@@ -99,8 +110,19 @@ impl Vm {
     #[must_use]
     pub fn login(&self, user: &str, script: &str) -> Command {
         let mut ssh = Command::new(locate::program("ssh"));
-        ssh.args(["-q", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"]);
-        ssh.args(["-F", "none", "-p", "2222", "-i"]).arg(&self.key).arg(format!("{user}@{}", self.address)).arg(script);
+        ssh.args([
+            "-q",
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+            "-o",
+            "BatchMode=yes",
+        ]);
+        ssh.args(["-F", "none", "-p", "2222", "-i"])
+            .arg(&self.key)
+            .arg(format!("{user}@{}", self.address))
+            .arg(script);
         ssh
     }
 
