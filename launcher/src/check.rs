@@ -19,7 +19,7 @@ use crate::handshake::message::Message;
 use crate::hint::{self, Hint, Machine};
 use crate::plan::facts::HostFacts;
 use crate::plan::idmap::{IdMapPlan, MapPlan, SingleReason};
-use crate::plan::mounts::{FileMount, MountPlan};
+use crate::plan::mounts::{MountPlan, MountStep};
 use crate::plan::net::NetPlan;
 use crate::sandbox::{Mode, Sandbox};
 use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
@@ -159,9 +159,9 @@ fn probe_child(channel: &Channel, probe: Probe) -> i32 {
         Probe::Namespaces => apply::net::loopback(),
         Probe::Tap => apply::net::open_tap().map(drop),
         Probe::Relay => apply::net::loopback().and_then(|()| egress::demand(forwarder::child::try_egress())),
-        Probe::Mounts => {
-            apply::mounts::apply(&MountPlan { files: vec![FileMount { name: "hosts", text: String::new() }] })
-        }
+        Probe::Mounts => apply::mounts::apply(&MountPlan {
+            steps: vec![MountStep::Cover { path: "/etc/hosts".into(), text: String::new() }],
+        }),
     };
     let message = result.map_or_else(Message::Failed, |()| Message::NetworkReady);
     i32::from(channel.send(&message, None).is_err())
