@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use crate::plan::cgroup::NoDelegation;
 use crate::state_dir::StateDirError;
 use forwarder::error::PortError;
 use netstack::error::ConfigError;
@@ -141,6 +142,9 @@ pub enum LaunchError {
     /// The state directory.
     #[error("state directory")]
     State(#[from] StateDirError),
+    /// `--cgroup=delegated`, and there is none.
+    #[error("no delegated cgroup")]
+    Cgroup(#[from] NoDelegation),
     /// The engine process ended before CMD; CMD was killed.
     #[error("the engine process {0}; the command was killed")]
     EngineDied(Ending),
@@ -309,6 +313,8 @@ steps! {
     Hostname = 21: "set the host name",
     /// clone3(2) of CMD by the init of a pid namespace.
     StartCommand = 22: "start the command's process",
+    /// Processes and controllers of the delegated cgroup.
+    Cgroup = 24: "prepare the cgroup",
 }
 
 #[cfg(test)]

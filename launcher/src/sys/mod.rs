@@ -9,6 +9,7 @@ pub mod scm;
 pub mod signal;
 pub mod spawn;
 pub mod wait;
+pub mod xattr;
 
 use std::io;
 
