@@ -97,6 +97,20 @@ impl Batch {
         self.end(start);
     }
 
+    /// Makes a virtual device of this kind; `settings` are the attributes of its own.
+    pub fn add_link(&mut self, name: &str, kind: &str, settings: &[(u16, &[u8])]) {
+        let start = self.begin("making a device", libc::RTM_NEWLINK, self.create());
+        self.bytes.extend([0; 16]);
+        self.attribute(libc::IFLA_IFNAME, &[name.as_bytes(), &[0]].concat());
+        self.nested(libc::IFLA_LINKINFO, |batch| {
+            batch.attribute(libc::IFLA_INFO_KIND, kind.as_bytes());
+            batch.nested(libc::IFLA_INFO_DATA, |batch| {
+                settings.iter().for_each(|(kind, value)| batch.attribute(*kind, value));
+            });
+        });
+        self.end(start);
+    }
+
     /// Adds an IPv4 address with its broadcast address.
     pub fn add_ipv4(&mut self, interface: Interface, address: Ipv4Addr, prefix: u8, broadcast: Ipv4Addr) {
         let start = self.begin("adding the IPv4 address", libc::RTM_NEWADDR, self.create());
@@ -207,6 +221,15 @@ impl Batch {
         self.bytes.extend(kind.to_ne_bytes());
         self.bytes.extend(value);
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn nested(&mut self, kind: u16, write: impl FnOnce(&mut Self)) {
+        let start = self.bytes.len();
+        self.bytes.extend([0; 2]);
+        self.bytes.extend(kind.to_ne_bytes());
+        write(self);
+        let length = (self.bytes.len() - start) as u16;
+        self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
     }
 
     fn end(&mut self, start: usize) {
