@@ -15,6 +15,7 @@ use netstack::config::{Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering};
 use crate::check::finding::Purpose;
 use crate::client::args::ClientCommand;
 use crate::egress::EgressMode;
+use crate::plan::cgroup::CgroupMode;
 use crate::sandbox::Mode;
 use crate::state_dir::InstanceName;
 
@@ -217,6 +218,17 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub name: Option<InstanceName>,
 
+    /// The cgroup of the launch, so that limits inside can be enforced
+    ///
+    /// From a session of a terminal the launcher moves itself into a new scope of the user's systemd (Delegate=yes). Its processes
+    /// then go to the cgroup evac below that, and the command sees that as the root of all cgroups.
+    #[arg(long, value_name = "MODE", value_enum)]
+    pub cgroup: Option<CgroupArg>,
+
+    /// Who tells systemd that a service of Type=notify is ready
+    #[arg(long, value_name = "WHO", value_enum, default_value_t = SdNotifyArg::Launcher)]
+    pub sdnotify: SdNotifyArg,
+
     /// Serve counters for Prometheus on this address too (http://ADDRESS:PORT/metrics); on 127.0.0.1 without ADDRESS
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_metrics)]
     pub metrics: Option<SocketAddr>,
@@ -358,6 +370,36 @@ pub enum NetArg {
     None,
     /// The host's own network
     Host,
+}
+
+/// `--cgroup`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CgroupArg {
+    /// A delegated one if there is one to be had, else none, with a warning
+    Auto,
+    /// A delegated one with cpu, memory and pids, or the launch fails
+    Delegated,
+    /// That of the caller, untouched
+    None,
+}
+
+impl From<CgroupArg> for CgroupMode {
+    fn from(arg: CgroupArg) -> Self {
+        match arg {
+            CgroupArg::Auto => CgroupMode::Auto,
+            CgroupArg::Delegated => CgroupMode::Delegated,
+            CgroupArg::None => CgroupMode::None,
+        }
+    }
+}
+
+/// `--sdnotify`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SdNotifyArg {
+    /// The launcher, when the command runs; the command does not see $NOTIFY_SOCKET
+    Launcher,
+    /// The command, by $NOTIFY_SOCKET; the unit needs NotifyAccess=all
+    Command,
 }
 
 /// `--sandbox`.

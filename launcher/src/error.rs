@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::plan::cgroup::NoDelegation;
 use crate::state_dir::StateDirError;
 use forwarder::error::PortError;
 use netstack::error::ConfigError;
@@ -131,6 +132,9 @@ pub enum LaunchError {
     /// The state directory.
     #[error("state directory")]
     State(#[from] StateDirError),
+    /// `--cgroup=delegated`, and there is none.
+    #[error("no delegated cgroup")]
+    Cgroup(#[from] NoDelegation),
     /// The engine process ended before CMD; CMD was killed.
     #[error("the engine process {0}; the command was killed")]
     EngineDied(Ending),
@@ -289,6 +293,8 @@ steps! {
     Publish = 16: "publish",
     /// The relay for outbound connections, with `--egress=relay`.
     Relay = 17: "carry outbound connections by the relay:",
+    /// A cgroup.
+    Cgroup = 24: "prepare the cgroup",
 }
 
 #[cfg(test)]

@@ -23,16 +23,19 @@ use nix::unistd::{Pid, getpid};
 
 use crate::agent::Agent;
 use crate::apply;
+use crate::apply::cgroup::Cgroup;
 use crate::apply::idmap::Mapping;
 use crate::child::{self, ChildTask, Inherited};
-use crate::cli::RunArgs;
+use crate::cli::{RunArgs, SdNotifyArg};
 use crate::engine::{self, EngineFiles, EngineTask, Report};
 use crate::error::{Ending, Failure, LaunchError, PortFileError, Step, UsageError, with_causes};
 use crate::guard::Guard;
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
 use crate::handshake::state::{Action, Link, ParentHandshake, Peer};
+use crate::notify::{self, Notifier, State};
 use crate::plan::Plan;
+use crate::plan::cgroup::CgroupPlan;
 use crate::plan::net::NetPlan;
 use crate::sandbox::Mode;
 use crate::signals::{Received, Signals};
@@ -49,7 +52,10 @@ use crate::sys::wait::{self, AfterStop, Event};
 /// The launch failed, or the engine died before CMD.
 pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
     let facts = apply::facts::collect();
-    let plan = Plan::new(args, &policy_text(&args.policy)?, &port_files(&args.publish_file)?, &facts)?;
+    let mut plan = Plan::new(args, &policy_text(&args.policy)?, &port_files(&args.publish_file)?, &facts)?;
+    if let Some(mode) = args.cgroup {
+        plan.cgroup = CgroupPlan::new(mode.into(), &apply::cgroup::facts())?;
+    }
     let pcap = args.pcap.as_ref().map(|path| {
         File::create(path).map_err(|source| UsageError::PcapFile { path: path.display().to_string(), source })
     });
@@ -58,7 +64,13 @@ pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
     let cmd = args.cmd.iter().map(|word| CString::new(word.as_bytes()));
     let cmd: Vec<CString> = cmd.collect::<Result<_, _>>().map_err(prepare("the command's arguments"))?;
     let state = state_dir(args)?;
-    let environment = environment(state.as_ref()).map_err(prepare("the environment"))?;
+    let environment = environment(state.as_ref(), args.sdnotify).map_err(prepare("the environment"))?;
+    let notifier = match args.sdnotify {
+        SdNotifyArg::Launcher => Notifier::from_environment(),
+        SdNotifyArg::Command => None,
+    };
+    plan.cgroup = apply::cgroup::enter(plan.cgroup)?;
+    plan.cgroup.warning().iter().for_each(|text| warn!("{text}"));
     let api = match (&plan.net, &state) {
         (NetPlan::Engine(_), Some(state)) => Some(state.listen()?),
         _ => None,
@@ -84,6 +96,7 @@ pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
         report: report(args),
         sandbox: args.sandbox.into(),
         state: state.as_ref(),
+        notifier,
     };
     let mut processes = Processes::start(&launch)?;
     drop((pcap, api, metrics));
@@ -100,6 +113,7 @@ struct Launch<'a> {
     report: Report,
     sandbox: Mode,
     state: Option<&'a StateDir>,
+    notifier: Option<Notifier>,
 }
 
 /// The state directory. The default one is a convenience: without it there is no control, and CMD runs all the same.
@@ -116,10 +130,12 @@ fn state_dir(args: &RunArgs) -> Result<Option<StateDir>, LaunchError> {
 }
 
 /// The caller's environment, with what is to be known of the state directory.
-fn environment(state: Option<&StateDir>) -> Result<Vec<CString>, NulError> {
+fn environment(state: Option<&StateDir>, sdnotify: SdNotifyArg) -> Result<Vec<CString>, NulError> {
     let ours = state.map(StateDir::environment).into_iter().flatten();
     let ours: Vec<(OsString, OsString)> = ours.map(|(name, value)| (name.into(), value)).collect();
-    let inherited = env::vars_os().filter(|(name, _)| ours.iter().all(|(other, _)| other != name));
+    let is_left_out = |name: &OsString| sdnotify == SdNotifyArg::Launcher && name == notify::VARIABLE;
+    let inherited =
+        env::vars_os().filter(|(name, _)| ours.iter().all(|(other, _)| other != name) && !is_left_out(name));
     let line = |(name, value): &(OsString, OsString)| {
         CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())
     };
@@ -140,6 +156,8 @@ struct Processes {
     agent: AgentState,
     /// There once somebody entered who is no descendant of ours.
     entered: Option<PathBuf>,
+    /// `None` if nobody wants to know.
+    notifier: Option<Notifier>,
 }
 
 /// Where the forwarder's agent stands.
@@ -184,7 +202,7 @@ impl Processes {
         let plan = launch.plan;
         let (to_child, childs_end) = Channel::pair().map_err(prepare("a socket"))?;
         let parent = getpid();
-        let fork = clone::fork(namespaces(&plan.net), ExitSignal::Child);
+        let fork = clone::fork(namespaces(plan), ExitSignal::Child);
         let child = match fork.map_err(|error| Failure::new(Step::CloneNamespaces, "", error))? {
             Fork::Parent(child) => child,
             Fork::Child => {
@@ -204,7 +222,12 @@ impl Processes {
             to_engine: None,
             agent: AgentState::Absent,
             entered: launch.state.map(StateDir::entered),
+            notifier: launch.notifier.clone(),
         };
+        // The child's cgroup namespace has its root already.
+        if let Some(cgroup) = Cgroup::of(&plan.cgroup) {
+            cgroup.evacuate()?.iter().for_each(|text| warn!("{text}"));
+        }
         let mapping = Mapping::start(&plan.ids, child);
         let namespace = UserNamespace::of(child).map_err(prepare("the child's user namespace"))?;
         processes.guard = Some(Guard::start(&namespace, launch.state)?);
@@ -399,6 +422,7 @@ impl Processes {
                     state.publish(child)?;
                 }
                 let _ = self.tell_child(&Message::Execute);
+                self.tell_manager(&[State::Ready]);
                 Ok(())
             }
             Action::Fail(failure) => Err(failure.into()),
@@ -415,6 +439,10 @@ impl Processes {
 
     fn tell_engine(&self, message: &Message, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         self.to_engine.as_ref().map_or(Ok(()), |channel| channel.send(message, fd))
+    }
+
+    fn tell_manager(&self, states: &[State]) {
+        self.notifier.iter().for_each(|notifier| notifier.tell(states));
     }
 
     /// Hands to CMD what was sent to the launcher alone. What the terminal sends goes to the whole process group,
@@ -477,6 +505,7 @@ impl Processes {
 
     /// CMD is dead: ends what it left, then the engine.
     fn finish(&mut self, ending: Ending) -> Result<Ending, LaunchError> {
+        self.tell_manager(&[State::Stopping]);
         self.sweep();
         // If the engine died in this moment, CMD's own end counts.
         let _ = self.tell_engine(&Message::Stop, None);
@@ -552,12 +581,11 @@ fn reap() -> io::Result<Event> {
     }
 }
 
-fn namespaces(net: &NetPlan) -> CloneFlags {
-    let always = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
-    match net {
-        NetPlan::Engine(_) | NetPlan::Loopback => always | CloneFlags::CLONE_NEWNET,
-        NetPlan::Host => always,
-    }
+fn namespaces(plan: &Plan) -> CloneFlags {
+    let mut flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
+    flags.set(CloneFlags::CLONE_NEWNET, !matches!(plan.net, NetPlan::Host));
+    flags.set(CloneFlags::CLONE_NEWCGROUP, plan.cgroup.is_delegated());
+    flags
 }
 
 fn link(plan: &Plan) -> Link {

@@ -1,5 +1,6 @@
 //! What will be done, decided from the command line and facts about the host. Pure.
 
+pub mod cgroup;
 pub mod facts;
 pub mod forwards;
 pub mod idmap;
@@ -8,6 +9,7 @@ pub mod net;
 
 use forwarder::spec::PortFile;
 
+use self::cgroup::CgroupPlan;
 use self::facts::HostFacts;
 use self::forwards::ForwardPlan;
 use self::idmap::IdMapPlan;
@@ -27,6 +29,8 @@ pub struct Plan {
     pub forwards: ForwardPlan,
     /// The child's files.
     pub mounts: MountPlan,
+    /// The cgroup of all of it.
+    pub cgroup: CgroupPlan,
     /// What the user should know before it starts.
     pub warnings: Vec<String>,
 }
@@ -47,6 +51,13 @@ impl Plan {
         let forwards = ForwardPlan::new(&args.publish, published)?;
         let mounts = MountPlan::new(&net, args, facts);
         let warnings = net.overlaps(facts);
-        Ok(Plan { ids: IdMapPlan::new(facts), net, forwards, mounts, warnings })
+        Ok(Plan {
+            ids: IdMapPlan::new(facts),
+            net,
+            forwards,
+            mounts,
+            cgroup: CgroupPlan::Untouched,
+            warnings,
+        })
     }
 }

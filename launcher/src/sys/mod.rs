@@ -7,6 +7,7 @@ pub mod pidfd;
 pub mod scm;
 pub mod signal;
 pub mod wait;
+pub mod xattr;
 
 use std::io;
 
