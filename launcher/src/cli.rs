@@ -14,6 +14,7 @@ use netstack::LinkCapabilities;
 use netstack::config::{Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering};
 use serde::Serialize;
 
+use crate::check::finding::Purpose;
 use crate::client::args::ClientCommand;
 use crate::egress::EgressMode;
 use crate::node::args::NodeArgs;
@@ -62,7 +63,9 @@ impl Cli {
 pub enum Command {
     /// Say what this machine lacks, and the one command that mends each
     ///
-    /// Tries everything for real in a process that is thrown away. Exit status 0 if a launch works, else 1.
+    /// Tries everything for real in processes that are thrown away: what a launch needs, a Kubernetes node, several nodes.
+    /// Exit status 0 if what --for names works (a launch, unless it is given), else 1. The block of commands at the end
+    /// mends all that is said to fail; nothing is run by itself.
     Check(CheckArgs),
     /// Run a Kubernetes node: a container runtime, pod networking and kubelet
     ///
@@ -91,9 +94,31 @@ pub enum Command {
 /// Options of `check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// Print a JSON array of {"name", "verdict", "finding", "fix"} instead of text
+    /// What the machine is wanted for; each has all needs of the ones before it
+    ///
+    /// Without this everything is shown, and the exit status is that of a launch.
+    #[arg(long = "for", value_name = "PURPOSE", value_enum)]
+    pub purpose: Option<Purpose>,
+
+    /// Print a JSON array of {"name", "verdict", "finding", "fix", "group"} instead of text
     #[arg(long)]
     pub json: bool,
+
+    /// Print only the commands that root has to run, as a script for sh
+    #[arg(long, conflicts_with = "json")]
+    pub commands: bool,
+
+    /// A directory of programs and CNI plugins, before those of PATH; repeat for more
+    #[arg(long, value_name = "DIR")]
+    pub bin_dir: Vec<PathBuf>,
+
+    /// A directory of CNI plugins; repeat for more
+    #[arg(long, value_name = "DIR")]
+    pub cni_bin_dir: Vec<PathBuf>,
+
+    /// Where nodes keep their data [default: rootless-launch in $XDG_DATA_HOME, else in ~/.local/share]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
 }
 
 /// Options of a launch.
@@ -593,7 +618,7 @@ mod tests {
         assert!(cli.command.is_none());
         assert!(matches!(
             parse(&["check", "--json"]).unwrap().command,
-            Some(Command::Check(CheckArgs { json: true }))
+            Some(Command::Check(CheckArgs { json: true, purpose: None, .. }))
         ));
     }
 

@@ -1,23 +1,18 @@
 //! Finds programs and asks them for their versions.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{AccessFlags, access};
 
+use crate::apply::command::Running;
 use crate::components::programs::{Program, SearchPath, Version};
 
 /// How long a program may take to tell its version; on an emulated processor a large one needs most of a minute.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// Most that is read of what it says.
-const MAX_OUTPUT: usize = 64 * 1024;
 
 /// A program that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,12 +52,13 @@ pub fn find(program: Program, search: &SearchPath) -> Option<PathBuf> {
 /// Finds these programs and asks all of them at once. What is not in the map is not there.
 pub fn survey(programs: &[Program], search: &SearchPath) -> BTreeMap<Program, Installed> {
     let found = programs.iter().filter_map(|&program| Some((program, find(program, search)?)));
-    // Collected in between, so that all run before the first is waited for.
-    let asked: Vec<_> = found.map(|(program, path)| (program, Question::ask(program, &path), path)).collect();
+    // Collected in between, so that all run before the first is listened to.
+    let asked: Vec<_> = found.map(|(program, path)| (program, ask(program, &path), path)).collect();
     let deadline = Instant::now() + PATIENCE;
-    let answered = asked
-        .into_iter()
-        .map(|(program, asked, path)| (program, Installed { path, answer: asked.answer(program, deadline) }));
+    let answered = asked.into_iter().map(|(program, asked, path)| {
+        let answer = asked.map_or(Answer::Unknown, |asked| answer(program, asked, deadline));
+        (program, Installed { path, answer })
+    });
     answered.collect()
 }
 
@@ -71,76 +67,22 @@ pub fn look_up(program: Program, search: &SearchPath) -> Option<Installed> {
     survey(&[program], search).remove(&program)
 }
 
-/// A program on its way to tell.
-#[derive(Debug)]
-enum Question {
-    NotAsked,
-    Asked(io::Result<(Child, File)>),
+fn ask(program: Program, path: &Path) -> Option<io::Result<Running>> {
+    let arguments = program.version_arguments()?;
+    Some(Running::start(Command::new(path).args(arguments).env_remove("CNI_COMMAND")))
 }
 
-impl Question {
-    fn ask(program: Program, path: &Path) -> Self {
-        match program.version_arguments() {
-            Some(arguments) => Question::Asked(start(path, arguments)),
-            None => Question::NotAsked,
-        }
-    }
-
-    fn answer(self, program: Program, deadline: Instant) -> Answer {
-        let said = match self {
-            Question::NotAsked => return Answer::Unknown,
-            Question::Asked(started) => started.and_then(|(child, pipe)| listen(child, pipe, deadline)),
-        };
-        let (said, success) = match said {
-            Ok(said) => said,
-            Err(error) => return Answer::Failed(error.to_string()),
-        };
-        match program.parse_version(&said) {
-            Some(version) => Answer::Version(version),
-            // The loader's complaint about a library, for example. CNI plugins always complain.
-            None if !success && !program.is_cni() => {
-                Answer::Failed(said.lines().next().unwrap_or_default().to_owned())
-            }
-            None => Answer::Unknown,
-        }
-    }
-}
-
-fn start(path: &Path, arguments: &[&str]) -> io::Result<(Child, File)> {
-    let (reader, writer) = io::pipe()?;
-    let mut command = Command::new(path);
-    command.args(arguments).env_remove("CNI_COMMAND");
-    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
-    let child = command.spawn()?;
-    Ok((child, File::from(OwnedFd::from(reader))))
-}
-
-/// What it said until it closed its output, and whether it was content. At the deadline it is killed.
-fn listen(mut child: Child, mut pipe: File, deadline: Instant) -> io::Result<(String, bool)> {
-    let mut said = Vec::new();
-    let heard = loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)], timeout) {
-            Err(Errno::EINTR) => continue,
-            Err(error) => break Err(error.into()),
-            Ok(0) => break Err(io::Error::new(io::ErrorKind::TimedOut, "it says nothing and does not end")),
-            Ok(_) => {}
-        }
-        let mut some = [0; 4096];
-        match pipe.read(&mut some) {
-            Ok(0) => break Ok(()),
-            Ok(count) => said.extend(some.iter().take(count)),
-            Err(error) => break Err(error),
-        }
-        if said.len() >= MAX_OUTPUT {
-            break Ok(());
-        }
+fn answer(program: Program, asked: io::Result<Running>, deadline: Instant) -> Answer {
+    let said = match asked.and_then(|asked| asked.listen(deadline)) {
+        Ok(said) => said,
+        Err(error) => return Answer::Failed(error.to_string()),
     };
-    // Whoever has closed its output and goes on has nothing more to tell.
-    let _ = child.kill();
-    let status = child.wait()?;
-    heard.map(|()| (String::from_utf8_lossy(&said).into_owned(), status.success()))
+    match program.parse_version(&said.text) {
+        Some(version) => Answer::Version(version),
+        // The loader's complaint about a library, for example. CNI plugins always complain.
+        None if !said.status.success() && !program.is_cni() => Answer::Failed(said.first_line().to_owned()),
+        None => Answer::Unknown,
+    }
 }
 
 #[cfg(test)]
@@ -203,8 +145,8 @@ mod tests {
     #[test]
     fn silence_ends_at_the_deadline() {
         let directory = directory("silent", &[("runc", "exec tail -f /dev/null")]);
-        let asked = Question::ask(Program::Runc, &directory.join("runc"));
-        assert!(matches!(asked.answer(Program::Runc, Instant::now()), Answer::Failed(_)));
+        let asked = ask(Program::Runc, &directory.join("runc")).unwrap();
+        assert!(matches!(answer(Program::Runc, asked, Instant::now()), Answer::Failed(_)));
         fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -112,6 +112,20 @@ impl Batch {
         self.end(start);
     }
 
+    /// Makes a virtual device of this kind; `settings` are the attributes of its own.
+    pub fn add_link(&mut self, name: &str, kind: &str, settings: &[(u16, &[u8])]) {
+        let start = self.begin("making a device", libc::RTM_NEWLINK, self.create());
+        self.bytes.extend([0; 16]);
+        self.attribute(libc::IFLA_IFNAME, &[name.as_bytes(), &[0]].concat());
+        self.nested(libc::IFLA_LINKINFO, |batch| {
+            batch.attribute(libc::IFLA_INFO_KIND, kind.as_bytes());
+            batch.nested(libc::IFLA_INFO_DATA, |batch| {
+                settings.iter().for_each(|(kind, value)| batch.attribute(*kind, value));
+            });
+        });
+        self.end(start);
+    }
+
     /// Adds an IPv4 address with its broadcast address.
     pub fn add_ipv4(&mut self, interface: Interface, address: Ipv4Addr, prefix: u8, broadcast: Ipv4Addr) {
         let start = self.begin("adding the IPv4 address", libc::RTM_NEWADDR, self.create());
@@ -224,10 +238,11 @@ impl Batch {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    fn nested(&mut self, kind: u16, inside: impl FnOnce(&mut Self)) {
+    fn nested(&mut self, kind: u16, write: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
-        self.attribute(kind | libc::NLA_F_NESTED as u16, &[]);
-        inside(self);
+        self.bytes.extend([0; 2]);
+        self.bytes.extend(kind.to_ne_bytes());
+        write(self);
         let length = (self.bytes.len() - start) as u16;
         self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
     }
@@ -417,8 +432,8 @@ mod tests {
         let expected = [
             60, 0, 0, 0, 16, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0,
             0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-            28, 0, 18, 128, 9, 0, 1, 0, b'v', b'x', b'l', b'a', b'n', 0, 0, 0,
-            12, 0, 2, 128, 8, 0, 4, 0, 10, 0, 42, 100,
+            28, 0, 18, 0, 9, 0, 1, 0, b'v', b'x', b'l', b'a', b'n', 0, 0, 0,
+            12, 0, 2, 0, 8, 0, 4, 0, 10, 0, 42, 100,
         ];
         assert_eq!(batch.bytes(), expected);
     }

@@ -13,7 +13,7 @@ use crate::apply::programs::{Answer, Installed};
 use crate::components::cni::Network;
 use crate::components::containerd::{self, Containerd, OciRuntime, Snapshotter};
 use crate::components::crio::{self, Crio, Storage};
-use crate::components::flannel::{self, EtcdTls, Flannel, Store};
+use crate::components::flannel::{EtcdTls, Flannel, Store};
 use crate::components::kubelet::{self, Cluster, Kubelet, Patch, PatchError};
 use crate::components::programs::{Program, Suitability, Version};
 use crate::components::{Cgroups, layout};
