@@ -181,7 +181,9 @@ pub enum ConfigFileError {
         source: Box<toml::de::Error>,
     },
     /// A value that no option takes.
-    #[error("--config {path:?}: key {key:?} has {found}; an option takes text, a number, true, or a list of text and numbers")]
+    #[error(
+        "--config {path:?}: key {key:?} has {found}; an option takes text, a number, true, or a list of text and numbers"
+    )]
     Value {
         /// The file.
         path: PathBuf,
@@ -288,7 +290,9 @@ fn parse_node_name(text: &str) -> Result<String, &'static str> {
     };
     match text.len() <= 253 && text.split('.').all(label) {
         true => Ok(text.to_owned()),
-        false => Err("small letters, digits, - and . are allowed, and - not at the ends of what the dots part"),
+        false => {
+            Err("small letters, digits, - and . are allowed, and - not at the ends of what the dots part")
+        }
     }
 }
 
@@ -317,7 +321,10 @@ mod tests {
     #[test]
     fn nothing_is_needed() {
         let args = node(&[]).unwrap();
-        assert_eq!((args.cri, args.cni, args.host_ports), (Cri::Containerd, Cni::Bridge, HostPorts::Loopback));
+        assert_eq!(
+            (args.cri, args.cni, args.host_ports),
+            (Cri::Containerd, Cni::Bridge, HostPorts::Loopback)
+        );
         assert!(args.run.cmd.is_empty());
         assert_eq!(args.pod_cidr.to_string(), "10.244.0.0/24");
         assert_eq!(node(&["--cni=flannel"]).unwrap().pod_cidr.to_string(), "10.244.0.0/16");
@@ -365,10 +372,7 @@ mod tests {
                 "--config FILE: key \"cni\" has a table; an option takes text, a number, true, or a list of text and numbers",
             ),
             ("config = \"a\"", "--config FILE: key \"config\" is for the command line only"),
-            (
-                "cin = \"bridge\"",
-                "--config FILE: unexpected argument '--cin' found",
-            ),
+            ("cin = \"bridge\"", "--config FILE: unexpected argument '--cin' found"),
             (
                 "cni = \"calico\"",
                 "--config FILE: invalid value 'calico' for '--cni <NETWORK>'   [possible values: bridge, flannel]",

@@ -66,7 +66,9 @@ pub enum Unpublished {
         reason: &'static str,
     },
     /// The low port plus the offset is no port.
-    #[error("hostPort {port} of pod {pod} is not published: with --low-port-offset={offset} it is above 65535")]
+    #[error(
+        "hostPort {port} of pod {pod} is not published: with --low-port-offset={offset} it is above 65535"
+    )]
     Offset {
         /// The pod.
         pod: String,
@@ -268,7 +270,8 @@ mod tests {
             {"HostPort":8080,"ContainerPort":80,"Protocol":"tcp"}]"#;
         assert_eq!(published(policy, mappings), ["127.0.0.1:8080:8080/tcp4", "127.0.0.1:10080:80/tcp4"]);
         let policy = Policy { low_port_offset: u16::MAX, ..LOOPBACK };
-        let told = "hostPort 80 of pod default/web is not published: with --low-port-offset=65535 it is above 65535";
+        let told =
+            "hostPort 80 of pod default/web is not published: with --low-port-offset=65535 it is above 65535";
         assert_eq!(published(policy, mappings)[1], told);
     }
 

@@ -68,7 +68,9 @@ pub enum NodeError {
     #[error("programs of the node are missing or do not fit:\n{}", .0.join("\n"))]
     Programs(Vec<String>),
     /// CNI plugins that are in several directories, of which the runtime knows one.
-    #[error("CNI plugin {plugin} is not in {directory:?} with the others; put all into one directory and name that by --cni-bin-dir")]
+    #[error(
+        "CNI plugin {plugin} is not in {directory:?} with the others; put all into one directory and name that by --cni-bin-dir"
+    )]
     Scattered {
         /// The plugin.
         plugin: &'static str,
@@ -85,13 +87,19 @@ pub enum NodeError {
         source: PatchError,
     },
     /// flannel has no store.
-    #[error("--cni=flannel needs a cluster that keeps the nodes' subnets: give --kubeconfig, --bootstrap-kubeconfig, or --flannel-backend=etcd with --etcd-endpoint")]
+    #[error(
+        "--cni=flannel needs a cluster that keeps the nodes' subnets: give --kubeconfig, --bootstrap-kubeconfig, or --flannel-backend=etcd with --etcd-endpoint"
+    )]
     NoStore,
     /// Nobody can be told where the node is.
-    #[error("the host has no default route, so the address that other nodes reach it at is not known: give it by --public-ip")]
+    #[error(
+        "the host has no default route, so the address that other nodes reach it at is not known: give it by --public-ip"
+    )]
     NoPublicIp,
     /// CRI-O imports no archives.
-    #[error("--image-archive works with containerd; CRI-O takes images from registries and from /var/lib/containers only")]
+    #[error(
+        "--image-archive works with containerd; CRI-O takes images from registries and from /var/lib/containers only"
+    )]
     NoImport,
     /// A file that kubelet or flanneld will want.
     #[error("{option} {path:?}: {reason}")]
@@ -172,7 +180,8 @@ impl<'a> Composer<'a> {
         let fits = |program: &Program| fault(*program, facts.programs.get(program)).is_none();
         let runtime = order.into_iter().find(fits);
         if runtime.is_none() {
-            faults.extend(order.into_iter().filter_map(|program| fault(program, facts.programs.get(&program))));
+            faults
+                .extend(order.into_iter().filter_map(|program| fault(program, facts.programs.get(&program))));
         }
         let (Some(runtime), Some(kubelet), true) =
             (runtime, facts.programs.get(&Program::Kubelet), faults.is_empty())
@@ -191,7 +200,10 @@ impl<'a> Composer<'a> {
             Cri::Crio => (self.crio()?, layout::CRIO_SOCKET),
         };
         let endpoint = format!("unix://{socket}");
-        self.file(layout::CRICTL_CONFIG, format!("runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\n"));
+        self.file(
+            layout::CRICTL_CONFIG,
+            format!("runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\n"),
+        );
         self.network();
         if self.args.host_ports != HostPorts::Off {
             self.task("host-ports", &self.host_ports(), &[], Readiness::Started, Restart::Always);
@@ -212,7 +224,8 @@ impl<'a> Composer<'a> {
     fn containerd(&mut self) -> &'static str {
         let facts = self.facts;
         let fuse = [Program::FuseOverlayfs, Program::FuseOverlayfsSnapshotter];
-        let has_fuse = facts.fuse == Works::Yes && fuse.iter().all(|program| facts.programs.contains_key(program));
+        let has_fuse =
+            facts.fuse == Works::Yes && fuse.iter().all(|program| facts.programs.contains_key(program));
         let snapshotter = match facts.overlayfs {
             Works::Yes => Snapshotter::Overlayfs,
             Works::No if has_fuse => {
@@ -275,9 +288,7 @@ impl<'a> Composer<'a> {
 
     fn network(&mut self) {
         let network = match self.args.cni {
-            Cni::Bridge => {
-                Network::Bridge { subnet: self.args.pod_cidr, mtu: self.args.run.mtu }
-            }
+            Cni::Bridge => Network::Bridge { subnet: self.args.pod_cidr, mtu: self.args.run.mtu },
             Cni::Flannel => Network::Flannel,
         };
         self.file(&network.path(), network.conflist());
@@ -417,7 +428,8 @@ impl<'a> Composer<'a> {
         directories.extend([layout::CNI_RESULTS, layout::KUBELET_ROOT].map(Path::new));
         directories.sort_unstable();
         directories.dedup();
-        let directories = directories.into_iter().map(|path| PlannedDirectory { path: path.into(), mode: 0o755 });
+        let directories =
+            directories.into_iter().map(|path| PlannedDirectory { path: path.into(), mode: 0o755 });
         let plan = NodePlan {
             directories: directories.collect(),
             files: self.files,

@@ -9,6 +9,7 @@ mod thrown;
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
+use std::path::Path;
 
 use clap::Parser as _;
 use nix::sched::CloneFlags;
@@ -49,6 +50,11 @@ pub(super) fn collect(args: &CheckArgs) -> Facts {
     let launch = launch(&host);
     let node = (args.purpose != Some(Purpose::Launch)).then(|| node(args, &host));
     Facts { machine: Machine::read(), launch, node, host }
+}
+
+/// Only the overlay, in the directory where a node keeps its data or will.
+pub(crate) fn overlay(host: &HostFacts, data: &Path) -> Outcome {
+    inside::try_overlay(host, data)
 }
 
 fn launch(host: &HostFacts) -> LaunchFacts {

@@ -91,7 +91,9 @@ impl Ports {
             unpublished: BTreeSet::new(),
         };
         if let Ok(all) = ports.all() {
-            ports.published.retain(|spec, &mut id| all.iter().any(|port| port.id == id && port.spec == *spec));
+            ports
+                .published
+                .retain(|spec, &mut id| all.iter().any(|port| port.id == id && port.spec == *spec));
         }
         ports
     }
