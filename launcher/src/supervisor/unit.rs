@@ -210,8 +210,8 @@ pub enum UnitError {
     Cycle(Vec<String>),
 }
 
-/// Most units of a node.
-pub const MAX_UNITS: usize = 256;
+/// Most units of a node; their pipes and sockets fit the usual limit of descriptors.
+pub const MAX_UNITS: usize = 128;
 
 /// A unit of one [`Units`], by its place there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -441,7 +441,7 @@ mod tests {
         for name in ["", "a/b", "..", "-a", "ä"] {
             assert_eq!(Units::new(vec![unit(name, &[])]), Err(UnitError::Name(name.into())));
         }
-        assert!(fault(vec![unit("a", &[]); MAX_UNITS + 1]).starts_with("257 units"));
+        assert!(fault(vec![unit("a", &[]); MAX_UNITS + 1]).starts_with("129 units"));
         let wrong = |change: fn(&mut Unit)| {
             let mut unit = unit("a", &[]);
             change(&mut unit);
