@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -41,6 +42,16 @@ pub struct Cli {
     pub run: RunArgs,
 }
 
+impl Cli {
+    /// How often more was to be said.
+    pub fn verbosity(&self) -> u8 {
+        match &self.command {
+            Some(Command::NodeSupervisor(args)) => args.verbose,
+            _ => self.run.verbose,
+        }
+    }
+}
+
 /// Things to do instead of running a command.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -58,6 +69,9 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Keep the programs of a node running, inside its namespaces
+    #[command(hide = true)]
+    NodeSupervisor(SupervisorArgs),
     /// Print the manual page, or write all of them to a directory
     Man {
         /// Where to; a page for each subcommand
@@ -71,6 +85,18 @@ pub struct CheckArgs {
     /// Print a JSON array of {"name", "verdict", "finding", "fix"} instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `node-supervisor`.
+#[derive(Debug, Args)]
+pub struct SupervisorArgs {
+    /// The open descriptor that the plan (JSON) is read from
+    #[arg(long, value_name = "FD")]
+    pub plan_fd: RawFd,
+
+    /// Say more on stderr; -vv and -vvv say still more
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
 }
 
 /// Options of a launch.

@@ -7,7 +7,7 @@ use clap::Parser;
 use launcher::cli::{Cli, Command};
 use launcher::error::{Ending, LaunchError, with_causes};
 use launcher::personality::Personality;
-use launcher::{check, client, hint, logger, manual, parent, signals};
+use launcher::{check, client, hint, logger, manual, parent, signals, supervisor};
 
 fn main() -> ExitCode {
     abort_on_panic();
@@ -15,11 +15,12 @@ fn main() -> ExitCode {
         return personality.main(args);
     }
     let cli = Cli::parse();
-    logger::install(cli.run.verbose);
+    logger::install(cli.verbosity());
     match cli.command {
         Some(Command::Check(args)) => return check::run(&args),
         Some(Command::Client(command)) => return client::main(&command),
         Some(Command::Completions { shell }) => return manual::completions(shell),
+        Some(Command::NodeSupervisor(args)) => return supervisor::run::main(args.plan_fd),
         Some(Command::Man { directory }) => return manual::pages(directory.as_deref()),
         None => {}
     }

@@ -333,7 +333,8 @@ fn check(unit: &Unit) -> Result<(), UnitError> {
     Ok(())
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether a unit may have this name, see [`Unit::name`].
+pub fn is_name(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=64).contains(&name.len())
         && name.bytes().all(fits)
