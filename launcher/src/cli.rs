@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -53,6 +54,7 @@ impl Cli {
         match &self.command {
             Some(Command::Node(node)) => node.run.verbose,
             Some(Command::NodeTask(_)) => 1,
+            Some(Command::NodeSupervisor(args)) => args.verbose,
             _ => self.run.verbose,
         }
     }
@@ -84,6 +86,9 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Keep the programs of a node running, inside its namespaces
+    #[command(hide = true)]
+    NodeSupervisor(SupervisorArgs),
     /// Print the manual page, or write all of them to a directory
     Man {
         /// Where to; a page for each subcommand
@@ -119,6 +124,18 @@ pub struct CheckArgs {
     /// Where nodes keep their data [default: rootless-launch in $XDG_DATA_HOME, else in ~/.local/share]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+}
+
+/// Options of `node-supervisor`.
+#[derive(Debug, Args)]
+pub struct SupervisorArgs {
+    /// The open descriptor that the plan (JSON) is read from
+    #[arg(long, value_name = "FD")]
+    pub plan_fd: RawFd,
+
+    /// Say more on stderr; -vv and -vvv say still more
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
 }
 
 /// Options of a launch.

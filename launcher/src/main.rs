@@ -8,7 +8,7 @@ use launcher::cli::{Cli, Command};
 use launcher::error::{Ending, LaunchError, with_causes};
 use launcher::node::{self, NodeFailure, tasks};
 use launcher::personality::Personality;
-use launcher::{check, client, hint, logger, manual, parent, signals};
+use launcher::{check, client, hint, logger, manual, parent, signals, supervisor};
 
 fn main() -> ExitCode {
     abort_on_panic();
@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Some(Command::NodeTask(task)) => return tasks::main(&task),
         Some(Command::Client(command)) => return client::main(&command),
         Some(Command::Completions { shell }) => return manual::completions(shell),
+        Some(Command::NodeSupervisor(args)) => return supervisor::run::main(args.plan_fd),
         Some(Command::Man { directory }) => return manual::pages(directory.as_deref()),
         None => {}
     }

@@ -14,11 +14,13 @@
 //! that may not be restarted, or that has failed [`ATTEMPTS`] times ends the whole, and is named. Later a failing unit
 //! is tried for ever.
 
-//pub mod control;
+pub mod control;
 pub mod log;
+pub mod notify;
 pub mod observe;
 pub mod probe;
-//pub mod run;
+pub mod run;
+pub mod serve;
 pub mod spawn;
 pub mod unit;
 
@@ -103,7 +105,7 @@ pub enum Manner {
 /// Something to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Start its process. Answered by [`Event::Started`] or [`Event::NotStarted`] before any other event.
+    /// Start its process. Answered by [`Event::Started`] or [`Event::NotStarted`] before the next action is taken.
     Spawn {
         /// The unit.
         unit: UnitId,
@@ -458,11 +460,7 @@ impl Supervisor {
                 self.fail(now, unit, Why::Ended(ending));
             }
             Phase::Starting { .. } => self.fail(now, unit, Why::Ended(ending)),
-            Phase::Stopping { then, .. } | Phase::Killing { then, .. } => match then {
-                Then::StartAgain => self.enter(now, unit, Phase::Waiting),
-                Then::Fail(why) => self.fail(now, unit, why),
-                Then::Rest => self.enter(now, unit, Phase::Stopped),
-            },
+            Phase::Stopping { then, .. } | Phase::Killing { then, .. } => self.settle(now, unit, then),
             Phase::Waiting | Phase::Done | Phase::Paused { .. } | Phase::Failed | Phase::Stopped => {}
         }
     }
@@ -634,8 +632,27 @@ impl Supervisor {
         }
     }
 
+    /// What was to be stopped has no process any more.
+    fn settle(&mut self, now: Moment, unit: UnitId, then: Then) {
+        match then {
+            Then::StartAgain => self.enter(now, unit, Phase::Waiting),
+            Then::Fail(why) => self.fail(now, unit, why),
+            Then::Rest => self.enter(now, unit, Phase::Stopped),
+        }
+    }
+
+    /// Takes back the start of a unit that nobody has carried out yet; whether there was one.
+    fn take_back_start(&mut self, unit: UnitId) -> bool {
+        let before = self.actions.len();
+        self.actions.retain(|action| *action != Action::Spawn { unit });
+        self.actions.len() < before
+    }
+
     /// Ends a unit by SIGTERM. One without a process rests at once.
     fn end(&mut self, now: Moment, unit: UnitId, next: Then) {
+        if self.take_back_start(unit) {
+            return self.settle(now, unit, next);
+        }
         let (Some(cell), Some(spec)) = (self.cells.get_mut(unit.index()), self.units.get(unit)) else {
             return;
         };
@@ -657,6 +674,9 @@ impl Supervisor {
     }
 
     fn kill(&mut self, now: Moment, unit: UnitId, then: Then) {
+        if self.take_back_start(unit) {
+            return self.settle(now, unit, then);
+        }
         let Some(cell) = self.cells.get(unit.index()) else { return };
         match cell.phase {
             Phase::Starting { .. } | Phase::Ready | Phase::Stopping { .. } => {

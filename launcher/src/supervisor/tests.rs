@@ -396,6 +396,17 @@ fn a_second_word_stops_all_at_once() {
     assert_eq!(script.next(), (GIVE_UP, vec!["exit, 1 left".into()]));
 }
 
+#[test]
+fn a_start_that_is_not_wanted_any_more_is_taken_back() {
+    let started = |name| unit(name, &[], Readiness::Started, Restart::Always);
+    let mut script = Script::new(vec![started("a"), started("b"), started("c")]);
+    script.broken.push("b");
+    let end = ["spawn a", "spawn b", "stopping", "term a"];
+    assert_eq!(script.actions(), end);
+    assert_eq!((script.state("b"), script.state("c")), ("failed", "stopped"));
+    assert_eq!(script.ends("a", Ending::Killed(15)), ["exit: b cannot be started: No such file"]);
+}
+
 /// What the walk does to a unit, or to all.
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -453,19 +464,22 @@ struct World {
     running: BTreeMap<UnitId, i32>,
     looks: Vec<(UnitId, u32)>,
     pids: i32,
+    /// Which starts fail, in turn.
+    broken: Vec<bool>,
     is_stopping: bool,
     is_over: bool,
     told_ready: u32,
 }
 
 impl World {
-    fn new(units: Vec<Unit>) -> Self {
+    fn new(units: Vec<Unit>, broken: Vec<bool>) -> Self {
         let mut world = World {
             supervisor: Supervisor::new(Units::new(units).unwrap(), Moment::ZERO),
             now: Moment::ZERO,
             running: BTreeMap::new(),
             looks: Vec::new(),
             pids: 1,
+            broken,
             is_stopping: false,
             is_over: false,
             told_ready: 0,
@@ -499,9 +513,14 @@ impl World {
                             "started too early"
                         );
                     }
-                    self.pids += 1;
-                    self.running.insert(unit, self.pids);
-                    self.supervisor.handle_event(self.now, Event::Started { unit, pid: self.pids });
+                    let answer = if self.broken.pop() == Some(true) {
+                        Event::NotStarted { unit, why: "no such file".into() }
+                    } else {
+                        self.pids += 1;
+                        self.running.insert(unit, self.pids);
+                        Event::Started { unit, pid: self.pids }
+                    };
+                    self.supervisor.handle_event(self.now, answer);
                 }
                 Action::Signal { unit } => {
                     assert!(self.running.contains_key(&unit), "nobody to be signalled");
@@ -604,9 +623,11 @@ proptest! {
     fn whatever_happens_the_rules_hold(
         units in some_units(),
         steps in proptest::collection::vec(step(), 0..120),
+        broken in proptest::collection::vec(proptest::bool::weighted(0.1), 0..20),
         obedient in any::<bool>(),
     ) {
-        let mut world = World::new(units);
+        let mut world = World::new(units, broken);
+        prop_assume!(!world.is_over);
         for step in steps {
             world.step(step);
             if world.is_over {

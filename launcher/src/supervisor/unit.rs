@@ -210,8 +210,8 @@ pub enum UnitError {
     Cycle(Vec<String>),
 }
 
-/// Most units of a node.
-pub const MAX_UNITS: usize = 256;
+/// Most units of a node; their pipes and sockets fit the usual limit of descriptors.
+pub const MAX_UNITS: usize = 128;
 
 /// A unit of one [`Units`], by its place there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -333,7 +333,8 @@ fn check(unit: &Unit) -> Result<(), UnitError> {
     Ok(())
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether a unit may have this name, see [`Unit::name`].
+pub fn is_name(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=64).contains(&name.len())
         && name.bytes().all(fits)
@@ -441,7 +442,7 @@ mod tests {
         for name in ["", "a/b", "..", "-a", "ä"] {
             assert_eq!(Units::new(vec![unit(name, &[])]), Err(UnitError::Name(name.into())));
         }
-        assert!(fault(vec![unit("a", &[]); MAX_UNITS + 1]).starts_with("257 units"));
+        assert!(fault(vec![unit("a", &[]); MAX_UNITS + 1]).starts_with("129 units"));
         let wrong = |change: fn(&mut Unit)| {
             let mut unit = unit("a", &[]);
             change(&mut unit);

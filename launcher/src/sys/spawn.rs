@@ -5,18 +5,20 @@ use std::process::Command;
 
 use nix::errno::Errno;
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::{Pid, getppid, setsid};
 
-/// Lets the program of `command` lead a session of its own, without a terminal, and die with the calling thread.
+/// Lets the program of `command` lead a session of its own, without a terminal, with no signal blocked, and die with
+/// the calling thread.
 pub(crate) fn detach(command: &mut Command) {
     let parent = Pid::this();
     let prepare = move || {
         setsid()?;
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
         prctl::set_pdeathsig(Signal::SIGKILL)?;
         // Too late for a parent that was dead already.
         if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
     };
-    // SAFETY: three system calls that are async-signal-safe; nothing is allocated and no lock is taken.
+    // SAFETY: nothing but async-signal-safe system calls; nothing is allocated and no lock is taken.
     unsafe { command.pre_exec(prepare) };
 }
