@@ -27,4 +27,5 @@ pub mod stream;
 pub mod sys;
 pub mod talk;
 pub mod unshared;
+pub mod vm;
 pub mod world;
