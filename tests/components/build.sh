@@ -107,11 +107,11 @@ check_tools() {
     if [ "${#missing[@]}" -gt 0 ]; then
         echo "components: not installed; as root: apt-get install ${missing[*]}" >&2
     fi
-    local go_needs go_has=none
+    local go_needs go_has=go0
     go_needs=$(sed -n 's/^go //p' "$HERE"/*/go.mod | sort -V | tail -n 1)
     ! command -v go >/dev/null || go_has=$(go env GOVERSION)
     if [ "$(printf '%s\n' "go$go_needs" "$go_has" | sort -V | head -n 1)" != "go$go_needs" ]; then
-        echo "components: Go $go_needs or later is needed, PATH has $go_has: https://go.dev/dl" >&2
+        echo "components: Go $go_needs or later is needed in PATH (there is ${go_has/%go0/none}): https://go.dev/dl" >&2
         missing+=(go)
     fi
     [ "${#missing[@]}" -eq 0 ] || exit 1
@@ -248,4 +248,5 @@ assemble() {
     mv "$new" "$CACHE/$1"
 }
 
-main "$@"
+# On one line: this file may change while it runs.
+main "$@"; exit
