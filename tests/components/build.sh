@@ -248,5 +248,4 @@ assemble() {
     mv "$new" "$CACHE/$1"
 }
 
-# On one line: this file may change while it runs.
-main "$@"; exit
+main "$@"
