@@ -159,9 +159,10 @@ fn probe_child(channel: &Channel, probe: Probe) -> i32 {
         Probe::Namespaces => apply::net::loopback(),
         Probe::Tap => apply::net::open_tap().map(drop),
         Probe::Relay => apply::net::loopback().and_then(|()| egress::demand(forwarder::child::try_egress())),
-        Probe::Mounts => apply::mounts::apply(&MountPlan {
-            steps: vec![MountStep::Cover { path: "/etc/hosts".into(), text: String::new() }],
-        }),
+        Probe::Mounts => {
+            let steps = vec![MountStep::Cover { path: "/etc/hosts".into(), text: String::new() }];
+            apply::mounts::apply(&MountPlan { steps }, None)
+        }
     };
     let message = result.map_or_else(Message::Failed, |()| Message::NetworkReady);
     i32::from(channel.send(&message, None).is_err())

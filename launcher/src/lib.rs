@@ -13,6 +13,7 @@ pub mod check;
 pub mod child;
 pub mod cli;
 pub mod client;
+mod detached;
 pub mod egress;
 pub mod engine;
 pub mod enter;

@@ -32,6 +32,7 @@ use crate::guard::Guard;
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
 use crate::handshake::state::{Action, Link, ParentHandshake, Peer};
+use crate::join::Target;
 use crate::plan::Plan;
 use crate::plan::facts::HostFacts;
 use crate::plan::namespaces::{Namespace, NamespacePlan};
@@ -122,10 +123,15 @@ fn place(args: &RunArgs) -> Place {
 /// The state directory. The default one of a plain command is a convenience: without it there is no control, and CMD runs all
 /// the same.
 fn state_dir(args: &RunArgs, plan: &Plan, place: &Place) -> Result<Option<StateDir>, LaunchError> {
-    let is_convenience =
-        args.state_dir.is_none() && args.name.is_none() && plan.surroundings.kind == Kind::Plain;
+    let is_needed = plan.surroundings.kind == Kind::Node || plan.namespaces.detached_net.is_some();
+    let is_convenience = args.state_dir.is_none() && args.name.is_none() && !is_needed;
     match StateDir::open(place) {
-        Ok(state) => Ok(Some(state)),
+        Ok(state) => {
+            if plan.namespaces.detached_net.is_some() {
+                state.make_netns()?;
+            }
+            Ok(Some(state))
+        }
         Err(error) if is_convenience => {
             info!("no control of this instance: {}", with_causes(&error));
             Ok(None)
@@ -175,6 +181,8 @@ struct Processes {
 enum AgentState {
     /// Nobody will ask for it.
     Absent,
+    /// There is no network namespace yet; this is its end of the line.
+    Awaited(OwnedFd),
     /// The engine will, once there is a port to publish.
     Prepared(Agent),
     /// It runs.
@@ -182,6 +190,14 @@ enum AgentState {
 }
 
 impl AgentState {
+    /// The network namespace is there.
+    fn prepare(&mut self, target: Target) {
+        match std::mem::replace(self, AgentState::Absent) {
+            AgentState::Awaited(line) => *self = AgentState::Prepared(Agent::new(line, target)),
+            other => *self = other,
+        }
+    }
+
     /// Starts it if it is prepared; a line that is closed says that nobody wants it any more.
     fn start(&mut self) {
         let AgentState::Prepared(agent) = std::mem::replace(self, AgentState::Absent) else { return };
@@ -245,7 +261,9 @@ impl Processes {
             let (to_engine, engines_end) = Channel::pair().map_err(prepare("a socket"))?;
             let (line, agents_end) = ChildLine::pair().map_err(prepare("a socket"))?;
             let line = OwnedFd::from(line);
-            if let Some(namespace) = &processes.namespace {
+            if plan.namespaces.detached_net.is_some() {
+                processes.agent = AgentState::Awaited(agents_end);
+            } else if let Some(namespace) = &processes.namespace {
                 let agent = Agent::prepare(agents_end, namespace, child);
                 // A child that is dead already has said why.
                 let agent = agent.map_err(|error| {
@@ -350,7 +368,7 @@ impl Processes {
             self.guard.as_ref().map(AsFd::as_fd),
             match &self.agent {
                 AgentState::Prepared(agent) => Some(agent.as_fd()),
-                AgentState::Absent | AgentState::Running(_) => None,
+                AgentState::Absent | AgentState::Awaited(_) | AgentState::Running(_) => None,
             },
         ];
         let mut fds: Vec<PollFd<'_>> =
@@ -424,7 +442,13 @@ impl Processes {
     ) -> Result<(), LaunchError> {
         match action {
             Action::Wait => Ok(()),
-            Action::TakeNamespace => Ok(()),
+            Action::TakeNamespace => {
+                let failed = prepare("the network namespace");
+                let (Some(net), Some(user)) = (fd, &self.namespace) else { return Ok(()) };
+                let user = user.as_fd().try_clone_to_owned().map_err(failed)?;
+                self.agent.prepare(Target::of_files(user.into(), net.into()));
+                Ok(())
+            }
             Action::WatchCommand => {
                 self.command = fd;
                 Ok(())
@@ -575,7 +599,7 @@ impl Processes {
         // The agent ends with the engine, which is to close the published ports first.
         let agent = match self.agent {
             AgentState::Running(pid) => Some(pid),
-            AgentState::Absent | AgentState::Prepared(_) => None,
+            AgentState::Absent | AgentState::Awaited(_) | AgentState::Prepared(_) => None,
         };
         match namespace.kill_all(agent) {
             Ok(0) => {}

@@ -6,6 +6,8 @@
 //! | `lock` | locked (flock(2), exclusive) by the launcher and its guard as long as one of them lives; holds the launcher's process id |
 //! | `api.sock` | the control API, mode 0600; takes connections before the instance is ready |
 //! | `child_pid` | CMD's process id in decimal; **appears, whole, when the instance is ready**: CMD is about to run, its network and its ports are served |
+//! | `netns` | with `--detach-netns`: the network namespace, as those see it who are in CMD's mount namespace |
+//! | `resolv.conf`, `hosts` | with `--detach-netns`: how names are resolved in that network |
 //! | `entered` | there since somebody joined the instance's namespaces: CMD's end is not the end of everybody inside |
 //!
 //! The lock is the truth about life: it ends with the launcher and the guard, however they die; a guard that is left
@@ -125,6 +127,10 @@ pub const SOCKET: &str = "api.sock";
 pub const CHILD_PID: &str = "child_pid";
 const CHILD_PID_UNFINISHED: &str = ".child_pid";
 const ENTERED: &str = "entered";
+/// The name of the file to which a detached network namespace is bound.
+pub const NETNS: &str = "netns";
+/// What is written beside it.
+const NAME_FILES: [&str; 2] = ["resolv.conf", "hosts"];
 
 /// The environment variable that names the state directory to CMD and to clients.
 pub const STATE_DIR_VARIABLE: &str = "ROOTLESSKIT_STATE_DIR";
@@ -318,6 +324,16 @@ impl StateDir {
         written().map_err(|source| StateDirError::Publish { path: path.clone(), source })
     }
 
+    /// Makes the file to which a detached network namespace is to be bound.
+    ///
+    /// # Errors
+    /// open(2).
+    pub fn make_netns(&self) -> Result<(), StateDirError> {
+        let path = self.path.join(NETNS);
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path);
+        made.map(drop).map_err(|source| StateDirError::Create { path, source })
+    }
+
     /// The file that is there once somebody has joined the instance's namespaces.
     pub fn entered(&self) -> PathBuf {
         self.path.join(ENTERED)
@@ -329,7 +345,8 @@ impl StateDir {
     }
 
     fn clean(&self) -> Result<(), StateDirError> {
-        for name in [CHILD_PID, CHILD_PID_UNFINISHED, ENTERED, SOCKET] {
+        let ours = [CHILD_PID, CHILD_PID_UNFINISHED, ENTERED, SOCKET, NETNS];
+        for name in ours.into_iter().chain(NAME_FILES) {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
