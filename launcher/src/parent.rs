@@ -5,7 +5,7 @@
 use std::env;
 use std::ffi::{CString, NulError, OsString};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -25,7 +25,7 @@ use crate::agent::Agent;
 use crate::apply;
 use crate::apply::idmap::Mapping;
 use crate::child::{self, Activation, ChildTask, Inherited};
-use crate::cli::RunArgs;
+use crate::cli::{DryRunArg, RunArgs};
 use crate::engine::{self, EngineFiles, EngineTask, Report};
 use crate::error::{Ending, Failure, LaunchError, PortFileError, Step, UsageError, with_causes};
 use crate::guard::Guard;
@@ -37,6 +37,7 @@ use crate::plan::Plan;
 use crate::plan::facts::HostFacts;
 use crate::plan::namespaces::{Namespace, NamespacePlan};
 use crate::plan::net::NetPlan;
+use crate::plan::show::Shown;
 use crate::plan::surroundings::Kind;
 use crate::sandbox::Mode;
 use crate::signals::{Received, Signals};
@@ -55,6 +56,10 @@ pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
     let place = place(args);
     let facts = HostFacts { state_dir: place.path(), ..apply::facts::collect() };
     let plan = Plan::new(args, &policy_text(&args.policy)?, &port_files(&args.publish_file)?, &facts)?;
+    if let Some(format) = args.dry_run {
+        show(&Shown::new(&plan, args, &facts.state_dir), format).map_err(prepare("standard output"))?;
+        return Ok(Ending::Exited(0));
+    }
     let pcap = args.pcap.as_ref().map(|path| {
         File::create(path).map_err(|source| UsageError::PcapFile { path: path.display().to_string(), source })
     });
@@ -99,6 +104,17 @@ pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
     processes.supervise(&signals, link(&plan), state.as_ref())
 }
 
+fn show(plan: &Shown<'_>, format: DryRunArg) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match format {
+        DryRunArg::Text => write!(stdout, "{plan}"),
+        DryRunArg::Json => {
+            serde_json::to_writer_pretty(&mut stdout, plan)?;
+            writeln!(stdout)
+        }
+    }
+}
+
 /// What is to be started.
 struct Launch<'a> {
     plan: &'a Plan,
@@ -126,7 +142,10 @@ fn state_dir(args: &RunArgs, plan: &Plan, place: &Place) -> Result<Option<StateD
     let is_needed = plan.surroundings.kind == Kind::Node || plan.namespaces.detached_net.is_some();
     let is_convenience = args.state_dir.is_none() && args.name.is_none() && !is_needed;
     match StateDir::open(place) {
-        Ok(state) => {
+        Ok(mut state) => {
+            if let Some(data) = &plan.surroundings.data {
+                state.lock_data(data)?;
+            }
             if plan.namespaces.detached_net.is_some() {
                 state.make_netns()?;
             }

@@ -231,6 +231,8 @@ pub struct StateDir {
     /// Removed at the end if it is empty.
     base: Option<PathBuf>,
     lock: Flock<File>,
+    /// Of a node's data directory.
+    data: Option<Flock<File>>,
 }
 
 impl StateDir {
@@ -252,9 +254,24 @@ impl StateDir {
             return Err(StateDirError::TooLong { path, length });
         }
         let lock = StateDir::make_and_lock(&path, base.as_deref())?;
-        let directory = StateDir { path, base, lock };
+        let directory = StateDir { path, base, lock, data: None };
         directory.clean()?;
         Ok(directory)
+    }
+
+    /// Locks the data directory of a node, which is made if it is missing, for as long as this lives: two instances would spoil each
+    /// other's data.
+    ///
+    /// # Errors
+    /// An instance uses it, or it cannot be had.
+    pub fn lock_data(&mut self, path: &Path) -> Result<(), StateDirError> {
+        self.data = Some(StateDir::make_and_lock(path, None)?);
+        Ok(())
+    }
+
+    /// Its locks, which hold as long as any process has their descriptors.
+    pub fn locks(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(&self.lock).chain(&self.data).map(|lock| lock.as_fd())
     }
 
     /// Begins anew as long as others end, or look, in the same moment.
@@ -387,13 +404,6 @@ impl StateDir {
 impl Drop for StateDir {
     fn drop(&mut self) {
         self.remove();
-    }
-}
-
-/// The lock, which holds as long as any process has its descriptor.
-impl AsFd for StateDir {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.lock.as_fd()
     }
 }
 

@@ -6,6 +6,7 @@ pub mod idmap;
 pub mod mounts;
 pub mod namespaces;
 pub mod net;
+pub mod show;
 pub mod surroundings;
 
 use forwarder::spec::PortFile;

@@ -46,14 +46,30 @@ impl fmt::Display for Namespace {
     }
 }
 
+impl fmt::Display for NamespacePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.new.iter().map(ToString::to_string).collect();
+        f.write_str(&names.join(" "))?;
+        if let Some(name) = &self.hostname {
+            write!(f, ", host name {name}")?;
+        }
+        if let Some(path) = &self.detached_net {
+            write!(f, ", net apart from the command at {}", path.display())?;
+        }
+        Ok(())
+    }
+}
+
 /// The child's namespaces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NamespacePlan {
     /// Those that are made with the child.
     pub new: Vec<Namespace>,
     /// The host name in a uts namespace, if another one than the host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
     /// The file to which the network namespace is bound, if CMD is to stay in the host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub detached_net: Option<PathBuf>,
 }
 
