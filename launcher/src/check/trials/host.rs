@@ -99,11 +99,7 @@ pub(super) fn open_files() -> u64 {
 /// Of the user, and of every cgroup on the way to ours.
 pub(super) fn processes() -> u64 {
     let own = getrlimit(Resource::RLIMIT_NPROC).map_or(u64::MAX, |(_, hard)| hard);
-    let Some(cgroup) = super::cgroup::own() else { return own };
-    let limits = cgroup.ancestors().filter_map(|directory| {
-        fs::read_to_string(directory.join("pids.max")).ok()?.trim().parse::<u64>().ok()
-    });
-    limits.chain([own]).min().unwrap_or(own)
+    super::cgroup::process_limits().fold(own, u64::min)
 }
 
 pub(super) fn has_swap() -> bool {

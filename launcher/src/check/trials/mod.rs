@@ -14,7 +14,7 @@ use clap::Parser as _;
 use nix::sched::CloneFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
-use self::thrown::throw_away;
+use self::thrown::{Ids, throw_away};
 use super::facts::{Facts, LaunchFacts, Mapped, NodeFacts, Outcome};
 use super::finding::Purpose;
 use crate::apply;
@@ -52,7 +52,8 @@ pub(super) fn collect(args: &CheckArgs) -> Facts {
 }
 
 fn launch(host: &HostFacts) -> LaunchFacts {
-    let tried = |trial: fn() -> Outcome| throw_away(host, LAUNCH, trial).and_then(|outcome| outcome);
+    let tried =
+        |trial: fn() -> Outcome| throw_away(LAUNCH, Ids::Root(host), trial).and_then(|outcome| outcome);
     LaunchFacts {
         namespaces: tried(apply::net::loopback),
         tap: tried(|| apply::net::open_tap().map(drop)),
@@ -82,8 +83,9 @@ fn node(args: &CheckArgs, host: &HostFacts) -> NodeFacts {
         systemd: host::has_systemd(),
         bus: host::has_bus(&runtime_directory),
         lingers: host::lingers(host),
-        cgroups: cgroup::hierarchy(),
-        delegation: cgroup::delegation(&programs, &runtime_directory),
+        cgroups: apply::cgroup::facts().hierarchy,
+        cgroup: args.cgroup.into(),
+        delegation: cgroup::delegation(),
         runtime_directory,
         fuse: host::fuse(),
         modules: host::modules(),
