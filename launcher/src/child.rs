@@ -11,13 +11,15 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::unistd::{Pid, execvpe, getppid};
+use nix::unistd::{Pid, execvpe, getpid, getppid, sethostname};
 
 use crate::apply;
 use crate::error::{Failure, Step};
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
+use crate::init;
 use crate::plan::Plan;
+use crate::plan::namespaces::Namespace;
 use crate::plan::net::NetPlan;
 use crate::sys::clone::exit_now;
 use crate::sys::signal::{Disposition, set_disposition};
@@ -42,6 +44,8 @@ pub struct ChildTask<'a> {
     pub cmd: &'a [CString],
     /// The environment of CMD, `NAME=VALUE` each.
     pub environment: &'a [CString],
+    /// What CMD learns of descriptors that its caller has passed.
+    pub activation: Activation,
     /// The line to the launcher.
     pub channel: &'a Channel,
     /// The launcher.
@@ -52,17 +56,32 @@ pub struct ChildTask<'a> {
 
 /// Runs the child; ends in CMD or in an exit.
 pub fn main(task: &ChildTask<'_>) -> ! {
-    let failure = match run(task) {
-        Err(Stop::Failed(failure)) => failure,
-        Err(Stop::Orphaned) => exit_now(1),
-    };
-    // If nobody listens any more there is nobody to tell.
-    let _ = task.channel.send(&Message::Failed(failure), None);
+    let Err(stop) = run(task);
+    leave(task, stop)
+}
+
+fn leave(task: &ChildTask<'_>, stop: Stop) -> ! {
+    if let Stop::Failed(failure) = stop {
+        // If nobody listens any more there is nobody to tell.
+        let _ = task.channel.send(&Message::Failed(failure), None);
+    }
     exit_now(1)
 }
 
-enum Stop {
+/// Whether the caller has passed listening sockets (sd_listen_fds(3)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// To the launcher: CMD gets them, with its own process id as `LISTEN_PID`.
+    ForCommand,
+    /// No, or to somebody else.
+    None,
+}
+
+/// Why the child has come to its end.
+pub(crate) enum Stop {
+    /// A step failed.
     Failed(Failure),
+    /// The launcher is gone.
     Orphaned,
 }
 
@@ -86,10 +105,14 @@ fn run(task: &ChildTask<'_>) -> Result<Infallible, Stop> {
         NetPlan::Loopback => apply::net::loopback()?,
         NetPlan::Host => {}
     }
+    task.plan.surroundings.sysctls.iter().for_each(|sysctl| apply::net::sysctl(&sysctl.name, sysctl.value));
 
     let Message::IdsMapped { last_gid } = receive(task)? else {
         return Err(unexpected());
     };
+    if let Some(name) = &task.plan.namespaces.hostname {
+        sethostname(name).map_err(|error| Failure::new(Step::Hostname, name, error))?;
+    }
     apply::mounts::apply(&task.plan.mounts)?;
     if !matches!(task.plan.net, NetPlan::Host) {
         apply::net::allow_ping(last_gid);
@@ -102,13 +125,30 @@ fn run(task: &ChildTask<'_>) -> Result<Infallible, Stop> {
     let Message::Execute = receive(task)? else {
         return Err(unexpected());
     };
+    if task.plan.namespaces.contains(Namespace::Pid) {
+        return init::run(task);
+    }
+    become_command(task)
+}
+
+/// Becomes CMD, or says why not and ends.
+pub(crate) fn execute(task: &ChildTask<'_>) -> ! {
+    let Err(stop) = become_command(task);
+    leave(task, stop)
+}
+
+fn become_command(task: &ChildTask<'_>) -> Result<Infallible, Stop> {
     set_disposition(Signal::SIGPIPE, task.inherited.sigpipe);
     set_disposition(Signal::SIGCHLD, task.inherited.sigchld);
+    let mut environment = task.environment.to_vec();
+    if task.activation == Activation::ForCommand {
+        environment.extend(CString::new(format!("LISTEN_PID={}", getpid())).ok());
+    }
     // A signal that came meanwhile strikes here, before CMD exists.
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&task.inherited.mask), None)
         .map_err(|error| Failure::new(Step::Prepare, "signal mask", error))?;
     let program: &CStr = &task.cmd[0];
-    let Err(error) = execvpe(program, task.cmd, task.environment);
+    let Err(error) = execvpe(program, task.cmd, &environment);
     let error = if error == Errno::EACCES && !is_anywhere(program) { Errno::ENOENT } else { error };
     Err(Failure::new(Step::Execute, program.to_string_lossy(), error).into())
 }
@@ -127,8 +167,10 @@ pub(crate) fn is_anywhere(program: &CStr) -> bool {
 /// change on the way to CMD (only their names do, by the map), which would cancel this.
 fn die_with_parent(parent: Pid) -> Result<(), Stop> {
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| Failure::new(Step::Guard, "", error))?;
-    // Too late for a launcher that was dead already.
-    if getppid() == parent { Ok(()) } else { Err(Stop::Orphaned) }
+    // Too late for a launcher that was dead already. From inside a pid namespace it is nobody, dead or alive: then the end of the
+    // channel tells.
+    let found = getppid();
+    if found == parent || found.as_raw() == 0 { Ok(()) } else { Err(Stop::Orphaned) }
 }
 
 fn send(task: &ChildTask<'_>, message: &Message, fd: Option<&impl AsFd>) -> Result<(), Stop> {

@@ -1,8 +1,9 @@
 //! The command line. Help texts are the manual.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -11,6 +12,7 @@ use forwarder::error::SpecError;
 use forwarder::spec::PortSpec;
 use netstack::LinkCapabilities;
 use netstack::config::{Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering};
+use serde::Serialize;
 
 use crate::check::finding::Purpose;
 use crate::client::args::ClientCommand;
@@ -224,7 +226,56 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub name: Option<InstanceName>,
 
-    /// The cgroup of the launch, so that limits inside can be enforced
+    /// What the command finds around it
+    ///
+    /// node: all namespaces, /etc, /run, /var/lib and /opt that can be written to, directories of its own where kubelet and
+    /// container runtimes keep what outlives them (--data-dir), the network set up as a router, the kubelet's port published.
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = SurroundingsArg::Auto)]
+    pub surroundings: SurroundingsArg,
+
+    /// Where a node keeps what outlives it [default: rootless-launch/NAME in $XDG_DATA_HOME, else in ~/.local/share]
+    #[arg(long, value_name = "DIR", value_parser = parse_directory)]
+    pub data_dir: Option<PathBuf>,
+
+    /// A pid namespace, where our init is process 1 [default: with the surroundings of a node]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub pidns: Option<bool>,
+
+    /// An ipc namespace [default: with the surroundings of a node]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub ipcns: Option<bool>,
+
+    /// A uts namespace [default: with the surroundings of a node, and with --hostname]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub utsns: Option<bool>,
+
+    /// A cgroup namespace [default: with the surroundings of a node]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub cgroupns: Option<bool>,
+
+    /// The command's host name, in a uts namespace
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<Hostname>,
+
+    /// How mounts spread between the command's / and others [default: rslave; rshared for a node]
+    ///
+    /// With the slave kinds the host's later mounts arrive. With the shared kinds too, and those of the command spread among the
+    /// mount namespaces that it makes. Nothing ever spreads to the host.
+    #[arg(long, value_name = "KIND", value_enum)]
+    pub propagation: Option<PropagationArg>,
+
+    /// A directory that the command can write to, with the host's entries in it; repeat for more
+    ///
+    /// A tmpfs over it, in which each entry is mounted again and links are made anew. Nothing that is written or removed there
+    /// reaches the host.
+    #[arg(long, value_name = "DIR", value_parser = parse_directory)]
+    pub copy_up: Vec<PathBuf>,
+
+    /// Leave the command in the host's network; the new one is bound to the file netns in the state directory
+    #[arg(long)]
+    pub detach_netns: bool,
+
+    /// The cgroup of the launch, so that limits inside can be enforced [default: auto with a cgroup namespace]
     ///
     /// From a session of a terminal the launcher moves itself into a new scope of the user's systemd (Delegate=yes). Its processes
     /// then go to the cgroup evac below that, and the command sees that as the root of all cgroups.
@@ -378,6 +429,70 @@ pub enum NetArg {
     Host,
 }
 
+/// `--surroundings`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SurroundingsArg {
+    /// Those of a node if the command is kubelet, containerd, crio, flanneld, dockerd, buildkitd, k3s, rke2 or k0s
+    Auto,
+    /// The host's files
+    Plain,
+    /// What a Kubernetes node needs
+    Node,
+}
+
+/// `--propagation`, in RootlessKit's words (mount_namespaces(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum PropagationArg {
+    /// Nothing spreads
+    Rprivate,
+    /// What is mounted on the host later arrives
+    Rslave,
+    /// As rslave, and what the command mounts spreads to the mount namespaces that it makes
+    Rshared,
+    /// As rprivate, for the mount at / only
+    Private,
+    /// As rslave, for the mount at / only
+    Slave,
+    /// As rshared, for the mount at / only
+    Shared,
+}
+
+impl fmt::Display for PropagationArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PropagationArg::Rprivate => "rprivate",
+            PropagationArg::Rslave => "rslave",
+            PropagationArg::Rshared => "rshared",
+            PropagationArg::Private => "private",
+            PropagationArg::Slave => "slave",
+            PropagationArg::Shared => "shared",
+        })
+    }
+}
+
+/// A host name: 1 to 64 bytes (sethostname(2)), letters, digits, `-` and `.`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hostname(String);
+
+impl fmt::Display for Hostname {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Hostname {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-.".contains(&byte);
+        match (1..=64).contains(&text.len()) && text.bytes().all(fits) {
+            true => Ok(Hostname(text.to_owned())),
+            false => Err("1 to 64 letters, digits, - and . are allowed"),
+        }
+    }
+}
+
 /// `--cgroup`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CgroupArg {
@@ -439,6 +554,15 @@ pub(crate) fn parse_server(text: &str) -> Result<SocketAddr, &'static str> {
 fn parse_metrics(text: &str) -> Result<SocketAddr, &'static str> {
     let bare = text.parse::<u16>().map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     bare.or_else(|_| text.parse()).map_err(|_| "not a port or ADDRESS:PORT such as 9100 or [::1]:9100")
+}
+
+/// Paths of the plan are compared by their parts.
+fn parse_directory(text: &str) -> Result<PathBuf, &'static str> {
+    let path: PathBuf = Path::new(text).components().collect();
+    match path.is_absolute() && path.parent().is_some() && !path.iter().any(|part| part == "..") {
+        true => Ok(path),
+        false => Err("not an absolute path of a directory below /, without .."),
+    }
 }
 
 pub(crate) fn parse_name(text: &str) -> Result<(String, IpAddr), &'static str> {

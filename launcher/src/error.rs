@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use crate::plan::cgroup::NoDelegation;
 use crate::state_dir::StateDirError;
@@ -94,6 +95,16 @@ pub enum UsageError {
         "--pcap records packets, and connections on the relay have none: use --egress=auto or tap with it"
     )]
     RelayWithCapture,
+    /// The data directory of a node would not be seen inside.
+    #[error(
+        "the data directory {path:?} lies below {target}, where the node gets a directory of its own; choose another by --data-dir"
+    )]
+    HiddenData {
+        /// The directory.
+        path: PathBuf,
+        /// What hides it.
+        target: &'static str,
+    },
     /// An option that needs the engine, without the engine.
     #[error("{option} has no meaning with --net={net}: there is no engine")]
     NeedsEngine {
@@ -293,7 +304,17 @@ steps! {
     Publish = 16: "publish",
     /// The relay for outbound connections, with `--egress=relay`.
     Relay = 17: "carry outbound connections by the relay:",
-    /// A cgroup.
+    /// A new proc for a pid namespace.
+    MountProc = 18: "mount a new proc on",
+    /// A directory of `--copy-up`, or of a node.
+    CopyUp = 19: "copy up",
+    /// mkdir(2).
+    MakeDirectory = 20: "make the directory",
+    /// sethostname(2).
+    Hostname = 21: "set the host name",
+    /// clone3(2) of CMD by the init of a pid namespace.
+    StartCommand = 22: "start the command's process",
+    /// Processes and controllers of the delegated cgroup.
     Cgroup = 24: "prepare the cgroup",
 }
 

@@ -24,6 +24,7 @@ pub mod guard;
 pub mod handshake;
 pub mod hint;
 pub mod holder;
+mod init;
 pub mod join;
 pub mod logger;
 pub mod manual;

@@ -25,7 +25,7 @@ use crate::agent::Agent;
 use crate::apply;
 use crate::apply::cgroup::Cgroup;
 use crate::apply::idmap::Mapping;
-use crate::child::{self, ChildTask, Inherited};
+use crate::child::{self, Activation, ChildTask, Inherited};
 use crate::cli::{RunArgs, SdNotifyArg};
 use crate::engine::{self, EngineFiles, EngineTask, Report};
 use crate::error::{Ending, Failure, LaunchError, PortFileError, Step, UsageError, with_causes};
@@ -35,11 +35,14 @@ use crate::handshake::message::Message;
 use crate::handshake::state::{Action, Link, ParentHandshake, Peer};
 use crate::notify::{self, Notifier, State};
 use crate::plan::Plan;
-use crate::plan::cgroup::CgroupPlan;
+use crate::plan::cgroup::{CgroupMode, CgroupPlan};
+use crate::plan::facts::HostFacts;
+use crate::plan::namespaces::{Namespace, NamespacePlan};
 use crate::plan::net::NetPlan;
+use crate::plan::surroundings::Kind;
 use crate::sandbox::Mode;
 use crate::signals::{Received, Signals};
-use crate::state_dir::{Place, StateDir};
+use crate::state_dir::{InstanceName, Place, StateDir};
 use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork};
 use crate::sys::pidfd;
@@ -51,20 +54,23 @@ use crate::sys::wait::{self, AfterStop, Event};
 /// # Errors
 /// The launch failed, or the engine died before CMD.
 pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
-    let facts = apply::facts::collect();
+    let place = place(args);
+    let facts = HostFacts { state_dir: place.path(), ..apply::facts::collect() };
     let mut plan = Plan::new(args, &policy_text(&args.policy)?, &port_files(&args.publish_file)?, &facts)?;
-    if let Some(mode) = args.cgroup {
-        plan.cgroup = CgroupPlan::new(mode.into(), &apply::cgroup::facts())?;
-    }
+    plan.cgroup = cgroup(args, &plan)?;
     let pcap = args.pcap.as_ref().map(|path| {
         File::create(path).map_err(|source| UsageError::PcapFile { path: path.display().to_string(), source })
     });
     let pcap = pcap.transpose()?;
     plan.warnings.iter().for_each(|text| warn!("{text}"));
+    if plan.surroundings.kind == Kind::Node {
+        info!("the command gets the surroundings of a node (--surroundings=plain if that is not wanted)");
+    }
     let cmd = args.cmd.iter().map(|word| CString::new(word.as_bytes()));
     let cmd: Vec<CString> = cmd.collect::<Result<_, _>>().map_err(prepare("the command's arguments"))?;
-    let state = state_dir(args)?;
-    let environment = environment(state.as_ref(), args.sdnotify).map_err(prepare("the environment"))?;
+    let state = state_dir(args, &plan, &place)?;
+    let (environment, activation) =
+        environment(state.as_ref(), args.sdnotify).map_err(prepare("the environment"))?;
     let notifier = match args.sdnotify {
         SdNotifyArg::Launcher => Notifier::from_environment(),
         SdNotifyArg::Command => None,
@@ -91,6 +97,7 @@ pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
         plan: &plan,
         cmd: &cmd,
         environment: &environment,
+        activation,
         inherited,
         engine: EngineFiles { pcap: pcap.as_ref(), api: api.as_ref(), metrics: metrics.as_ref() },
         report: report(args),
@@ -108,6 +115,7 @@ struct Launch<'a> {
     plan: &'a Plan,
     cmd: &'a [CString],
     environment: &'a [CString],
+    activation: Activation,
     inherited: Inherited,
     engine: EngineFiles<'a>,
     report: Report,
@@ -116,12 +124,31 @@ struct Launch<'a> {
     notifier: Option<Notifier>,
 }
 
-/// The state directory. The default one is a convenience: without it there is no control, and CMD runs all the same.
-fn state_dir(args: &RunArgs) -> Result<Option<StateDir>, LaunchError> {
-    let place = Place::new(args.state_dir.as_deref(), args.name.as_ref());
-    match StateDir::open(&place) {
+/// Only a command with a cgroup namespace can make use of cgroups.
+fn cgroup(args: &RunArgs, plan: &Plan) -> Result<CgroupPlan, LaunchError> {
+    let mode = args.cgroup.map_or(CgroupMode::Auto, CgroupMode::from);
+    match plan.namespaces.contains(Namespace::Cgroup) {
+        true => Ok(CgroupPlan::new(mode, &apply::cgroup::facts())?),
+        false => Ok(CgroupPlan::Untouched),
+    }
+}
+
+/// Where the state directory is to be. A node has a name, because its data outlive it.
+fn place(args: &RunArgs) -> Place {
+    match (&args.name, Kind::of(args)) {
+        (None, Kind::Node) if args.state_dir.is_none() => Place::Named(InstanceName::node()),
+        (name, _) => Place::new(args.state_dir.as_deref(), name.as_ref()),
+    }
+}
+
+/// The state directory. The default one of a plain command is a convenience: without it there is no control, and CMD runs all
+/// the same.
+fn state_dir(args: &RunArgs, plan: &Plan, place: &Place) -> Result<Option<StateDir>, LaunchError> {
+    let is_convenience =
+        args.state_dir.is_none() && args.name.is_none() && plan.surroundings.kind == Kind::Plain;
+    match StateDir::open(place) {
         Ok(state) => Ok(Some(state)),
-        Err(error) if args.state_dir.is_none() && args.name.is_none() => {
+        Err(error) if is_convenience => {
             info!("no control of this instance: {}", with_causes(&error));
             Ok(None)
         }
@@ -129,22 +156,36 @@ fn state_dir(args: &RunArgs) -> Result<Option<StateDir>, LaunchError> {
     }
 }
 
-/// The caller's environment, with what is to be known of the state directory.
-fn environment(state: Option<&StateDir>, sdnotify: SdNotifyArg) -> Result<Vec<CString>, NulError> {
+/// The caller's environment, with what is to be known of the state directory, and whether sockets were passed to us, which CMD gets.
+fn environment(
+    state: Option<&StateDir>,
+    sdnotify: SdNotifyArg,
+) -> Result<(Vec<CString>, Activation), NulError> {
     let ours = state.map(StateDir::environment).into_iter().flatten();
     let ours: Vec<(OsString, OsString)> = ours.map(|(name, value)| (name.into(), value)).collect();
-    let is_left_out = |name: &OsString| sdnotify == SdNotifyArg::Launcher && name == notify::VARIABLE;
+    let is_for_us = env::var("LISTEN_PID").is_ok_and(|pid| pid.parse() == Ok(getpid().as_raw()));
+    // Both name the process that the sockets are for.
+    let is_left_out = |name: &OsString| {
+        is_for_us && (name == "LISTEN_PID" || name == "LISTEN_PIDFDID")
+            || sdnotify == SdNotifyArg::Launcher && name == notify::VARIABLE
+    };
     let inherited =
         env::vars_os().filter(|(name, _)| ours.iter().all(|(other, _)| other != name) && !is_left_out(name));
     let line = |(name, value): &(OsString, OsString)| {
         CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())
     };
-    inherited.collect::<Vec<_>>().iter().chain(&ours).map(line).collect()
+    let lines = inherited.collect::<Vec<_>>().iter().chain(&ours).map(line).collect::<Result<_, _>>()?;
+    Ok((lines, if is_for_us { Activation::ForCommand } else { Activation::None }))
 }
 
 /// Everything that runs because of this launch. Dropping it ends and reaps all of it.
 struct Processes {
+    /// CMD, or the init of its pid namespace.
     child: Option<Pid>,
+    /// CMD, where there is an init, once it runs.
+    command: Option<OwnedFd>,
+    /// How CMD ended, where there is an init.
+    ending: Option<Ending>,
     /// `None` if there is nothing to serve, or when it is dead.
     engine: Option<Pid>,
     /// `None` until there is somebody to guard.
@@ -202,19 +243,22 @@ impl Processes {
         let plan = launch.plan;
         let (to_child, childs_end) = Channel::pair().map_err(prepare("a socket"))?;
         let parent = getpid();
-        let fork = clone::fork(namespaces(plan), ExitSignal::Child);
+        let fork = clone::fork(namespaces(&plan.namespaces), ExitSignal::Child);
         let child = match fork.map_err(|error| Failure::new(Step::CloneNamespaces, "", error))? {
             Fork::Parent(child) => child,
             Fork::Child => {
                 drop(to_child);
-                let Launch { cmd, environment, inherited, .. } = *launch;
-                child::main(&ChildTask { plan, cmd, environment, channel: &childs_end, parent, inherited })
+                let Launch { cmd, environment, activation, inherited, .. } = *launch;
+                let channel = &childs_end;
+                child::main(&ChildTask { plan, cmd, environment, activation, channel, parent, inherited })
             }
         };
         drop(childs_end);
         // From here on, whatever fails, both are ended.
         let mut processes = Processes {
             child: Some(child),
+            command: None,
+            ending: None,
             engine: None,
             guard: None,
             namespace: None,
@@ -306,7 +350,7 @@ impl Processes {
         loop {
             let ready = self.wait(signals)?;
             if ready.engine {
-                self.handle_engine(&mut handshake, state)?;
+                self.handle_engine(&mut handshake, state, signals)?;
             }
             if ready.guard {
                 self.handle_guards_end()?;
@@ -315,19 +359,19 @@ impl Processes {
                 self.agent.start();
             }
             if ready.child {
-                self.handle_child(&mut handshake, state)?;
+                self.handle_child(&mut handshake, state, signals)?;
             }
             if ready.signals {
                 self.forward(signals, Continue::PassOn)?;
                 if let Some(ending) = self.handle_children(signals)? {
                     // What it said before it died says more.
                     while self.to_child.is_some() {
-                        self.handle_child(&mut handshake, state)?;
+                        self.handle_child(&mut handshake, state, signals)?;
                     }
                     if !handshake.is_running() {
                         return Err(LaunchError::ChildDied(ending));
                     }
-                    return self.finish(ending);
+                    return self.finish(self.ending.unwrap_or(ending));
                 }
             }
         }
@@ -362,11 +406,12 @@ impl Processes {
         &mut self,
         handshake: &mut ParentHandshake,
         state: Option<&StateDir>,
+        signals: &Signals,
     ) -> Result<(), LaunchError> {
         let Some(channel) = &self.to_engine else { return Ok(()) };
         match channel.receive().map_err(talk)? {
             Some(received) => {
-                self.perform(handshake.handle_message(Peer::Engine, received.message)?, None, state)
+                self.perform(handshake.handle_message(Peer::Engine, received.message)?, None, state, signals)
             }
             None => {
                 let Some(engine) = self.engine.take() else { return Ok(()) };
@@ -389,11 +434,13 @@ impl Processes {
         &mut self,
         handshake: &mut ParentHandshake,
         state: Option<&StateDir>,
+        signals: &Signals,
     ) -> Result<(), LaunchError> {
         let Some(channel) = &self.to_child else { return Ok(()) };
         match channel.receive().map_err(talk)? {
             Some(received) => {
-                self.perform(handshake.handle_message(Peer::Child, received.message)?, received.fd, state)
+                let action = handshake.handle_message(Peer::Child, received.message)?;
+                self.perform(action, received.fd, state, signals)
             }
             None => {
                 handshake.handle_child_closed();
@@ -408,9 +455,20 @@ impl Processes {
         action: Action,
         fd: Option<OwnedFd>,
         state: Option<&StateDir>,
+        signals: &Signals,
     ) -> Result<(), LaunchError> {
         match action {
             Action::Wait => Ok(()),
+            Action::TakeNamespace => Ok(()),
+            Action::WatchCommand => {
+                self.command = fd;
+                Ok(())
+            }
+            Action::Stop { signal, count } => self.stop_until_resumed(signal, count, signals),
+            Action::End(ending) => {
+                self.ending = Some(ending);
+                Ok(())
+            }
             // An engine that is dead will be noticed by its channel.
             Action::PassTap => {
                 let _ = self.tell_engine(&Message::Serve, fd.as_ref().map(AsFd::as_fd));
@@ -457,12 +515,41 @@ impl Processes {
                 libc::SIGCONT => on_continue == Continue::Swallow,
                 _ => false,
             };
-            if !is_ours && !by_kernel && sender != child {
+            if !is_ours && !by_kernel && sender != child && !self.is_from_inside(sender) {
                 debug!("signal {signal} is passed on to the command");
-                // Fails only for a process that is dead already.
-                let _ = wait::kill(child, signal);
+                // Fails only for a process that is dead already. An init keeps for CMD what comes too early.
+                let _ = match &self.command {
+                    Some(command) => pidfd::send(command.as_fd(), signal),
+                    None => wait::kill(child, signal),
+                };
             }
         }
+        Ok(())
+    }
+
+    /// Whether a process is in CMD's pid namespace. From there it reaches the launcher only by signalling the process group,
+    /// of which CMD is.
+    fn is_from_inside(&self, sender: Pid) -> bool {
+        let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/pid")).ok();
+        self.command.is_some()
+            && namespace(&sender.to_string()).is_some_and(|theirs| Some(theirs) != namespace("self"))
+    }
+
+    /// CMD was stopped, for the `count`th time: stops the launcher likewise, so that the shell sees it, until it is continued.
+    /// The init knows whether CMD still stands then.
+    fn stop_until_resumed(&self, signal: i32, count: u32, signals: &Signals) -> Result<(), LaunchError> {
+        // What the init has said meanwhile is newer.
+        let is_more = |channel: &Channel| {
+            let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        };
+        if self.to_child.as_ref().is_some_and(is_more) {
+            return Ok(());
+        }
+        Signals::stop_self(signal).map_err(prepare("stopping"))?;
+        self.forward(signals, Continue::Swallow)?;
+        // An init that is dead will be noticed by its end.
+        let _ = self.tell_child(&Message::Resume { count });
         Ok(())
     }
 
@@ -474,10 +561,10 @@ impl Processes {
                     self.child = None;
                     return Ok(Some(ending));
                 }
-                Event::Stopped(pid, signal) if Some(pid) == self.child => {
+                Event::Stopped(pid, signal) if Some(pid) == self.child && self.command.is_none() => {
                     self.stop_with(pid, signal, signals)?;
                 }
-                Event::Ended(..) | Event::Stopped(..) => {}
+                Event::Ended(..) | Event::Stopped(..) | Event::Continued(_) => {}
                 Event::Nothing | Event::NoChild => return Ok(None),
             }
         }
@@ -575,17 +662,23 @@ struct Ready {
 fn reap() -> io::Result<Event> {
     loop {
         match wait::next_change()? {
-            Event::Ended(..) | Event::Stopped(..) => {}
+            Event::Ended(..) | Event::Stopped(..) | Event::Continued(_) => {}
             last => return Ok(last),
         }
     }
 }
 
-fn namespaces(plan: &Plan) -> CloneFlags {
-    let mut flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
-    flags.set(CloneFlags::CLONE_NEWNET, !matches!(plan.net, NetPlan::Host));
-    flags.set(CloneFlags::CLONE_NEWCGROUP, plan.cgroup.is_delegated());
-    flags
+fn namespaces(plan: &NamespacePlan) -> CloneFlags {
+    let flag = |namespace: &Namespace| match namespace {
+        Namespace::User => CloneFlags::CLONE_NEWUSER,
+        Namespace::Mount => CloneFlags::CLONE_NEWNS,
+        Namespace::Net => CloneFlags::CLONE_NEWNET,
+        Namespace::Pid => CloneFlags::CLONE_NEWPID,
+        Namespace::Ipc => CloneFlags::CLONE_NEWIPC,
+        Namespace::Uts => CloneFlags::CLONE_NEWUTS,
+        Namespace::Cgroup => CloneFlags::CLONE_NEWCGROUP,
+    };
+    plan.new.iter().map(flag).collect()
 }
 
 fn link(plan: &Plan) -> Link {

@@ -34,6 +34,7 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Pid, getegid, geteuid};
 use thiserror::Error;
 
+use crate::plan::surroundings::DEFAULT_NODE_NAME;
 use crate::sys::pidfd;
 
 /// Why there is no state directory.
@@ -141,6 +142,11 @@ impl InstanceName {
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// That of a node which is not given one.
+    pub fn node() -> Self {
+        InstanceName(DEFAULT_NODE_NAME.to_owned())
     }
 }
 

@@ -1,15 +1,18 @@
 //! Collects [`HostFacts`].
 
 use std::env;
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, User, access, getegid, geteuid};
 
 use crate::plan::facts::HostFacts;
+use crate::plan::surroundings::CNI_PLUGINS;
 
-/// Reads what the plan needs to know. What cannot be read is as good as not there.
+/// Reads what the plan needs to know. What cannot be read is as good as not there. `state_dir` is left empty.
 pub fn collect() -> HostFacts {
+    let home = env::home_dir().unwrap_or_default();
+    let data_home = env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let (uid, gid) = (geteuid(), getegid());
     HostFacts {
@@ -27,6 +30,12 @@ pub fn collect() -> HostFacts {
         ipv6_routes: read("/proc/net/ipv6_route"),
         resolv_conf: read("/etc/resolv.conf"),
         hosts: read("/etc/hosts"),
+        name_files_exist: ["/etc/resolv.conf", "/etc/hosts"].iter().all(|path| Path::new(path).exists()),
+        kmsg_opens: File::open("/dev/kmsg").is_ok(),
+        cni_plugins_exist: Path::new(CNI_PLUGINS).is_dir(),
+        data_home: data_home.unwrap_or_else(|| home.join(".local/share")),
+        home,
+        state_dir: PathBuf::new(),
     }
 }
 

@@ -5,7 +5,9 @@ pub mod facts;
 pub mod forwards;
 pub mod idmap;
 pub mod mounts;
+pub mod namespaces;
 pub mod net;
+pub mod surroundings;
 
 use forwarder::spec::PortFile;
 
@@ -14,13 +16,19 @@ use self::facts::HostFacts;
 use self::forwards::ForwardPlan;
 use self::idmap::IdMapPlan;
 use self::mounts::MountPlan;
+use self::namespaces::NamespacePlan;
 use self::net::NetPlan;
-use crate::cli::RunArgs;
+use self::surroundings::Surroundings;
+use crate::cli::{Publish, RunArgs};
 use crate::error::UsageError;
 
 /// A launch, valid by construction.
 #[derive(Debug)]
 pub struct Plan {
+    /// What the command finds around it.
+    pub surroundings: Surroundings,
+    /// What is made with the child.
+    pub namespaces: NamespacePlan,
     /// User and group ids.
     pub ids: IdMapPlan,
     /// The child's network.
@@ -48,11 +56,18 @@ impl Plan {
         facts: &HostFacts,
     ) -> Result<Plan, UsageError> {
         let net = NetPlan::new(args, policy, facts)?;
-        let forwards = ForwardPlan::new(&args.publish, published)?;
-        let mounts = MountPlan::new(&net, args, facts);
+        let surroundings = Surroundings::new(args, facts)?;
+        let namespaces = NamespacePlan::new(args, surroundings.kind, &net);
+        let by_itself = surroundings.published.iter().cloned().map(Publish::Port);
+        let publish: Vec<Publish> = args.publish.iter().cloned().chain(by_itself).collect();
+        let forwards = ForwardPlan::new(&publish, published)?;
+        let mounts = MountPlan::new(&net, &namespaces, &surroundings, args, facts);
         let warnings = net.overlaps(facts);
+        let ids = IdMapPlan::new(facts);
         Ok(Plan {
-            ids: IdMapPlan::new(facts),
+            surroundings,
+            namespaces,
+            ids,
             net,
             forwards,
             mounts,

@@ -27,7 +27,7 @@ use crate::error::{Ending, Failure, Step};
 use crate::hint::Machine;
 use crate::plan::facts::HostFacts;
 use crate::plan::idmap::{IdMapPlan, MapPlan};
-use crate::plan::mounts::{FileMount, MountPlan};
+use crate::plan::mounts::{MountPlan, MountStep};
 use crate::plan::net::NetPlan;
 use crate::sandbox::{Mode, Sandbox};
 use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
@@ -59,7 +59,9 @@ fn launch(host: &HostFacts) -> LaunchFacts {
         tap: tried(|| apply::net::open_tap().map(drop)),
         relay: tried(|| apply::net::loopback().and_then(|()| egress::demand(forwarder::child::try_egress()))),
         mounts: tried(|| {
-            apply::mounts::apply(&MountPlan { files: vec![FileMount { name: "hosts", text: String::new() }] })
+            apply::mounts::apply(&MountPlan {
+                steps: vec![MountStep::Cover { path: "/etc/hosts".into(), text: String::new() }],
+            })
         }),
         mapped: mapped(host),
         sandbox: enter_sandbox().map_err(|error| error.to_string()),
@@ -76,7 +78,7 @@ fn launch(host: &HostFacts) -> LaunchFacts {
 fn node(args: &CheckArgs, host: &HostFacts) -> NodeFacts {
     let search = SearchPath::new(&args.bin_dir, &args.cni_bin_dir, std::env::var_os("PATH").as_deref());
     let programs = survey(Program::ALL, &search);
-    let data = host::data_directory(args.data_dir.as_deref());
+    let data = host::data_directory(args.data_dir.as_deref(), host);
     let runtime_directory = host::runtime_directory(host.uid);
     NodeFacts {
         inside: inside::try_all(host, &data, programs.get(&Program::Iptables)),
