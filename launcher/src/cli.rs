@@ -121,6 +121,12 @@ pub struct CheckArgs {
     #[arg(long, value_name = "DIR")]
     pub cni_bin_dir: Vec<PathBuf>,
 
+    /// Whether a node has to have a delegated cgroup, as for a launch
+    ///
+    /// Without one (auto, none) it runs, but no limits of its pods are enforced.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = CgroupArg::Delegated)]
+    pub cgroup: CgroupArg,
+
     /// Where nodes keep their data [default: rootless-launch in $XDG_DATA_HOME, else in ~/.local/share]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
