@@ -28,6 +28,7 @@ pub mod join;
 pub mod logger;
 pub mod manual;
 pub mod netlink;
+pub mod node;
 pub mod notify;
 pub mod parent;
 pub mod personality;
