@@ -616,7 +616,7 @@ fn parse_metrics(text: &str) -> Result<SocketAddr, &'static str> {
 }
 
 /// Paths of the plan are compared by their parts.
-fn parse_directory(text: &str) -> Result<PathBuf, &'static str> {
+pub(crate) fn parse_directory(text: &str) -> Result<PathBuf, &'static str> {
     let path: PathBuf = Path::new(text).components().collect();
     match path.is_absolute() && path.parent().is_some() && !path.iter().any(|part| part == "..") {
         true => Ok(path),

@@ -8,7 +8,9 @@
 pub mod args;
 mod facts;
 pub mod host_ports;
+pub mod install;
 pub mod plan;
+pub mod service;
 pub mod tasks;
 
 use std::ffi::OsString;
