@@ -64,7 +64,7 @@ pub(super) fn try_all(
 /// Tries only the overlay.
 pub(super) fn try_overlay(host: &HostFacts, data: &Path) -> Outcome {
     let scratch = Scratch::beside(data);
-    throw_away(host, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS, || overlay(&scratch))?
+    throw_away(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS, Ids::Root(host), || overlay(&scratch))?
 }
 
 /// Mounted one after the other on /proc, /sys and /sys/fs/cgroup of these namespaces.

@@ -67,7 +67,7 @@ fn launch(host: &HostFacts) -> LaunchFacts {
         mounts: tried(|| {
             apply::mounts::apply(&MountPlan {
                 steps: vec![MountStep::Cover { path: "/etc/hosts".into(), text: String::new() }],
-            })
+            }, None)
         }),
         mapped: mapped(host),
         sandbox: enter_sandbox().map_err(|error| error.to_string()),
