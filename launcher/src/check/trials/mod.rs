@@ -65,9 +65,12 @@ fn launch(host: &HostFacts) -> LaunchFacts {
         tap: tried(|| apply::net::open_tap().map(drop)),
         relay: tried(|| apply::net::loopback().and_then(|()| egress::demand(forwarder::child::try_egress()))),
         mounts: tried(|| {
-            apply::mounts::apply(&MountPlan {
-                steps: vec![MountStep::Cover { path: "/etc/hosts".into(), text: String::new() }],
-            }, None)
+            apply::mounts::apply(
+                &MountPlan {
+                    steps: vec![MountStep::Cover { path: "/etc/hosts".into(), text: String::new() }],
+                },
+                None,
+            )
         }),
         mapped: mapped(host),
         sandbox: enter_sandbox().map_err(|error| error.to_string()),
