@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -17,6 +18,8 @@ use serde::Serialize;
 use crate::check::finding::Purpose;
 use crate::client::args::ClientCommand;
 use crate::egress::EgressMode;
+use crate::node::args::NodeArgs;
+use crate::node::tasks::Task;
 use crate::plan::cgroup::CgroupMode;
 use crate::sandbox::Mode;
 use crate::state_dir::InstanceName;
@@ -45,6 +48,18 @@ pub struct Cli {
     pub run: RunArgs,
 }
 
+impl Cli {
+    /// How much is to be said on stderr. Tasks of a node write to its logs.
+    pub fn verbosity(&self) -> u8 {
+        match &self.command {
+            Some(Command::Node(node)) => node.run.verbose,
+            Some(Command::NodeTask(_)) => 1,
+            Some(Command::NodeSupervisor(args)) => args.verbose,
+            _ => self.run.verbose,
+        }
+    }
+}
+
 /// Things to do instead of running a command.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -54,6 +69,13 @@ pub enum Command {
     /// Exit status 0 if what --for names works (a launch, unless it is given), else 1. The block of commands at the end
     /// mends all that is said to fail; nothing is run by itself.
     Check(CheckArgs),
+    /// Run a Kubernetes node: a container runtime, pod networking and kubelet
+    ///
+    /// Without a kubeconfig it runs static pods. Everything it keeps is in its data directory.
+    Node(Box<NodeArgs>),
+    /// What runs inside a node
+    #[command(subcommand, hide = true)]
+    NodeTask(Task),
     /// What concerns running instances.
     #[command(flatten)]
     Client(ClientCommand),
@@ -64,6 +86,9 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Keep the programs of a node running, inside its namespaces
+    #[command(hide = true)]
+    NodeSupervisor(SupervisorArgs),
     /// Print the manual page, or write all of them to a directory
     Man {
         /// Where to; a page for each subcommand
@@ -105,6 +130,18 @@ pub struct CheckArgs {
     /// Where nodes keep their data [default: rootless-launch in $XDG_DATA_HOME, else in ~/.local/share]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+}
+
+/// Options of `node-supervisor`.
+#[derive(Debug, Args)]
+pub struct SupervisorArgs {
+    /// The open descriptor that the plan (JSON) is read from
+    #[arg(long, value_name = "FD")]
+    pub plan_fd: RawFd,
+
+    /// Say more on stderr; -vv and -vvv say still more
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
 }
 
 /// Options of a launch.
@@ -290,6 +327,19 @@ pub struct RunArgs {
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_metrics)]
     pub metrics: Option<SocketAddr>,
 
+    /// Print what would be done, and do nothing
+    ///
+    /// The same plan is carried out without this option.
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "text"
+    )]
+    pub dry_run: Option<DryRunArg>,
+
     /// Say more on stderr; -vv and -vvv say still more
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
@@ -440,6 +490,15 @@ pub enum SurroundingsArg {
     Node,
 }
 
+/// `--dry-run`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DryRunArg {
+    /// A line for each step
+    Text,
+    /// An object
+    Json,
+}
+
 /// `--propagation`, in RootlessKit's words (mount_namespaces(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -557,7 +616,7 @@ fn parse_metrics(text: &str) -> Result<SocketAddr, &'static str> {
 }
 
 /// Paths of the plan are compared by their parts.
-fn parse_directory(text: &str) -> Result<PathBuf, &'static str> {
+pub(crate) fn parse_directory(text: &str) -> Result<PathBuf, &'static str> {
     let path: PathBuf = Path::new(text).components().collect();
     match path.is_absolute() && path.parent().is_some() && !path.iter().any(|part| part == "..") {
         true => Ok(path),

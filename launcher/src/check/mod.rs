@@ -13,6 +13,8 @@ pub mod judge;
 pub mod report;
 mod trials;
 
+pub(crate) use self::trials::overlay;
+
 use std::io::Write as _;
 use std::process::ExitCode;
 

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::CloneFlags;
 
 use super::super::facts::{DataDirectory, Inside, Outcome};
 use super::host::existing;
@@ -58,6 +59,12 @@ pub(super) fn try_all(
         // Last: it covers /run.
         iptables: iptables.map(|program| rules(&program.path)).unwrap_or_default(),
     })
+}
+
+/// Tries only the overlay.
+pub(super) fn try_overlay(host: &HostFacts, data: &Path) -> Outcome {
+    let scratch = Scratch::beside(data);
+    throw_away(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS, Ids::Root(host), || overlay(&scratch))?
 }
 
 /// Mounted one after the other on /proc, /sys and /sys/fs/cgroup of these namespaces.

@@ -9,6 +9,7 @@ mod thrown;
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
+use std::path::Path;
 
 use clap::Parser as _;
 use nix::sched::CloneFlags;
@@ -51,6 +52,11 @@ pub(super) fn collect(args: &CheckArgs) -> Facts {
     Facts { machine: Machine::read(), launch, node, host }
 }
 
+/// Only the overlay, in the directory where a node keeps its data or will.
+pub(crate) fn overlay(host: &HostFacts, data: &Path) -> Outcome {
+    inside::try_overlay(host, data)
+}
+
 fn launch(host: &HostFacts) -> LaunchFacts {
     let tried =
         |trial: fn() -> Outcome| throw_away(LAUNCH, Ids::Root(host), trial).and_then(|outcome| outcome);
@@ -59,9 +65,12 @@ fn launch(host: &HostFacts) -> LaunchFacts {
         tap: tried(|| apply::net::open_tap().map(drop)),
         relay: tried(|| apply::net::loopback().and_then(|()| egress::demand(forwarder::child::try_egress()))),
         mounts: tried(|| {
-            apply::mounts::apply(&MountPlan {
-                steps: vec![MountStep::Cover { path: "/etc/hosts".into(), text: String::new() }],
-            })
+            apply::mounts::apply(
+                &MountPlan {
+                    steps: vec![MountStep::Cover { path: "/etc/hosts".into(), text: String::new() }],
+                },
+                None,
+            )
         }),
         mapped: mapped(host),
         sandbox: enter_sandbox().map_err(|error| error.to_string()),
