@@ -102,20 +102,29 @@ pub struct Origin {
 impl Origin {
     /// In words, of programs that come from the same place.
     pub fn of_all(programs: &[Program]) -> String {
-        let origins: Vec<Origin> = programs.iter().map(|program| program.origin()).collect();
-        let list = |place: fn(&Origin) -> Option<&'static str>| {
-            let mut places: Vec<&str> = origins.iter().filter_map(place).collect();
-            places.dedup();
-            (!places.is_empty()).then(|| places.join(" "))
-        };
-        let kinds = [
-            ("Debian package", list(|origin| origin.debian)),
-            ("Go import path", list(|origin| origin.go)),
-            ("releases:", list(|origin| origin.page)),
-        ];
-        let named = kinds.into_iter().filter_map(|(kind, places)| Some(format!("{kind} {}", places?)));
-        named.collect::<Vec<_>>().join(", ")
+        describe(&programs.iter().map(|program| program.origin()).collect::<Vec<_>>())
     }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&describe(&[*self]))
+    }
+}
+
+fn describe(origins: &[Origin]) -> String {
+    let list = |place: fn(&Origin) -> Option<&'static str>| {
+        let mut places: Vec<&str> = origins.iter().filter_map(place).collect();
+        places.dedup();
+        (!places.is_empty()).then(|| places.join(" "))
+    };
+    let kinds = [
+        ("Debian package", list(|origin| origin.debian)),
+        ("Go import path", list(|origin| origin.go)),
+        ("releases:", list(|origin| origin.page)),
+    ];
+    let named = kinds.into_iter().filter_map(|(kind, places)| Some(format!("{kind} {}", places?)));
+    named.collect::<Vec<_>>().join(", ")
 }
 
 /// A version as far as it is compared. What follows (`~ds1`, `+unknown`, `-rc.1`) does not count.
