@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -14,8 +15,11 @@ use netstack::LinkCapabilities;
 use netstack::config::{Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering};
 use serde::Serialize;
 
+use crate::check::finding::Purpose;
 use crate::client::args::ClientCommand;
 use crate::egress::EgressMode;
+use crate::node::args::NodeArgs;
+use crate::node::tasks::Task;
 use crate::plan::cgroup::CgroupMode;
 use crate::sandbox::Mode;
 use crate::state_dir::InstanceName;
@@ -44,13 +48,34 @@ pub struct Cli {
     pub run: RunArgs,
 }
 
+impl Cli {
+    /// How much is to be said on stderr. Tasks of a node write to its logs.
+    pub fn verbosity(&self) -> u8 {
+        match &self.command {
+            Some(Command::Node(node)) => node.run.verbose,
+            Some(Command::NodeTask(_)) => 1,
+            Some(Command::NodeSupervisor(args)) => args.verbose,
+            _ => self.run.verbose,
+        }
+    }
+}
+
 /// Things to do instead of running a command.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Say what this machine lacks, and the one command that mends each
     ///
-    /// Tries everything for real in a process that is thrown away. Exit status 0 if a launch works, else 1.
+    /// Tries everything for real in processes that are thrown away: what a launch needs, a Kubernetes node, several nodes.
+    /// Exit status 0 if what --for names works (a launch, unless it is given), else 1. The block of commands at the end
+    /// mends all that is said to fail; nothing is run by itself.
     Check(CheckArgs),
+    /// Run a Kubernetes node: a container runtime, pod networking and kubelet
+    ///
+    /// Without a kubeconfig it runs static pods. Everything it keeps is in its data directory.
+    Node(Box<NodeArgs>),
+    /// What runs inside a node
+    #[command(subcommand, hide = true)]
+    NodeTask(Task),
     /// What concerns running instances.
     #[command(flatten)]
     Client(ClientCommand),
@@ -61,6 +86,9 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Keep the programs of a node running, inside its namespaces
+    #[command(hide = true)]
+    NodeSupervisor(SupervisorArgs),
     /// Print the manual page, or write all of them to a directory
     Man {
         /// Where to; a page for each subcommand
@@ -71,9 +99,43 @@ pub enum Command {
 /// Options of `check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// Print a JSON array of {"name", "verdict", "finding", "fix"} instead of text
+    /// What the machine is wanted for; each has all needs of the ones before it
+    ///
+    /// Without this everything is shown, and the exit status is that of a launch.
+    #[arg(long = "for", value_name = "PURPOSE", value_enum)]
+    pub purpose: Option<Purpose>,
+
+    /// Print a JSON array of {"name", "verdict", "finding", "fix", "group"} instead of text
     #[arg(long)]
     pub json: bool,
+
+    /// Print only the commands that root has to run, as a script for sh
+    #[arg(long, conflicts_with = "json")]
+    pub commands: bool,
+
+    /// A directory of programs and CNI plugins, before those of PATH; repeat for more
+    #[arg(long, value_name = "DIR")]
+    pub bin_dir: Vec<PathBuf>,
+
+    /// A directory of CNI plugins; repeat for more
+    #[arg(long, value_name = "DIR")]
+    pub cni_bin_dir: Vec<PathBuf>,
+
+    /// Where nodes keep their data [default: rootless-launch in $XDG_DATA_HOME, else in ~/.local/share]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// Options of `node-supervisor`.
+#[derive(Debug, Args)]
+pub struct SupervisorArgs {
+    /// The open descriptor that the plan (JSON) is read from
+    #[arg(long, value_name = "FD")]
+    pub plan_fd: RawFd,
+
+    /// Say more on stderr; -vv and -vvv say still more
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
 }
 
 /// Options of a launch.
@@ -573,7 +635,7 @@ mod tests {
         assert!(cli.command.is_none());
         assert!(matches!(
             parse(&["check", "--json"]).unwrap().command,
-            Some(Command::Check(CheckArgs { json: true }))
+            Some(Command::Check(CheckArgs { json: true, purpose: None, .. }))
         ));
     }
 

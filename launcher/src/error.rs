@@ -10,6 +10,7 @@ use crate::state_dir::StateDirError;
 use forwarder::error::PortError;
 use netstack::error::ConfigError;
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// A mistake in the command line; exit status 2.
@@ -195,7 +196,7 @@ impl fmt::Display for Ending {
 }
 
 /// A step that failed, with the value it worked on. Travels between our processes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Failure {
     /// What was being done.
     pub step: Step,
@@ -244,7 +245,7 @@ impl std::error::Error for Failure {}
 macro_rules! steps {
     ($($(#[$doc:meta])* $name:ident = $code:literal: $text:literal,)*) => {
         /// The steps of a launch.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
         #[non_exhaustive]
         #[repr(u8)]
         pub enum Step {

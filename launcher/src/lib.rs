@@ -13,6 +13,7 @@ pub mod check;
 pub mod child;
 pub mod cli;
 pub mod client;
+pub mod components;
 pub mod dbus;
 pub mod egress;
 pub mod engine;
@@ -38,6 +39,7 @@ pub mod services;
 pub mod signals;
 pub mod state_dir;
 pub mod stats;
+pub mod supervisor;
 pub mod sweep;
 #[expect(unsafe_code, reason = "system calls that no safe wrapper offers; every block states its invariant")]
 pub mod sys;

@@ -176,6 +176,14 @@ fn data_directory(args: &RunArgs, facts: &HostFacts) -> PathBuf {
     args.data_dir.clone().unwrap_or_else(named)
 }
 
+/// The directory of a node's own that hides this path of the host's, if one does.
+pub fn hiding(path: &Path) -> Option<PathBuf> {
+    let left_out = COPIED_UP
+        .iter()
+        .flat_map(|(directory, names)| names.iter().map(move |name| Path::new(directory).join(name)));
+    PERSISTENT.iter().map(PathBuf::from).chain(left_out).find(|hidden| path.starts_with(hidden))
+}
+
 /// Nothing that leads to a directory of ours or of the user's is left out.
 fn copy_up(data: &Path, facts: &HostFacts) -> Vec<(PathBuf, Vec<String>)> {
     let kept = [data, &facts.state_dir, &facts.home];
