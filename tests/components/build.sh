@@ -5,7 +5,7 @@
 #   build.sh --print-dir  prints the directory, or fails when it has not been made
 #
 # The directory holds
-#   bin/     of Debian trixie: containerd containerd-shim-runc-v2 ctr runc crun etcd etcdctl conmon fuse-overlayfs busybox (static)
+#   bin/     of Debian trixie: containerd containerd-shim-runc-v2 ctr runc crun etcd etcdctl conmon fuse-overlayfs skopeo busybox (static)
 #            of Go modules:    kubelet flanneld crictl
 #   bin2/    what stands in for some of bin/ in the second row of the matrix: containerd 2, its shim and ctr; CRI-O with pinns
 #   cni/     Debian's plugins, and flannel
@@ -14,14 +14,14 @@
 #
 # It is named by the hash of this directory, under $ROOTLESS_LAUNCH_COMPONENTS, else ~/.cache/rootless-launch-components, for root
 # /var/cache/rootless-launch-components, so that the user that tests run as can read it. Each part has a directory of its own there, by
-# the hash of what it is made from: a change of one makes the others no older.
+# the hash of its sources: a change of one wrapper leaves the other parts as they are. To start anew, remove the cache.
 set -euo pipefail
 umask 022
 
 SUITE=trixie
 MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
-PACKAGES=(containerd runc crun fuse-overlayfs containernetworking-plugins etcd-server etcd-client conmon busybox-static)
-PROGRAMS=(containerd containerd-shim-runc-v2 ctr crun etcd etcdctl etcdutl conmon fuse-overlayfs busybox)
+PACKAGES=(containerd runc crun fuse-overlayfs containernetworking-plugins etcd-server etcd-client conmon busybox-static skopeo)
+PROGRAMS=(containerd containerd-shim-runc-v2 ctr crun etcd etcdctl etcdutl conmon fuse-overlayfs busybox skopeo)
 
 HERE=$(cd "$(dirname "$0")" && pwd)
 SYSTEM_CACHE=/var/cache/rootless-launch-components
@@ -52,10 +52,10 @@ own_cache() {
     fi
 }
 
-# What root has built serves everybody.
+# What root has built serves everybody who has not named another cache.
 print_dir() {
     local cache
-    for cache in "$(own_cache)" "$SYSTEM_CACHE"; do
+    for cache in "$(own_cache)" "${ROOTLESS_LAUNCH_COMPONENTS:-$SYSTEM_CACHE}"; do
         if [ -e "$cache/$1/versions" ]; then
             echo "$cache/$1"
             return
@@ -107,11 +107,11 @@ check_tools() {
     if [ "${#missing[@]}" -gt 0 ]; then
         echo "components: not installed; as root: apt-get install ${missing[*]}" >&2
     fi
-    local go_needs go_has=none
+    local go_needs go_has=go0
     go_needs=$(sed -n 's/^go //p' "$HERE"/*/go.mod | sort -V | tail -n 1)
     ! command -v go >/dev/null || go_has=$(go env GOVERSION)
     if [ "$(printf '%s\n' "go$go_needs" "$go_has" | sort -V | head -n 1)" != "go$go_needs" ]; then
-        echo "components: Go $go_needs or later is needed, PATH has $go_has: https://go.dev/dl" >&2
+        echo "components: Go $go_needs or later is needed in PATH (there is ${go_has/%go0/none}): https://go.dev/dl" >&2
         missing+=(go)
     fi
     [ "${#missing[@]}" -eq 0 ] || exit 1
@@ -155,7 +155,7 @@ make_debian() {
     cp "$tree"/usr/lib/cni/* "$1/cni/"
     local libraries=("$tree"/usr/lib/*-linux-gnu*)
     cp -L "${libraries[0]}"/*.so.* "$1/lib/"
-    for name in crun runc conmon fuse-overlayfs; do
+    for name in crun runc conmon fuse-overlayfs skopeo; do
         # As DT_RPATH, which is for the libraries of the libraries too.
         patchelf --set-interpreter "$(echo "$1"/lib/ld-linux-*.so.*)" --force-rpath --set-rpath "$1/lib" "$1/bin/$name"
     done

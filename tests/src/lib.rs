@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod components;
 pub mod egress;
 pub mod engine;
 pub mod forward;

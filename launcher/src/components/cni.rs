@@ -33,15 +33,16 @@ impl Network {
 
     /// The list, as JSON.
     pub fn conflist(&self) -> String {
-        let (name, pods) = match self {
-            Network::Bridge { subnet, mtu } => ("pods", bridge(*subnet, *mtu)),
+        let (version, name, pods) = match self {
+            Network::Bridge { subnet, mtu } => ("1.0.0", "pods", bridge(*subnet, *mtu)),
             Network::Flannel => {
                 let delegate = json!({ "hairpinMode": true, "isDefaultGateway": true });
-                ("cbr0", json!({ "type": "flannel", "delegate": delegate }))
+                // What flannel's own manifests say, and the most that its older plugins know.
+                ("0.3.1", "cbr0", json!({ "type": "flannel", "delegate": delegate }))
             }
         };
         let portmap = json!({ "type": "portmap", "capabilities": { "portMappings": true } });
-        let list = json!({ "cniVersion": "1.0.0", "name": name, "plugins": [pods, portmap] });
+        let list = json!({ "cniVersion": version, "name": name, "plugins": [pods, portmap] });
         format!("{list:#}\n")
     }
 }

@@ -420,10 +420,6 @@ impl<'a> Composer<'a> {
         for unit in &mut self.units {
             unit.env.push(path.clone());
         }
-        if self.facts.cgroups == Cgroups::Withheld {
-            let what = "no cgroup is delegated to this user: limits of pods are not enforced";
-            self.warnings.push(what.to_owned());
-        }
         let mut directories: Vec<&Path> = self.files.iter().filter_map(|file| file.path.parent()).collect();
         directories.extend([layout::CNI_RESULTS, layout::KUBELET_ROOT].map(Path::new));
         directories.sort_unstable();

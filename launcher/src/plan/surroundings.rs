@@ -38,15 +38,15 @@ const KUBELET_PORT: u16 = 10250;
 const COPIED_UP: [(&str, &[&str]); 4] = [
     ("/etc", &["cni", "containerd", "containers", "crio", "kubernetes"]),
     ("/run", &["xtables.lock", "flannel", "netns", "runc", "crun", "containerd", "containers", "crio"]),
-    ("/var/lib", &[]),
+    // What CNI remembers is about this life of the network namespace.
+    ("/var/lib", &["cni"]),
     ("/opt", &[]),
 ];
 
 /// Directories that outlive the node, below its data directory. Those of /var/lib and /etc hide the host's.
-const PERSISTENT: [&str; 12] = [
+const PERSISTENT: [&str; 11] = [
     "/var/lib/kubelet",
     "/var/lib/containerd",
-    "/var/lib/cni",
     "/var/lib/containers",
     "/var/lib/docker",
     "/var/lib/etcd",
