@@ -3,13 +3,14 @@
 use std::io;
 
 use super::facts::{
-    DataDirectory, Delegation, DelegationSource, Facts, FileSystem, Hierarchy, LaunchFacts, ModulePlace,
-    NodeFacts, Outcome, Port, PortState, RuntimeDirectory,
+    DataDirectory, Facts, FileSystem, LaunchFacts, ModulePlace, NodeFacts, Outcome, Port, PortState,
+    RuntimeDirectory,
 };
 use super::finding::{Finding, Purpose, Remedy, State};
 use crate::apply::programs::{Answer, Installed};
 use crate::components::programs::{Program, Suitability};
 use crate::hint;
+use crate::plan::cgroup::{CgroupMode, Hierarchy};
 use crate::plan::facts::HostFacts;
 use crate::plan::idmap::{IdMapPlan, MapPlan, SingleReason};
 
@@ -400,69 +401,48 @@ fn session(facts: &Facts, node: &NodeFacts) -> Vec<Finding> {
             Finding::less(GROUP, "user bus", finding).mended_by([Remedy::Package("dbus-user-session")]),
         );
     }
-    findings.push(cgroups(node, &user));
+    let mut cgroups = cgroups(node, &user);
+    if node.cgroup != CgroupMode::Delegated && cgroups.state != State::Good {
+        cgroups.state = State::Less;
+    }
+    findings.push(cgroups);
     findings
 }
 
 fn cgroups(node: &NodeFacts, user: &str) -> Finding {
     const NAME: &str = "cgroups";
-    const WITHOUT: &str = "pods run, but their limits are not enforced";
-    let hierarchy = match node.cgroups {
-        Hierarchy::Unified => None,
-        Hierarchy::Hybrid => Some("cgroup v1 has the controllers (hybrid)"),
-        Hierarchy::Legacy => Some("cgroup v1 only"),
-        Hierarchy::None => Some("no cgroups are mounted"),
-    };
-    let controllers: &[String] = match &node.delegation {
-        Ok(Delegation { controllers, .. }) => controllers,
-        Err(_) => &[],
+    const WITHOUT: &str = "pods run, but no limits of theirs are enforced";
+    let controllers = match (&node.delegation, node.cgroups) {
+        (Ok(controllers), _) => controllers,
+        (Err(_), Hierarchy::Hybrid | Hierarchy::Legacy) => {
+            let finding = format!("cgroup v1, which cannot be delegated: {WITHOUT}");
+            let boot = node.systemd.then_some(Remedy::Boot("systemd.unified_cgroup_hierarchy=1"));
+            return Finding::stops(Purpose::Node, NAME, finding).mended_by(boot);
+        }
+        (Err(_), Hierarchy::Missing) => {
+            let finding = format!("none are mounted on /sys/fs/cgroup: {WITHOUT}");
+            return Finding::stops(Purpose::Node, NAME, finding);
+        }
+        (Err(why), Hierarchy::Unified) => {
+            let linger = node.systemd.then(|| Remedy::Linger(user.to_owned()));
+            return Finding::stops(Purpose::Node, NAME, format!("{WITHOUT}: {why}")).mended_by(linger);
+        }
     };
     let lacks = |names: &[&'static str]| {
         let missing = names.iter().filter(|name| !controllers.iter().any(|controller| controller == *name));
-        missing.copied().collect::<Vec<_>>()
+        missing.copied().collect::<Vec<_>>().join(", ")
     };
-    let missing = lacks(&NEEDED_CONTROLLERS);
-    if let (Some(hierarchy), false) = (hierarchy, missing.is_empty()) {
-        let finding = Finding::stops(Purpose::Node, NAME, format!("{hierarchy}: {WITHOUT} (--cgroup=none)"));
-        let boot = node.systemd.then_some(Remedy::Boot("systemd.unified_cgroup_hierarchy=1"));
-        return finding.mended_by(boot);
-    }
-    let delegation = match &node.delegation {
-        Ok(delegation) => delegation,
-        Err(why) if node.systemd => {
-            return Finding::stops(
-                Purpose::Node,
-                NAME,
-                format!("none is delegated to this user ({why}): {WITHOUT} (--cgroup=none)"),
-            )
-            .mended_by([Remedy::Package("dbus-user-session"), Remedy::Linger(user.to_owned())]);
-        }
-        Err(why) => {
-            return Finding::stops(
-                Purpose::Node,
-                NAME,
-                format!(
-                    "none is delegated to this user ({why}), and there is no systemd to ask: {WITHOUT} (--cgroup=none)"
-                ),
-            );
-        }
-    };
+    let delegate = node.systemd.then_some(Remedy::Delegate);
+    let (missing, wanted) = (lacks(&NEEDED_CONTROLLERS), lacks(&WANTED_CONTROLLERS));
     if !missing.is_empty() {
-        let finding = format!("{} not delegated: {WITHOUT} (--cgroup=none)", missing.join(", "));
-        return Finding::stops(Purpose::Node, NAME, finding)
-            .mended_by(node.systemd.then_some(Remedy::Delegate));
+        let finding = format!("one is delegated, without {missing}: {WITHOUT}");
+        return Finding::stops(Purpose::Node, NAME, finding).mended_by(delegate);
     }
-    let source = match delegation.source {
-        DelegationSource::Own => "this process is in one that can be written to",
-        DelegationSource::Unit => "the service manager delegates one",
-    };
-    let wanted = lacks(&WANTED_CONTROLLERS);
     if !wanted.is_empty() {
-        let finding = format!("{source}, without {}: few pods ask for these", wanted.join(", "));
-        return Finding::less(Purpose::Node, NAME, finding)
-            .mended_by(node.systemd.then_some(Remedy::Delegate));
+        let finding = format!("one is delegated, without {wanted}, which few pods ask for");
+        return Finding::less(Purpose::Node, NAME, finding).mended_by(delegate);
     }
-    Finding::good(Purpose::Node, NAME, format!("{source}, with {}", controllers.join(", ")))
+    Finding::good(Purpose::Node, NAME, format!("one is delegated, with {}", controllers.join(", ")))
 }
 
 fn limits(node: &NodeFacts) -> Vec<Finding> {
@@ -670,7 +650,9 @@ fn needed(node: &NodeFacts, group: Purpose, label: &'static str, programs: &[Pro
     match (&lacks[..], &doubts[..]) {
         ([], []) => Finding::good(group, label, there.join(", ")),
         ([], doubts) => Finding::less(group, label, doubts.join(", ")),
-        (lacks, _) => Finding::stops(group, label, lacks.join("; ")).mended_by(remedies),
+        (lacks, doubts) => {
+            Finding::stops(group, label, [lacks, doubts].concat().join("; ")).mended_by(remedies)
+        }
     }
 }
 
@@ -801,7 +783,8 @@ mod tests {
                 lingers: Some(true),
                 bus: true,
                 cgroups: Hierarchy::Unified,
-                delegation: Ok(Delegation { source: DelegationSource::Unit, controllers }),
+                cgroup: CgroupMode::Delegated,
+                delegation: Ok(controllers),
                 fuse: Ok(()),
                 modules: Modules::default(),
                 bridge_netfilter: true,
@@ -1002,10 +985,7 @@ mod tests {
 
     #[test]
     fn cgroups_are_judged_by_what_is_delegated() {
-        let delegated = |controllers: &[&str]| {
-            let controllers = controllers.iter().map(|&name| name.to_owned()).collect();
-            Ok(Delegation { source: DelegationSource::Unit, controllers })
-        };
+        let delegated = |controllers: &[&str]| Ok(controllers.iter().map(|&name| name.to_owned()).collect());
         let delegate = "Delegate=cpu cpuset io memory pids";
         expect(told(|node| node.delegation = delegated(&["memory", "pids"])), "wFF", "cgroups", delegate);
         expect(
@@ -1036,6 +1016,11 @@ mod tests {
             node.systemd = false;
         };
         expect(told(bare), "wFF", "cgroups", "");
+        let unwanted = |node: &mut NodeFacts| {
+            bare(node);
+            node.cgroup = CgroupMode::Auto;
+        };
+        expect(told(unwanted), "www", "cgroups", "");
     }
 
     #[test]

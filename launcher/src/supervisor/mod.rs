@@ -691,7 +691,11 @@ impl Supervisor {
         let Some(cell) = self.cells.get_mut(unit.index()) else { return };
         cell.phase = phase;
         cell.since = now;
-        self.actions.push_back(Action::Notify(Notice::Changed(unit)));
+        let notice = Action::Notify(Notice::Changed(unit));
+        // Whoever is told looks for himself, and sees the latest.
+        if !self.actions.contains(&notice) {
+            self.actions.push_back(notice);
+        }
     }
 
     fn is_starting(&self, unit: UnitId) -> bool {

@@ -562,7 +562,7 @@ impl<'a> Runner<'a> {
                 bad.join(", ")
             ),
         };
-        self.parent.say(&text);
+        self.parent.mention(&text);
     }
 
     fn accept(&mut self) {
