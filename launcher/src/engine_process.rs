@@ -69,8 +69,6 @@ pub struct EngineStart<'a> {
     pub child: Pid,
     /// What to tell at the end.
     pub report: Report,
-    /// What follows from its death.
-    pub on_death: OnDeath,
 }
 
 /// An engine process, or the place of one.
@@ -82,8 +80,8 @@ pub struct EngineProcess {
     agent: AgentState,
     /// An agent that was killed and is not reaped yet.
     former_agent: Option<Pid>,
-    /// The child's namespaces.
-    target: Target,
+    /// The child's namespaces, once they are there.
+    target: Option<Target>,
     tap: Option<OwnedFd>,
     store: Store,
     settings: Page,
@@ -100,6 +98,8 @@ pub struct EngineProcess {
 enum AgentState {
     /// Nobody will ask for it.
     Absent,
+    /// There is no network namespace yet; this is its end of the line.
+    Awaited(OwnedFd),
     /// The engine will, once there is a port to publish.
     Prepared(Agent),
     /// It runs.
@@ -107,11 +107,15 @@ enum AgentState {
 }
 
 impl EngineProcess {
-    /// Starts the first engine, for a child in the namespaces of `target`.
+    /// Starts the first engine, for a child in the namespaces of `target`; `None`: [`prepare_agent`](Self::prepare_agent) follows.
     ///
     /// # Errors
     /// memfd_create(2), socketpair(2), clone3(2).
-    pub fn start(start: &EngineStart<'_>, target: Target, files: EngineFiles) -> Result<Self, Failure> {
+    pub fn start(
+        start: &EngineStart<'_>,
+        target: Option<Target>,
+        files: EngineFiles,
+    ) -> Result<Self, Failure> {
         let settings = Page::create();
         let mut engine = EngineProcess {
             process: None,
@@ -171,9 +175,28 @@ impl EngineProcess {
         self.store.receive();
     }
 
+    /// The child's namespaces are there.
+    ///
+    /// # Errors
+    /// fcntl(2).
+    pub fn prepare_agent(&mut self, target: Target) -> io::Result<()> {
+        match std::mem::replace(&mut self.agent, AgentState::Absent) {
+            AgentState::Awaited(line) => self.agent = AgentState::Prepared(Agent::new(line, target.try_clone()?)),
+            other => self.agent = other,
+        }
+        self.target = Some(target);
+        Ok(())
+    }
+
     /// Starts the agent if it is prepared; a line that is closed says that nobody wants it any more.
     pub fn start_agent(&mut self) {
-        let AgentState::Prepared(agent) = std::mem::replace(&mut self.agent, AgentState::Absent) else { return };
+        let agent = match std::mem::replace(&mut self.agent, AgentState::Absent) {
+            AgentState::Prepared(agent) => agent,
+            other => {
+                self.agent = other;
+                return;
+            }
+        };
         // Its table of nftables goes with it, and is in the way of the next one's.
         if let Some(former) = self.former_agent.take() {
             let _ = wait::wait_end(former);
@@ -265,7 +288,7 @@ impl EngineProcess {
     pub fn wanted_agent(&self) -> Option<BorrowedFd<'_>> {
         match &self.agent {
             AgentState::Prepared(agent) => Some(agent.as_fd()),
-            AgentState::Absent | AgentState::Running(_) => None,
+            AgentState::Absent | AgentState::Awaited(_) | AgentState::Running(_) => None,
         }
     }
 
@@ -273,7 +296,7 @@ impl EngineProcess {
     pub fn agent(&self) -> Option<Pid> {
         match self.agent {
             AgentState::Running(process) => Some(process),
-            AgentState::Absent | AgentState::Prepared(_) => None,
+            AgentState::Absent | AgentState::Awaited(_) | AgentState::Prepared(_) => None,
         }
     }
 
@@ -291,7 +314,7 @@ impl EngineProcess {
         let (line, agents_end) = ChildLine::pair().map_err(socket)?;
         let line = OwnedFd::from(line);
         let store_line = self.store.connect().map_err(socket)?;
-        let target = self.target.try_clone().map_err(socket)?;
+        let target = self.target.as_ref().map(Target::try_clone).transpose().map_err(socket)?;
         let restarts = self.restarts.count();
         // The engine does not report by SIGCHLD: the end of its channel does, and waiting for CMD's orphans
         // never finds it.
@@ -317,7 +340,10 @@ impl EngineProcess {
             }
         }
         self.channel = Some(channel);
-        self.agent = AgentState::Prepared(Agent::new(agents_end, target));
+        self.agent = match target {
+            Some(target) => AgentState::Prepared(Agent::new(agents_end, target)),
+            None => AgentState::Awaited(agents_end),
+        };
         Ok(())
     }
 
