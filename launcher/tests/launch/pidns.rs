@@ -216,7 +216,8 @@ fn entering_joins_the_pid_namespace_and_ends_with_it() {
     assert_eq!(output.status.signal(), Some(9));
     assert_eq!(enter(&["no-such-program"]).output().unwrap().status.code(), Some(127));
     // A signal for who entered is for what it entered with.
-    let mut other = Running::of(enter(&["sh", "-c", "trap 'kill $!; exit 6' TERM; sleep 1000 & echo in; wait"]));
+    let mut other =
+        Running::of(enter(&["sh", "-c", "trap 'kill $!; exit 6' TERM; sleep 1000 & echo in; wait"]));
     assert_eq!(other.line(), "in");
     signal(other.launcher.id().cast_signed(), Signal::SIGTERM);
     assert_eq!(other.end().0.code(), Some(6));
