@@ -5,10 +5,12 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use crate::plan::cgroup::NoDelegation;
 use crate::state_dir::StateDirError;
 use forwarder::error::PortError;
 use netstack::error::ConfigError;
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// A mistake in the command line; exit status 2.
@@ -144,6 +146,9 @@ pub enum LaunchError {
     /// The state directory.
     #[error("state directory")]
     State(#[from] StateDirError),
+    /// `--cgroup=delegated`, and there is none.
+    #[error("no delegated cgroup")]
+    Cgroup(#[from] NoDelegation),
     /// The engine process ended before CMD; CMD was killed.
     #[error("the engine process {0}; the command was killed")]
     EngineDied(Ending),
@@ -194,7 +199,7 @@ impl fmt::Display for Ending {
 }
 
 /// A step that failed, with the value it worked on. Travels between our processes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Failure {
     /// What was being done.
     pub step: Step,
@@ -243,7 +248,7 @@ impl std::error::Error for Failure {}
 macro_rules! steps {
     ($($(#[$doc:meta])* $name:ident = $code:literal: $text:literal,)*) => {
         /// The steps of a launch.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
         #[non_exhaustive]
         #[repr(u8)]
         pub enum Step {
@@ -312,6 +317,8 @@ steps! {
     Hostname = 21: "set the host name",
     /// clone3(2) of CMD by the init of a pid namespace.
     StartCommand = 22: "start the command's process",
+    /// Processes and controllers of the delegated cgroup.
+    Cgroup = 24: "prepare the cgroup",
     /// The process that makes a detached network namespace.
     DetachNetwork = 23: "make a network namespace apart from the command",
 }

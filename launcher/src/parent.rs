@@ -23,9 +23,10 @@ use nix::unistd::{Pid, getpid};
 
 use crate::agent::Agent;
 use crate::apply;
+use crate::apply::cgroup::Cgroup;
 use crate::apply::idmap::Mapping;
 use crate::child::{self, Activation, ChildTask, Inherited};
-use crate::cli::{DryRunArg, RunArgs};
+use crate::cli::{DryRunArg, RunArgs, SdNotifyArg};
 use crate::engine::{self, EngineFiles, EngineTask, Report};
 use crate::error::{Ending, Failure, LaunchError, PortFileError, Step, UsageError, with_causes};
 use crate::guard::Guard;
@@ -33,7 +34,9 @@ use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
 use crate::handshake::state::{Action, Link, ParentHandshake, Peer};
 use crate::join::Target;
+use crate::notify::{self, Notifier, State};
 use crate::plan::Plan;
+use crate::plan::cgroup::{CgroupMode, CgroupPlan};
 use crate::plan::facts::HostFacts;
 use crate::plan::namespaces::{Namespace, NamespacePlan};
 use crate::plan::net::NetPlan;
@@ -55,7 +58,8 @@ use crate::sys::wait::{self, AfterStop, Event};
 pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
     let place = place(args);
     let facts = HostFacts { state_dir: place.path(), ..apply::facts::collect() };
-    let plan = Plan::new(args, &policy_text(&args.policy)?, &port_files(&args.publish_file)?, &facts)?;
+    let mut plan = Plan::new(args, &policy_text(&args.policy)?, &port_files(&args.publish_file)?, &facts)?;
+    plan.cgroup = cgroup(args, &plan)?;
     if let Some(format) = args.dry_run {
         show(&Shown::new(&plan, args, &facts.state_dir), format).map_err(prepare("standard output"))?;
         return Ok(Ending::Exited(0));
@@ -71,7 +75,14 @@ pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
     let cmd = args.cmd.iter().map(|word| CString::new(word.as_bytes()));
     let cmd: Vec<CString> = cmd.collect::<Result<_, _>>().map_err(prepare("the command's arguments"))?;
     let state = state_dir(args, &plan, &place)?;
-    let (environment, activation) = environment(state.as_ref()).map_err(prepare("the environment"))?;
+    let (environment, activation) =
+        environment(state.as_ref(), args.sdnotify).map_err(prepare("the environment"))?;
+    let notifier = match args.sdnotify {
+        SdNotifyArg::Launcher => Notifier::from_environment(),
+        SdNotifyArg::Command => None,
+    };
+    plan.cgroup = apply::cgroup::enter(plan.cgroup)?;
+    plan.cgroup.warning().iter().for_each(|text| warn!("{text}"));
     let api = match (&plan.net, &state) {
         (NetPlan::Engine(_), Some(state)) => Some(state.listen()?),
         _ => None,
@@ -98,6 +109,7 @@ pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
         report: report(args),
         sandbox: args.sandbox.into(),
         state: state.as_ref(),
+        notifier,
     };
     let mut processes = Processes::start(&launch)?;
     drop((pcap, api, metrics));
@@ -126,6 +138,16 @@ struct Launch<'a> {
     report: Report,
     sandbox: Mode,
     state: Option<&'a StateDir>,
+    notifier: Option<Notifier>,
+}
+
+/// Only a command with a cgroup namespace can make use of cgroups.
+fn cgroup(args: &RunArgs, plan: &Plan) -> Result<CgroupPlan, LaunchError> {
+    let mode = args.cgroup.map_or(CgroupMode::Auto, CgroupMode::from);
+    match plan.namespaces.contains(Namespace::Cgroup) {
+        true => Ok(CgroupPlan::new(mode, &apply::cgroup::facts())?),
+        false => Ok(CgroupPlan::Untouched),
+    }
 }
 
 /// Where the state directory is to be. A node has a name, because its data outlive it.
@@ -160,12 +182,18 @@ fn state_dir(args: &RunArgs, plan: &Plan, place: &Place) -> Result<Option<StateD
 }
 
 /// The caller's environment, with what is to be known of the state directory, and whether sockets were passed to us, which CMD gets.
-fn environment(state: Option<&StateDir>) -> Result<(Vec<CString>, Activation), NulError> {
+fn environment(
+    state: Option<&StateDir>,
+    sdnotify: SdNotifyArg,
+) -> Result<(Vec<CString>, Activation), NulError> {
     let ours = state.map(StateDir::environment).into_iter().flatten();
     let ours: Vec<(OsString, OsString)> = ours.map(|(name, value)| (name.into(), value)).collect();
     let is_for_us = env::var("LISTEN_PID").is_ok_and(|pid| pid.parse() == Ok(getpid().as_raw()));
     // Both name the process that the sockets are for.
-    let is_left_out = |name: &OsString| is_for_us && (name == "LISTEN_PID" || name == "LISTEN_PIDFDID");
+    let is_left_out = |name: &OsString| {
+        is_for_us && (name == "LISTEN_PID" || name == "LISTEN_PIDFDID")
+            || sdnotify == SdNotifyArg::Launcher && name == notify::VARIABLE
+    };
     let inherited =
         env::vars_os().filter(|(name, _)| ours.iter().all(|(other, _)| other != name) && !is_left_out(name));
     let line = |(name, value): &(OsString, OsString)| {
@@ -194,6 +222,8 @@ struct Processes {
     agent: AgentState,
     /// There once somebody entered who is no descendant of ours.
     entered: Option<PathBuf>,
+    /// `None` if nobody wants to know.
+    notifier: Option<Notifier>,
 }
 
 /// Where the forwarder's agent stands.
@@ -271,7 +301,12 @@ impl Processes {
             to_engine: None,
             agent: AgentState::Absent,
             entered: launch.state.map(StateDir::entered),
+            notifier: launch.notifier.clone(),
         };
+        // The child's cgroup namespace has its root already.
+        if let Some(cgroup) = Cgroup::of(&plan.cgroup) {
+            cgroup.evacuate()?.iter().for_each(|text| warn!("{text}"));
+        }
         let mapping = Mapping::start(&plan.ids, child);
         let namespace = UserNamespace::of(child).map_err(prepare("the child's user namespace"))?;
         processes.guard = Some(Guard::start(&namespace, launch.state)?);
@@ -489,6 +524,7 @@ impl Processes {
                     state.publish(child)?;
                 }
                 let _ = self.tell_child(&Message::Execute);
+                self.tell_manager(&[State::Ready]);
                 Ok(())
             }
             Action::Fail(failure) => Err(failure.into()),
@@ -505,6 +541,10 @@ impl Processes {
 
     fn tell_engine(&self, message: &Message, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         self.to_engine.as_ref().map_or(Ok(()), |channel| channel.send(message, fd))
+    }
+
+    fn tell_manager(&self, states: &[State]) {
+        self.notifier.iter().for_each(|notifier| notifier.tell(states));
     }
 
     /// Hands to CMD what was sent to the launcher alone. What the terminal sends goes to the whole process group,
@@ -592,6 +632,7 @@ impl Processes {
 
     /// CMD is dead: ends what it left, then the engine.
     fn finish(&mut self, ending: Ending) -> Result<Ending, LaunchError> {
+        self.tell_manager(&[State::Stopping]);
         self.sweep();
         // If the engine died in this moment, CMD's own end counts.
         let _ = self.tell_engine(&Message::Stop, None);

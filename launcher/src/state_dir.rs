@@ -6,6 +6,7 @@
 //! | `lock` | locked (flock(2), exclusive) by the launcher and its guard as long as one of them lives; holds the launcher's process id |
 //! | `api.sock` | the control API, mode 0600; takes connections before the instance is ready |
 //! | `child_pid` | CMD's process id in decimal; **appears, whole, when the instance is ready**: CMD is about to run, its network and its ports are served |
+//! | `node.sock` | the supervisor's control, mode 0600, if the instance is a node |
 //! | `netns` | with `--detach-netns`: the network namespace, as those see it who are in CMD's mount namespace |
 //! | `resolv.conf`, `hosts` | with `--detach-netns`: how names are resolved in that network |
 //! | `entered` | there since somebody joined the instance's namespaces: CMD's end is not the end of everybody inside |
@@ -123,6 +124,8 @@ fn by(pid: &Option<i32>) -> String {
 pub const LOCK: &str = "lock";
 /// The socket's name.
 pub const SOCKET: &str = "api.sock";
+/// The name of the socket of a node's supervisor.
+pub const NODE_SOCKET: &str = "node.sock";
 /// The name of the file that says that an instance is ready.
 pub const CHILD_PID: &str = "child_pid";
 const CHILD_PID_UNFINISHED: &str = ".child_pid";
@@ -314,16 +317,7 @@ impl StateDir {
     /// socket(2), bind(2), listen(2).
     pub fn listen(&self) -> Result<UnixListener, StateDirError> {
         let path = self.path.join(SOCKET);
-        let bound = || {
-            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-            // Linux makes the file with the mode that the socket has.
-            fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
-            bind(socket.as_raw_fd(), &UnixAddr::new(&path)?)?;
-            listen(&socket, Backlog::MAXCONN)?;
-            Ok(UnixListener::from(socket))
-        };
-        bound().map_err(|error: Errno| StateDirError::Listen { path: path.clone(), source: error.into() })
+        listen_at(&path).map_err(|source| StateDirError::Listen { path, source })
     }
 
     /// Says that the instance is ready, and that CMD is this process.
@@ -362,7 +356,7 @@ impl StateDir {
     }
 
     fn clean(&self) -> Result<(), StateDirError> {
-        let ours = [CHILD_PID, CHILD_PID_UNFINISHED, ENTERED, SOCKET, NETNS];
+        let ours = [CHILD_PID, CHILD_PID_UNFINISHED, ENTERED, SOCKET, NODE_SOCKET, NETNS];
         for name in ours.into_iter().chain(NAME_FILES) {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
@@ -374,6 +368,20 @@ impl StateDir {
         }
         Ok(())
     }
+}
+
+/// A Unix socket that takes connections of nobody but its owner; does not block.
+///
+/// # Errors
+/// socket(2), bind(2), listen(2); `ENAMETOOLONG` for a path that does not fit.
+pub(crate) fn listen_at(path: &Path) -> io::Result<UnixListener> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    // Linux makes the file with the mode that the socket has.
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    listen(&socket, Backlog::MAXCONN)?;
+    Ok(UnixListener::from(socket))
 }
 
 /// What CMD's environment says about a state directory and the caller.
@@ -462,6 +470,11 @@ impl Instance {
     /// Its API's socket.
     pub fn socket(&self) -> PathBuf {
         self.path.join(SOCKET)
+    }
+
+    /// Its supervisor's socket; there if it is a node.
+    pub fn node_socket(&self) -> PathBuf {
+        self.path.join(NODE_SOCKET)
     }
 }
 

@@ -61,7 +61,15 @@ fn perform(
             Ok(())
         }
         MountStep::Cgroup2 => {
-            if let Err(error) = new_file_system("cgroup2", CGROUP) {
+            let mounted = new_file_system("cgroup2", CGROUP).or_else(|error| {
+                // The same file system, with another root, is not mounted over itself.
+                if error != Errno::EBUSY {
+                    return Err(error);
+                }
+                umount2(CGROUP, MntFlags::MNT_DETACH)?;
+                new_file_system("cgroup2", CGROUP)
+            });
+            if let Err(error) = mounted {
                 info!("{CGROUP} stays the host's: {error}");
             }
             Ok(())

@@ -1,5 +1,6 @@
 //! What will be done, decided from the command line and facts about the host. Pure.
 
+pub mod cgroup;
 pub mod facts;
 pub mod forwards;
 pub mod idmap;
@@ -11,6 +12,7 @@ pub mod surroundings;
 
 use forwarder::spec::PortFile;
 
+use self::cgroup::CgroupPlan;
 use self::facts::HostFacts;
 use self::forwards::ForwardPlan;
 use self::idmap::IdMapPlan;
@@ -36,6 +38,8 @@ pub struct Plan {
     pub forwards: ForwardPlan,
     /// The child's files.
     pub mounts: MountPlan,
+    /// The cgroup of all of it.
+    pub cgroup: CgroupPlan,
     /// What the user should know before it starts.
     pub warnings: Vec<String>,
 }
@@ -61,6 +65,15 @@ impl Plan {
         let mounts = MountPlan::new(&net, &namespaces, &surroundings, args, facts);
         let warnings = net.overlaps(facts);
         let ids = IdMapPlan::new(facts);
-        Ok(Plan { surroundings, namespaces, ids, net, forwards, mounts, warnings })
+        Ok(Plan {
+            surroundings,
+            namespaces,
+            ids,
+            net,
+            forwards,
+            mounts,
+            cgroup: CgroupPlan::Untouched,
+            warnings,
+        })
     }
 }

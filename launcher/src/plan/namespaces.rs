@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::facts::HostFacts;
 use super::net::NetPlan;
 use super::surroundings::Kind;
-use crate::cli::{Hostname, RunArgs};
+use crate::cli::{CgroupArg, Hostname, RunArgs};
 use crate::error::UsageError;
 use crate::state_dir::NETNS;
 
@@ -91,7 +91,7 @@ impl NamespacePlan {
             (Namespace::Pid, given(args.pidns)),
             (Namespace::Ipc, given(args.ipcns)),
             (Namespace::Uts, given(args.utsns) || args.hostname.is_some()),
-            (Namespace::Cgroup, given(args.cgroupns)),
+            (Namespace::Cgroup, given(args.cgroupns.or(args.cgroup.map(|mode| mode != CgroupArg::None)))),
         ];
         Ok(NamespacePlan {
             new: wanted.into_iter().filter_map(|(namespace, wanted)| wanted.then_some(namespace)).collect(),

@@ -38,15 +38,15 @@ const KUBELET_PORT: u16 = 10250;
 const COPIED_UP: [(&str, &[&str]); 4] = [
     ("/etc", &["cni", "containerd", "containers", "crio", "kubernetes"]),
     ("/run", &["xtables.lock", "flannel", "netns", "runc", "crun", "containerd", "containers", "crio"]),
-    ("/var/lib", &[]),
+    // What CNI remembers is about this life of the network namespace.
+    ("/var/lib", &["cni"]),
     ("/opt", &[]),
 ];
 
 /// Directories that outlive the node, below its data directory. Those of /var/lib and /etc hide the host's.
-const PERSISTENT: [&str; 12] = [
+const PERSISTENT: [&str; 11] = [
     "/var/lib/kubelet",
     "/var/lib/containerd",
-    "/var/lib/cni",
     "/var/lib/containers",
     "/var/lib/docker",
     "/var/lib/etcd",
@@ -174,6 +174,14 @@ fn data_directory(args: &RunArgs, facts: &HostFacts) -> PathBuf {
         facts.data_home.join("rootless-launch").join(name)
     };
     args.data_dir.clone().unwrap_or_else(named)
+}
+
+/// The directory of a node's own that hides this path of the host's, if one does.
+pub fn hiding(path: &Path) -> Option<PathBuf> {
+    let left_out = COPIED_UP
+        .iter()
+        .flat_map(|(directory, names)| names.iter().map(move |name| Path::new(directory).join(name)));
+    PERSISTENT.iter().map(PathBuf::from).chain(left_out).find(|hidden| path.starts_with(hidden))
 }
 
 /// Nothing that leads to a directory of ours or of the user's is left out.

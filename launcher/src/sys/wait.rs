@@ -38,6 +38,24 @@ pub(crate) fn next_change_or_continue() -> io::Result<Event> {
     wait(-1, libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED)
 }
 
+/// A child that is dead and not reaped. Does not wait, and does not reap: its id stays its own.
+///
+/// # Errors
+/// waitid(2).
+pub(crate) fn peek_ended() -> io::Result<Option<Pid>> {
+    // SAFETY: all-zero is a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `info` outlives the call.
+    match check(unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) }.into()) {
+        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(None),
+        other => other?,
+    };
+    // SAFETY: waitid(2) fills this member, or leaves it 0 if there is nothing to tell.
+    let pid = unsafe { info.si_pid() };
+    Ok((pid != 0).then(|| Pid::from_raw(pid)))
+}
+
 /// Waits until `pid`, whatever signal it reports with, is dead, and reaps it.
 ///
 /// # Errors
