@@ -124,8 +124,8 @@ pub struct CheckArgs {
 
     /// Whether a node has to have a delegated cgroup, as for a launch
     ///
-    /// Without one (auto, none) it runs, but no limits of its pods are enforced.
-    #[arg(long, value_name = "MODE", value_enum, default_value_t = CgroupArg::Delegated)]
+    /// Without one it runs, but no limits of its pods are enforced.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = CgroupArg::Auto)]
     pub cgroup: CgroupArg,
 
     /// Where nodes keep their data [default: rootless-launch in $XDG_DATA_HOME, else in ~/.local/share]
