@@ -19,7 +19,6 @@ use nix::unistd::Pid;
 use super::control::{self, Command, Content, Follow, NodeStatus, Refusal, UnitStatus};
 use super::error::{SupervisorError, UnitFailure};
 use super::log::{Bounds, Journal, Log};
-use super::notify::Notifier;
 use super::observe::{self, Look, Seen};
 use super::prepare::{listen, lock, make_directory, write_file};
 use super::serve::{Client, Waiting};
@@ -27,6 +26,7 @@ use super::spawn::{self, Lines, NotifySocket};
 use super::unit::{self, NodePlan, PlannedDirectory, Readiness, Unit, UnitId, Units};
 use super::{Action, Event, GIVE_UP, Manner, Moment, Notice, Outcome, State, Supervisor};
 use crate::error::{Ending, with_causes};
+use crate::notify::{self, Notifier};
 use crate::signals::{Received, Signals};
 use crate::sys::{fd, wait};
 
@@ -71,6 +71,8 @@ fn read_plan(number: RawFd) -> Result<NodePlan, SupervisorError> {
 /// It could not begin, or a unit failed before all were ready.
 pub fn run(plan: &NodePlan) -> Result<(), SupervisorError> {
     let units = Units::new(plan.units.clone())?;
+    // Init of a PID namespace does not hear what is neither caught nor blocked.
+    let signals = Signals::block().map_err(|source| SupervisorError::Loop { step: "signals", source })?;
     let log_dir = PlannedDirectory { path: plan.log_dir.clone(), mode: 0o700 };
     make_directory(&log_dir)?;
     // Before anything is changed that another supervisor may use.
@@ -78,8 +80,7 @@ pub fn run(plan: &NodePlan) -> Result<(), SupervisorError> {
     plan.directories.iter().try_for_each(make_directory)?;
     plan.files.iter().try_for_each(write_file)?;
     let listener = listen(&plan.control)?;
-    let runner = Runner::new(plan, units, &listener)?;
-    let ended = runner.run();
+    let ended = Runner::new(plan, units, signals, &listener).and_then(Runner::run);
     // The last one out; a new supervisor waits for the lock.
     let _ = fs::remove_file(&plan.control);
     drop(lock);
@@ -104,7 +105,8 @@ struct Runner<'a> {
     signals: Signals,
     began: Instant,
     journal: Option<Journal>,
-    parent: Notifier,
+    /// Whoever started us, if he wants to know.
+    parent: Option<Notifier>,
     outcome: Option<Outcome>,
 }
 
@@ -120,9 +122,13 @@ enum Source {
 }
 
 impl<'a> Runner<'a> {
-    fn new(plan: &NodePlan, units: Units, listener: &'a UnixListener) -> Result<Self, SupervisorError> {
+    fn new(
+        plan: &NodePlan,
+        units: Units,
+        signals: Signals,
+        listener: &'a UnixListener,
+    ) -> Result<Self, SupervisorError> {
         let failed = |step| move |source| SupervisorError::Loop { step, source };
-        let signals = Signals::block().map_err(failed("signals"))?;
         prctl::set_child_subreaper(true).map_err(|errno| failed("subreaper")(errno.into()))?;
         let outlet = |unit: &Unit| {
             let notify = (unit.ready == Readiness::Notify).then(NotifySocket::new).transpose()?;
@@ -408,9 +414,9 @@ impl<'a> Runner<'a> {
             }
             Notice::Ready => {
                 info!("every unit is ready");
-                self.parent.say("READY=1");
+                self.tell_parent(notify::State::Ready);
             }
-            Notice::Stopping => self.parent.say("STOPPING=1"),
+            Notice::Stopping => self.tell_parent(notify::State::Stopping),
         }
     }
 
@@ -420,16 +426,16 @@ impl<'a> Runner<'a> {
             self.supervisor.view(*unit).is_some_and(|view| matches!(view.state, State::Ready | State::Done))
         };
         let bad: Vec<&str> = units.ids().filter(|unit| !is_good(unit)).map(|unit| self.name(unit)).collect();
+        let count = units.len();
         let text = match bad.as_slice() {
-            [] => "STATUS=every unit is ready".to_owned(),
-            bad => format!(
-                "STATUS={} of {} units ready; not {}",
-                units.len() - bad.len(),
-                units.len(),
-                bad.join(", ")
-            ),
+            [] => "every unit is ready".to_owned(),
+            bad => format!("{} of {count} units ready; not {}", count - bad.len(), bad.join(", ")),
         };
-        self.parent.mention(&text);
+        self.tell_parent(notify::State::Status(text));
+    }
+
+    fn tell_parent(&self, state: notify::State) {
+        self.parent.iter().for_each(|parent| parent.tell(std::slice::from_ref(&state)));
     }
 
     fn accept(&mut self) {
@@ -555,7 +561,9 @@ impl<'a> Runner<'a> {
             Waiting::Restart { unit, runs } => {
                 let Some(view) = self.supervisor.view(unit) else { return Ok(()) };
                 let is_settled = match view.state {
-                    State::Ready | State::Done | State::Paused | State::Failed => view.runs > runs,
+                    State::Ready | State::Done | State::Paused => view.runs > runs,
+                    // When all is stopped it will not be started again.
+                    State::Failed => view.runs > runs || self.supervisor.is_stopping(),
                     State::Stopped => true,
                     _ => false,
                 };

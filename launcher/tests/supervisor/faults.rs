@@ -97,6 +97,29 @@ fn units_die_with_a_supervisor_that_is_killed_and_the_next_one_starts() {
 }
 
 #[test]
+fn one_that_is_killed_at_any_step_of_its_start_starts_again() {
+    let scratch = Scratch::new();
+    let once =
+        Unit { ready: Readiness::Exited, restart: Restart::OnFailure, ..unit(&scratch, "once", "exec true") };
+    let units = || {
+        vec![
+            once.clone(),
+            after("once", daemon(&scratch, "good", GOOD)),
+            after("good", unit(&scratch, "last", "exec sleep 1000")),
+        ]
+    };
+    for steps in 0..6 {
+        let node = Node::start(&scratch, units());
+        (0..steps).for_each(|_| node.wait_any());
+        node.signal(Signal::SIGKILL);
+        assert_eq!(node.end().0.signal(), Some(9));
+    }
+    let node = Node::start(&scratch, units());
+    node.wait_ready();
+    assert!(node.stop().0.success());
+}
+
+#[test]
 fn a_second_supervisor_is_refused_and_harms_nothing() {
     let scratch = Scratch::new();
     let first = Node::start(&scratch, vec![daemon(&scratch, "good", GOOD)]);
