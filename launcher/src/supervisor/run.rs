@@ -63,7 +63,8 @@ fn read_plan(number: RawFd) -> Result<NodePlan, SupervisorError> {
     serde_json::from_str(&text).map_err(SupervisorError::ParsePlan)
 }
 
-/// Does a plan until SIGTERM, SIGINT, SIGHUP or SIGQUIT, or somebody at the control socket, ends it.
+/// Does a plan until SIGTERM, SIGINT, SIGHUP or SIGQUIT, or somebody at the control socket, ends it. SIGINT or SIGQUIT
+/// while it is being stopped kills the rest at once.
 ///
 /// The calling process has one thread and no children that matter: all of them are reaped, and killed at the end.
 ///
@@ -72,7 +73,7 @@ fn read_plan(number: RawFd) -> Result<NodePlan, SupervisorError> {
 pub fn run(plan: &NodePlan) -> Result<(), SupervisorError> {
     let units = Units::new(plan.units.clone())?;
     // Init of a PID namespace does not hear what is neither caught nor blocked.
-    let signals = Signals::block().map_err(|source| SupervisorError::Loop { step: "signals", source })?;
+    let signals = Signals::block().map_err(failed("signals"))?;
     let log_dir = PlannedDirectory { path: plan.log_dir.clone(), mode: 0o700 };
     make_directory(&log_dir)?;
     // Before anything is changed that another supervisor may use.
@@ -128,7 +129,6 @@ impl<'a> Runner<'a> {
         signals: Signals,
         listener: &'a UnixListener,
     ) -> Result<Self, SupervisorError> {
-        let failed = |step| move |source| SupervisorError::Loop { step, source };
         prctl::set_child_subreaper(true).map_err(|errno| failed("subreaper")(errno.into()))?;
         let outlet = |unit: &Unit| {
             let notify = (unit.ready == Readiness::Notify).then(NotifySocket::new).transpose()?;
@@ -159,7 +159,6 @@ impl<'a> Runner<'a> {
 
     fn run(mut self) -> Result<(), SupervisorError> {
         let outcome = loop {
-            let failed = |step| move |source| SupervisorError::Loop { step, source };
             self.perform_all();
             if let Some(outcome) = self.outcome.take() {
                 break outcome;
@@ -234,7 +233,6 @@ impl<'a> Runner<'a> {
     }
 
     fn handle(&mut self, source: Source) -> Result<(), SupervisorError> {
-        let failed = |step| move |source| SupervisorError::Loop { step, source };
         match source {
             Source::Signals => self.handle_signals().map_err(failed("signalfd and waitid")),
             Source::Listener => {
@@ -269,9 +267,12 @@ impl<'a> Runner<'a> {
         while let Some(Received { signal, .. }) = self.signals.next()? {
             match signal {
                 libc::SIGCHLD => {}
+                // At the terminal, once more. Others may send theirs to a whole cgroup, so that the launcher's comes too.
+                libc::SIGINT | libc::SIGQUIT if self.supervisor.is_stopping() => {
+                    self.put(Event::Stop(Manner::AtOnce));
+                }
                 libc::SIGTERM | libc::SIGINT | libc::SIGHUP | libc::SIGQUIT => {
-                    let again = self.supervisor.is_stopping();
-                    self.put(Event::Stop(if again { Manner::AtOnce } else { Manner::Orderly }));
+                    self.put(Event::Stop(Manner::Orderly));
                 }
                 other => debug!("signal {other} means nothing here"),
             }
@@ -635,6 +636,10 @@ impl<'a> Runner<'a> {
             log: outlet.map(|outlet| outlet.log.path().to_owned()).unwrap_or_default(),
         })))
     }
+}
+
+fn failed(step: &'static str) -> impl FnOnce(io::Error) -> SupervisorError {
+    move |source| SupervisorError::Loop { step, source }
 }
 
 fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {

@@ -1,10 +1,11 @@
 //! Units that fail, and supervisors that are treated badly.
 
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use launcher::client::http::{self, Request};
 use launcher::supervisor::unit::{PlannedFile, Readiness, Restart, Unit};
 use nix::sys::signal::Signal;
 
@@ -69,14 +70,24 @@ fn what_is_deaf_to_sigterm_is_killed() {
 }
 
 #[test]
-fn a_second_signal_is_an_order() {
+fn a_second_interrupt_is_an_order_and_a_second_sigterm_is_not() {
     let scratch = Scratch::new();
     let deaf = "trap 'echo asked' TERM; touch $D/deaf.ready; while :; do sleep 1000 & wait $!; done";
-    let node = Node::start(&scratch, vec![daemon(&scratch, "deaf", deaf)]);
+    let last = "trap 'sleep 0.1; exit 0' TERM; touch $D/last.ready; while :; do sleep 1000 & wait $!; done";
+    let units = vec![daemon(&scratch, "deaf", deaf), after("deaf", daemon(&scratch, "last", last))];
+    let node = Node::start(&scratch, units);
     node.wait_ready();
+    let target = "/v1/node/units/deaf/log?lines=0&follow=true";
+    let follower = http::send(node.control(), &Request::new("GET", target)).unwrap();
+    node.signal(Signal::SIGTERM);
+    node.signal(Signal::SIGTERM);
+    // It is asked when the other one has ended, which was not killed.
+    assert_eq!(follower.body.lines().next().unwrap().unwrap(), "asked");
+    assert!(scratch.read("log/last.log").contains("exited with status 0"));
     node.signal(Signal::SIGINT);
-    node.wait_told("STOPPING=1");
-    assert!(node.stop().0.success());
+    let (ended, text) = node.end();
+    assert!(ended.success(), "{text}");
+    assert!(scratch.read("log/deaf.log").contains("did not end when asked; killed"));
 }
 
 #[test]
