@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use nix::sys::prctl;
 use thiserror::Error;
 
 use super::args::HostPorts;
@@ -172,6 +173,14 @@ pub enum TaskError {
 
 /// Runs it; it ends when its work is done, or never.
 pub fn main(task: &Task) -> ExitCode {
+    let name = match task {
+        Task::HostPorts { .. } => c"rl-host-ports",
+        Task::Images { .. } => c"rl-images",
+        Task::FlannelLink { .. } => c"rl-flannel-link",
+        Task::Annotate { .. } => c"rl-annotate",
+    };
+    // For people only.
+    let _ = prctl::set_name(name);
     let result = match task {
         &Task::HostPorts { at: host_ports, first_unprivileged, low_port_offset } => {
             host_ports::run(&Policy { host_ports, first_unprivileged, low_port_offset })
