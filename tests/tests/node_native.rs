@@ -82,7 +82,8 @@ fn a_static_pod_has_all_it_wants_and_goes() {
 
     // From far away, and the pod sees from where.
     let url = format!("http://{HOST4}:18080/");
-    let far = run(world.far.program(&["curl", "--silent", "--show-error", "--max-time", "20", &url])).success();
+    let far =
+        run(world.far.program(&["curl", "--silent", "--show-error", "--max-time", "20", &url])).success();
     assert_eq!(far.stdout, "from the volume");
     let container = node.container("web");
     let logs = node.inside(&["crictl", "logs", &container]).success();
@@ -101,5 +102,23 @@ fn a_static_pod_has_all_it_wants_and_goes() {
     ports.wait_for_line("no longer published: 18080:10.244.0.2:8080/tcp4");
     let refused = run(world.far.program(&["curl", "--silent", "--max-time", "20", &url]));
     assert_eq!(refused.status.code(), Some(7), "{}", refused.describe());
+    node.stop();
+}
+
+#[test]
+fn containerd_2_does_as_well() {
+    let Ok(components) = Components::find() else { return };
+    let world = world();
+    let second = components.second_programs();
+    let site = Site::new(&world, components);
+    let (listener, port) = listener(&world);
+    site.write_pod("web", &web("web", 18080, port));
+    let name = format!("--dns-name=lab.example={SERVICE4}");
+    let node = site.start_with(&second, &["--host-ports=off", &name]);
+    assert_eq!(announced(&listener, PATIENCE), "here is web");
+    let version = node.crictl(&["version"]);
+    assert!(version.contains("RuntimeVersion:  v2"), "{version}");
+    let container = node.container("web");
+    assert_eq!(node.crictl(&["exec", &container, "cat", "/data/index.html"]), "from the volume");
     node.stop();
 }

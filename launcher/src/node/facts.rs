@@ -64,6 +64,7 @@ pub(super) fn collect(
     let works = |works: bool| if works { Works::Yes } else { Works::No };
     Ok(NodeFacts {
         programs: survey(&programs(args), &search),
+        ourselves: env::current_exe().unwrap_or_else(|_| "rootless-launch".into()),
         path: path.collect::<Vec<_>>().join(":"),
         cgroups: cgroups(cgroup),
         cgroup2_alone: cgroup.1.hierarchy == Hierarchy::Unified,

@@ -273,7 +273,10 @@ mod tests {
         let policy = Policy { low_port_offset: 10000, ..LOOPBACK };
         let mappings = r#"[{"HostPort":80,"ContainerPort":80,"Protocol":"tcp"},
             {"HostPort":8080,"ContainerPort":80,"Protocol":"tcp"}]"#;
-        assert_eq!(published(policy, mappings), ["127.0.0.1:8080:10.244.0.5:80/tcp4", "127.0.0.1:10080:10.244.0.5:80/tcp4"]);
+        assert_eq!(
+            published(policy, mappings),
+            ["127.0.0.1:8080:10.244.0.5:80/tcp4", "127.0.0.1:10080:10.244.0.5:80/tcp4"]
+        );
         let policy = Policy { low_port_offset: u16::MAX, ..LOOPBACK };
         let told =
             "hostPort 80 of pod default/web is not published: with --low-port-offset=65535 it is above 65535";

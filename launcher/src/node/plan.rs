@@ -8,7 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::args::{Cni, Cri, FlannelBackend, HostPorts, NodeArgs};
-use super::tasks::Task;
+use super::tasks::{Task, oci_runtime};
 use crate::apply::programs::{Answer, Installed};
 use crate::components::cni::Network;
 use crate::components::containerd::{self, Containerd, OciRuntime, Snapshotter};
@@ -25,6 +25,8 @@ use crate::supervisor::unit::{Journal, NodePlan, PlannedDirectory, PlannedFile, 
 pub struct NodeFacts {
     /// Programs that are there.
     pub programs: BTreeMap<Program, Installed>,
+    /// This program's file.
+    pub ourselves: PathBuf,
     /// PATH for what runs inside.
     pub path: String,
     /// What the node may do with cgroups.
@@ -244,6 +246,10 @@ impl<'a> Composer<'a> {
             cni_bin_dir: self.cni_bin_dir.clone(),
         };
         self.file(layout::CONTAINERD_CONFIG, containerd.config());
+        if containerd.needs_shelter() {
+            let text = oci_runtime::script(&facts.ourselves, &self.runtime.program);
+            self.files.push(PlannedFile { path: layout::OCI_RUNTIME.into(), mode: 0o755, text });
+        }
         self.units.extend(containerd.units());
         containerd::NAME
     }

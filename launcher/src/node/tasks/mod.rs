@@ -4,8 +4,10 @@ mod annotate;
 mod flannel_link;
 mod host_ports;
 mod images;
+pub(super) mod oci_runtime;
 mod programs;
 
+use std::ffi::OsString;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -52,6 +54,14 @@ pub enum Task {
         #[arg(long)]
         local: Option<Ipv4Addr>,
     },
+    /// Start containers without cgroups
+    OciRuntime {
+        /// crun or runc.
+        program: PathBuf,
+        /// What it is called with.
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
     /// Tell other nodes where this one is
     Annotate {
         /// The cluster's client.
@@ -97,6 +107,8 @@ impl Task {
                 let local = local.map(|local| format!("--local={local}"));
                 std::iter::once("flannel-link".into()).chain(local).collect()
             }
+            // A script starts it.
+            Task::OciRuntime { .. } => Vec::new(),
             Task::Annotate { kubectl, kubeconfig, node, public_ip } => vec![
                 "annotate".into(),
                 format!("--kubectl={}", kubectl.display()),
@@ -177,6 +189,7 @@ pub fn main(task: &Task) -> ExitCode {
         Task::HostPorts { .. } => c"rl-host-ports",
         Task::Images { .. } => c"rl-images",
         Task::FlannelLink { .. } => c"rl-flannel-link",
+        Task::OciRuntime { .. } => c"rl-oci-runtime",
         Task::Annotate { .. } => c"rl-annotate",
     };
     // For people only.
@@ -187,6 +200,7 @@ pub fn main(task: &Task) -> ExitCode {
         }
         Task::Images { ctr, snapshotter, archives } => images::run(ctr, snapshotter, archives),
         Task::FlannelLink { local } => flannel_link::run(*local),
+        Task::OciRuntime { program, arguments } => oci_runtime::run(program, arguments),
         Task::Annotate { kubectl, kubeconfig, node, public_ip } => {
             annotate::run(kubectl, kubeconfig, node, *public_ip)
         }
