@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::env;
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -14,13 +14,15 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::{Pid, execvpe, getpid, getppid, sethostname};
 
 use crate::apply;
+use crate::detached::DetachedNet;
 use crate::error::{Failure, Step};
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
 use crate::init;
+use crate::netlink::socket::Socket;
 use crate::plan::Plan;
 use crate::plan::namespaces::Namespace;
-use crate::plan::net::NetPlan;
+use crate::plan::net::{EnginePlan, NetPlan};
 use crate::sys::clone::exit_now;
 use crate::sys::signal::{Disposition, set_disposition};
 
@@ -95,17 +97,12 @@ fn run(task: &ChildTask<'_>) -> Result<Infallible, Stop> {
     die_with_parent(task.parent)?;
 
     // All of this works before any id is mapped, so it runs beside newuidmap.
-    let mut ipv6 = None;
-    match &task.plan.net {
-        NetPlan::Engine(plan) => {
-            let link = apply::net::tap_link(plan)?;
-            send(task, &Message::TapReady, Some(&link.tap))?;
-            ipv6 = link.ipv6_routes.map(|events| (events, plan));
-        }
-        NetPlan::Loopback => apply::net::loopback()?,
-        NetPlan::Host => {}
-    }
-    task.plan.surroundings.sysctls.iter().for_each(|sysctl| apply::net::sysctl(&sysctl.name, sysctl.value));
+    let detached =
+        task.plan.namespaces.detached_net.as_ref().map(|_| DetachedNet::start(task)).transpose()?;
+    let network = match detached {
+        Some(_) => None,
+        None => Some(set_up_network(task, None)?),
+    };
 
     let Message::IdsMapped { last_gid } = receive(task)? else {
         return Err(unexpected());
@@ -113,12 +110,10 @@ fn run(task: &ChildTask<'_>) -> Result<Infallible, Stop> {
     if let Some(name) = &task.plan.namespaces.hostname {
         sethostname(name).map_err(|error| Failure::new(Step::Hostname, name, error))?;
     }
-    apply::mounts::apply(&task.plan.mounts)?;
-    if !matches!(task.plan.net, NetPlan::Host) {
-        apply::net::allow_ping(last_gid);
-    }
-    if let Some((events, plan)) = ipv6 {
-        apply::net::wait_ipv6(&events, plan)?;
+    let namespace = detached.map(|detached| detached.finish(last_gid)).transpose()?;
+    apply::mounts::apply(&task.plan.mounts, namespace.as_ref().map(AsFd::as_fd))?;
+    if let Some(network) = network {
+        network.finish(last_gid)?;
     }
     send(task, &Message::NetworkReady, None::<&Channel>)?;
 
@@ -129,6 +124,49 @@ fn run(task: &ChildTask<'_>) -> Result<Infallible, Stop> {
         return init::run(task);
     }
     become_command(task)
+}
+
+/// Sets up the network namespace of the calling process, as far as that works before ids are mapped. The launcher gets the TAP, and before
+/// it `namespace` if that is not the child's own.
+pub(crate) fn set_up_network<'a>(
+    task: &'a ChildTask<'_>,
+    namespace: Option<BorrowedFd<'_>>,
+) -> Result<HalfNetwork<'a>, Stop> {
+    let plan = &task.plan.net;
+    let mut ipv6 = None;
+    match plan {
+        NetPlan::Engine(plan) => {
+            let link = apply::net::tap_link(plan)?;
+            if let Some(namespace) = namespace {
+                task.channel.send(&Message::NetworkNamespace, Some(namespace)).map_err(talk)?;
+            }
+            send(task, &Message::TapReady, Some(&link.tap))?;
+            ipv6 = link.ipv6_routes.map(|events| (events, &**plan));
+        }
+        NetPlan::Loopback => apply::net::loopback()?,
+        NetPlan::Host => {}
+    }
+    task.plan.surroundings.sysctls.iter().for_each(|sysctl| apply::net::sysctl(&sysctl.name, sysctl.value));
+    Ok(HalfNetwork { plan, ipv6 })
+}
+
+/// A network namespace that waits for the child's ids.
+pub(crate) struct HalfNetwork<'a> {
+    plan: &'a NetPlan,
+    ipv6: Option<(Socket, &'a EnginePlan)>,
+}
+
+impl HalfNetwork<'_> {
+    /// Does the rest; returns when CMD can use the network.
+    pub(crate) fn finish(self, last_gid: u32) -> Result<(), Failure> {
+        if !matches!(self.plan, NetPlan::Host) {
+            apply::net::allow_ping(last_gid);
+        }
+        match self.ipv6 {
+            Some((events, plan)) => apply::net::wait_ipv6(&events, plan),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Becomes CMD, or says why not and ends.

@@ -121,6 +121,12 @@ pub struct CheckArgs {
     #[arg(long, value_name = "DIR")]
     pub cni_bin_dir: Vec<PathBuf>,
 
+    /// Whether a node has to have a delegated cgroup, as for a launch
+    ///
+    /// Without one (auto, none) it runs, but no limits of its pods are enforced.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = CgroupArg::Delegated)]
+    pub cgroup: CgroupArg,
+
     /// Where nodes keep their data [default: rootless-launch in $XDG_DATA_HOME, else in ~/.local/share]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
@@ -321,6 +327,19 @@ pub struct RunArgs {
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_metrics)]
     pub metrics: Option<SocketAddr>,
 
+    /// Print what would be done, and do nothing
+    ///
+    /// The same plan is carried out without this option.
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "text"
+    )]
+    pub dry_run: Option<DryRunArg>,
+
     /// Say more on stderr; -vv and -vvv say still more
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
@@ -471,6 +490,15 @@ pub enum SurroundingsArg {
     Node,
 }
 
+/// `--dry-run`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DryRunArg {
+    /// A line for each step
+    Text,
+    /// An object
+    Json,
+}
+
 /// `--propagation`, in RootlessKit's words (mount_namespaces(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -588,7 +616,7 @@ fn parse_metrics(text: &str) -> Result<SocketAddr, &'static str> {
 }
 
 /// Paths of the plan are compared by their parts.
-fn parse_directory(text: &str) -> Result<PathBuf, &'static str> {
+pub(crate) fn parse_directory(text: &str) -> Result<PathBuf, &'static str> {
     let path: PathBuf = Path::new(text).components().collect();
     match path.is_absolute() && path.parent().is_some() && !path.iter().any(|part| part == "..") {
         true => Ok(path),

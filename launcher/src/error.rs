@@ -95,6 +95,9 @@ pub enum UsageError {
         "--pcap records packets, and connections on the relay have none: use --egress=auto or tap with it"
     )]
     RelayWithCapture,
+    /// `--detach-netns` without a network namespace.
+    #[error("--detach-netns has no meaning with --net=host: there is no network namespace")]
+    NothingToDetach,
     /// The data directory of a node would not be seen inside.
     #[error(
         "the data directory {path:?} lies below {target}, where the node gets a directory of its own; choose another by --data-dir"
@@ -316,6 +319,8 @@ steps! {
     StartCommand = 22: "start the command's process",
     /// Processes and controllers of the delegated cgroup.
     Cgroup = 24: "prepare the cgroup",
+    /// The process that makes a detached network namespace.
+    DetachNetwork = 23: "make a network namespace apart from the command",
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod cli;
 pub mod client;
 pub mod components;
 pub mod dbus;
+mod detached;
 pub mod egress;
 pub mod engine;
 pub mod enter;

@@ -5,7 +5,7 @@
 use std::env;
 use std::ffi::{CString, NulError, OsString};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -26,19 +26,21 @@ use crate::apply;
 use crate::apply::cgroup::Cgroup;
 use crate::apply::idmap::Mapping;
 use crate::child::{self, Activation, ChildTask, Inherited};
-use crate::cli::{RunArgs, SdNotifyArg};
+use crate::cli::{DryRunArg, RunArgs, SdNotifyArg};
 use crate::engine::{self, EngineFiles, EngineTask, Report};
 use crate::error::{Ending, Failure, LaunchError, PortFileError, Step, UsageError, with_causes};
 use crate::guard::Guard;
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
 use crate::handshake::state::{Action, Link, ParentHandshake, Peer};
+use crate::join::Target;
 use crate::notify::{self, Notifier, State};
 use crate::plan::Plan;
 use crate::plan::cgroup::{CgroupMode, CgroupPlan};
 use crate::plan::facts::HostFacts;
 use crate::plan::namespaces::{Namespace, NamespacePlan};
 use crate::plan::net::NetPlan;
+use crate::plan::show::Shown;
 use crate::plan::surroundings::Kind;
 use crate::sandbox::Mode;
 use crate::signals::{Received, Signals};
@@ -58,6 +60,10 @@ pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
     let facts = HostFacts { state_dir: place.path(), ..apply::facts::collect() };
     let mut plan = Plan::new(args, &policy_text(&args.policy)?, &port_files(&args.publish_file)?, &facts)?;
     plan.cgroup = cgroup(args, &plan)?;
+    if let Some(format) = args.dry_run {
+        show(&Shown::new(&plan, args, &facts.state_dir), format).map_err(prepare("standard output"))?;
+        return Ok(Ending::Exited(0));
+    }
     let pcap = args.pcap.as_ref().map(|path| {
         File::create(path).map_err(|source| UsageError::PcapFile { path: path.display().to_string(), source })
     });
@@ -110,6 +116,17 @@ pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
     processes.supervise(&signals, link(&plan), state.as_ref())
 }
 
+fn show(plan: &Shown<'_>, format: DryRunArg) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match format {
+        DryRunArg::Text => write!(stdout, "{plan}"),
+        DryRunArg::Json => {
+            serde_json::to_writer_pretty(&mut stdout, plan)?;
+            writeln!(stdout)
+        }
+    }
+}
+
 /// What is to be started.
 struct Launch<'a> {
     plan: &'a Plan,
@@ -144,10 +161,18 @@ fn place(args: &RunArgs) -> Place {
 /// The state directory. The default one of a plain command is a convenience: without it there is no control, and CMD runs all
 /// the same.
 fn state_dir(args: &RunArgs, plan: &Plan, place: &Place) -> Result<Option<StateDir>, LaunchError> {
-    let is_convenience =
-        args.state_dir.is_none() && args.name.is_none() && plan.surroundings.kind == Kind::Plain;
+    let is_needed = plan.surroundings.kind == Kind::Node || plan.namespaces.detached_net.is_some();
+    let is_convenience = args.state_dir.is_none() && args.name.is_none() && !is_needed;
     match StateDir::open(place) {
-        Ok(state) => Ok(Some(state)),
+        Ok(mut state) => {
+            if let Some(data) = &plan.surroundings.data {
+                state.lock_data(data)?;
+            }
+            if plan.namespaces.detached_net.is_some() {
+                state.make_netns()?;
+            }
+            Ok(Some(state))
+        }
         Err(error) if is_convenience => {
             info!("no control of this instance: {}", with_causes(&error));
             Ok(None)
@@ -205,6 +230,8 @@ struct Processes {
 enum AgentState {
     /// Nobody will ask for it.
     Absent,
+    /// There is no network namespace yet; this is its end of the line.
+    Awaited(OwnedFd),
     /// The engine will, once there is a port to publish.
     Prepared(Agent),
     /// It runs.
@@ -212,6 +239,14 @@ enum AgentState {
 }
 
 impl AgentState {
+    /// The network namespace is there.
+    fn prepare(&mut self, target: Target) {
+        match std::mem::replace(self, AgentState::Absent) {
+            AgentState::Awaited(line) => *self = AgentState::Prepared(Agent::new(line, target)),
+            other => *self = other,
+        }
+    }
+
     /// Starts it if it is prepared; a line that is closed says that nobody wants it any more.
     fn start(&mut self) {
         let AgentState::Prepared(agent) = std::mem::replace(self, AgentState::Absent) else { return };
@@ -280,7 +315,9 @@ impl Processes {
             let (to_engine, engines_end) = Channel::pair().map_err(prepare("a socket"))?;
             let (line, agents_end) = ChildLine::pair().map_err(prepare("a socket"))?;
             let line = OwnedFd::from(line);
-            if let Some(namespace) = &processes.namespace {
+            if plan.namespaces.detached_net.is_some() {
+                processes.agent = AgentState::Awaited(agents_end);
+            } else if let Some(namespace) = &processes.namespace {
                 let agent = Agent::prepare(agents_end, namespace, child);
                 // A child that is dead already has said why.
                 let agent = agent.map_err(|error| {
@@ -385,7 +422,7 @@ impl Processes {
             self.guard.as_ref().map(AsFd::as_fd),
             match &self.agent {
                 AgentState::Prepared(agent) => Some(agent.as_fd()),
-                AgentState::Absent | AgentState::Running(_) => None,
+                AgentState::Absent | AgentState::Awaited(_) | AgentState::Running(_) => None,
             },
         ];
         let mut fds: Vec<PollFd<'_>> =
@@ -459,7 +496,13 @@ impl Processes {
     ) -> Result<(), LaunchError> {
         match action {
             Action::Wait => Ok(()),
-            Action::TakeNamespace => Ok(()),
+            Action::TakeNamespace => {
+                let failed = prepare("the network namespace");
+                let (Some(net), Some(user)) = (fd, &self.namespace) else { return Ok(()) };
+                let user = user.as_fd().try_clone_to_owned().map_err(failed)?;
+                self.agent.prepare(Target::of_files(user.into(), net.into()));
+                Ok(())
+            }
             Action::WatchCommand => {
                 self.command = fd;
                 Ok(())
@@ -616,7 +659,7 @@ impl Processes {
         // The agent ends with the engine, which is to close the published ports first.
         let agent = match self.agent {
             AgentState::Running(pid) => Some(pid),
-            AgentState::Absent | AgentState::Prepared(_) => None,
+            AgentState::Absent | AgentState::Awaited(_) | AgentState::Prepared(_) => None,
         };
         match namespace.kill_all(agent) {
             Ok(0) => {}

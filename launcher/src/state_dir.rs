@@ -7,6 +7,8 @@
 //! | `api.sock` | the control API, mode 0600; takes connections before the instance is ready |
 //! | `child_pid` | CMD's process id in decimal; **appears, whole, when the instance is ready**: CMD is about to run, its network and its ports are served |
 //! | `node.sock` | the supervisor's control, mode 0600, if the instance is a node |
+//! | `netns` | with `--detach-netns`: the network namespace, as those see it who are in CMD's mount namespace |
+//! | `resolv.conf`, `hosts` | with `--detach-netns`: how names are resolved in that network |
 //! | `entered` | there since somebody joined the instance's namespaces: CMD's end is not the end of everybody inside |
 //!
 //! The lock is the truth about life: it ends with the launcher and the guard, however they die; a guard that is left
@@ -128,6 +130,10 @@ pub const NODE_SOCKET: &str = "node.sock";
 pub const CHILD_PID: &str = "child_pid";
 const CHILD_PID_UNFINISHED: &str = ".child_pid";
 const ENTERED: &str = "entered";
+/// The name of the file to which a detached network namespace is bound.
+pub const NETNS: &str = "netns";
+/// What is written beside it.
+const NAME_FILES: [&str; 2] = ["resolv.conf", "hosts"];
 
 /// The environment variable that names the state directory to CMD and to clients.
 pub const STATE_DIR_VARIABLE: &str = "ROOTLESSKIT_STATE_DIR";
@@ -228,6 +234,8 @@ pub struct StateDir {
     /// Removed at the end if it is empty.
     base: Option<PathBuf>,
     lock: Flock<File>,
+    /// Of a node's data directory.
+    data: Option<Flock<File>>,
 }
 
 impl StateDir {
@@ -249,9 +257,24 @@ impl StateDir {
             return Err(StateDirError::TooLong { path, length });
         }
         let lock = StateDir::make_and_lock(&path, base.as_deref())?;
-        let directory = StateDir { path, base, lock };
+        let directory = StateDir { path, base, lock, data: None };
         directory.clean()?;
         Ok(directory)
+    }
+
+    /// Locks the data directory of a node, which is made if it is missing, for as long as this lives: two instances would spoil each
+    /// other's data.
+    ///
+    /// # Errors
+    /// An instance uses it, or it cannot be had.
+    pub fn lock_data(&mut self, path: &Path) -> Result<(), StateDirError> {
+        self.data = Some(StateDir::make_and_lock(path, None)?);
+        Ok(())
+    }
+
+    /// Its locks, which hold as long as any process has their descriptors.
+    pub fn locks(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(&self.lock).chain(&self.data).map(|lock| lock.as_fd())
     }
 
     /// Begins anew as long as others end, or look, in the same moment.
@@ -312,6 +335,16 @@ impl StateDir {
         written().map_err(|source| StateDirError::Publish { path: path.clone(), source })
     }
 
+    /// Makes the file to which a detached network namespace is to be bound.
+    ///
+    /// # Errors
+    /// open(2).
+    pub fn make_netns(&self) -> Result<(), StateDirError> {
+        let path = self.path.join(NETNS);
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path);
+        made.map(drop).map_err(|source| StateDirError::Create { path, source })
+    }
+
     /// The file that is there once somebody has joined the instance's namespaces.
     pub fn entered(&self) -> PathBuf {
         self.path.join(ENTERED)
@@ -323,7 +356,8 @@ impl StateDir {
     }
 
     fn clean(&self) -> Result<(), StateDirError> {
-        for name in [CHILD_PID, CHILD_PID_UNFINISHED, ENTERED, SOCKET, NODE_SOCKET] {
+        let ours = [CHILD_PID, CHILD_PID_UNFINISHED, ENTERED, SOCKET, NODE_SOCKET, NETNS];
+        for name in ours.into_iter().chain(NAME_FILES) {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -378,13 +412,6 @@ impl StateDir {
 impl Drop for StateDir {
     fn drop(&mut self) {
         self.remove();
-    }
-}
-
-/// The lock, which holds as long as any process has its descriptor.
-impl AsFd for StateDir {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.lock.as_fd()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -23,19 +23,23 @@ use crate::sys::mount::{Programs, attach, clone_tree, new_tmpfs};
 /// Where the cgroup tree is.
 const CGROUP: &str = "/sys/fs/cgroup";
 
-/// Makes the child's mounts its own and does the steps of the plan.
+/// Makes the child's mounts its own and does the steps of the plan. `network` is the detached network namespace, if there is one.
 ///
 /// # Errors
 /// A mount that is needed failed. A file that cannot be covered is a warning.
-pub fn apply(plan: &MountPlan) -> Result<(), Failure> {
+pub fn apply(plan: &MountPlan, network: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
     let mut cover = None;
     for step in &plan.steps {
-        perform(step, &mut cover)?;
+        perform(step, &mut cover, network)?;
     }
     cover.map_or(Ok(()), Cover::put_away)
 }
 
-fn perform(step: &MountStep, cover: &mut Option<Cover>) -> Result<(), Failure> {
+fn perform(
+    step: &MountStep,
+    cover: &mut Option<Cover>,
+    network: Option<BorrowedFd<'_>>,
+) -> Result<(), Failure> {
     let failed = |path: &Path| {
         let path = path.display().to_string();
         move |error: io::Error| Failure::new(Step::Mount, path, error)
@@ -57,7 +61,15 @@ fn perform(step: &MountStep, cover: &mut Option<Cover>) -> Result<(), Failure> {
             Ok(())
         }
         MountStep::Cgroup2 => {
-            if let Err(error) = new_file_system("cgroup2", CGROUP) {
+            let mounted = new_file_system("cgroup2", CGROUP).or_else(|error| {
+                // The same file system, with another root, is not mounted over itself.
+                if error != Errno::EBUSY {
+                    return Err(error);
+                }
+                umount2(CGROUP, MntFlags::MNT_DETACH)?;
+                new_file_system("cgroup2", CGROUP)
+            });
+            if let Err(error) = mounted {
                 info!("{CGROUP} stays the host's: {error}");
             }
             Ok(())
@@ -83,6 +95,13 @@ fn perform(step: &MountStep, cover: &mut Option<Cover>) -> Result<(), Failure> {
             }
             *cover = Some(open);
             Ok(())
+        }
+        MountStep::NetworkNamespace { target } => {
+            let bind = |network: BorrowedFd<'_>| {
+                let source = format!("/proc/self/fd/{}", network.as_raw_fd());
+                Ok(mount(Some(source.as_str()), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+            };
+            network.map_or(Ok(()), bind).map_err(failed(target))
         }
         MountStep::File { path, text } => replace_file(path, text).map_err(failed(path)),
     }

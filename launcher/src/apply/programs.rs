@@ -80,7 +80,10 @@ fn answer(program: Program, asked: io::Result<Running>, deadline: Instant) -> An
     match program.parse_version(&said.text) {
         Some(version) => Answer::Version(version),
         // The loader's complaint about a library, for example. CNI plugins always complain.
-        None if !said.status.success() && !program.is_cni() => Answer::Failed(said.first_line().to_owned()),
+        None if !said.status.success() && !program.is_cni() => Answer::Failed(match said.first_line() {
+            "" => said.status.to_string(),
+            line => line.to_owned(),
+        }),
         None => Answer::Unknown,
     }
 }

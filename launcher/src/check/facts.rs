@@ -9,6 +9,7 @@ use crate::apply::programs::Installed;
 use crate::components::programs::Program;
 use crate::error::Failure;
 use crate::hint::Machine;
+use crate::plan::cgroup::{CgroupMode, Hierarchy};
 use crate::plan::facts::HostFacts;
 
 /// How a trial went.
@@ -78,8 +79,10 @@ pub struct NodeFacts {
     pub bus: bool,
     /// What is mounted on /sys/fs/cgroup.
     pub cgroups: Hierarchy,
-    /// A cgroup of our own, or what the user's service manager delegates.
-    pub delegation: Result<Delegation, String>,
+    /// Whether that has to be there.
+    pub cgroup: CgroupMode,
+    /// The controllers of the cgroup that a launch gets; or why it gets none.
+    pub delegation: Result<Vec<String>, String>,
     /// `/dev/fuse` can be opened; errno(3).
     pub fuse: Result<(), i32>,
     /// Kernel modules.
@@ -130,37 +133,6 @@ pub enum RuntimeDirectory {
     Missing,
     /// It is set to something that cannot be used; why.
     Bad(PathBuf, &'static str),
-}
-
-/// What is mounted on /sys/fs/cgroup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hierarchy {
-    /// cgroup v2 alone.
-    Unified,
-    /// v1 with v2 beside it.
-    Hybrid,
-    /// v1 alone.
-    Legacy,
-    /// Nothing.
-    None,
-}
-
-/// A cgroup in which cgroups can be made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Delegation {
-    /// Who gave it.
-    pub source: DelegationSource,
-    /// Its controllers.
-    pub controllers: Vec<String>,
-}
-
-/// Who gives a node its cgroup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DelegationSource {
-    /// We are in it.
-    Own,
-    /// A transient unit of the user's service manager.
-    Unit,
 }
 
 /// Kernel modules by name, as text.

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 
 use crate::error::Failure;
 use crate::hint::{self, Machine};
+use crate::plan::cgroup::DELEGATE_COMMAND;
 
 /// What the machine is wanted for. Each has all needs of the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
@@ -198,11 +199,7 @@ impl fmt::Display for Remedy {
             Remedy::Module(module) => write!(f, "modprobe {module}"),
             Remedy::Sysctl { name, value } if value.contains(' ') => write!(f, "sysctl -w {name}='{value}'"),
             Remedy::Sysctl { name, value } => write!(f, "sysctl -w {name}={value}"),
-            Remedy::Delegate => f.write_str(
-                "mkdir -p /etc/systemd/system/user@.service.d && \
-                 printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' > /etc/systemd/system/user@.service.d/delegate.conf && \
-                 systemctl daemon-reload",
-            ),
+            Remedy::Delegate => f.write_str(DELEGATE_COMMAND),
             Remedy::Linger(user) => write!(f, "loginctl enable-linger {user}"),
             Remedy::Boot(parameter) => write!(
                 f,
@@ -245,6 +242,12 @@ pub fn commands<'a>(remedies: impl IntoIterator<Item = &'a Remedy>) -> Vec<Strin
             "printf '{}\\n' >> /etc/sysctl.d/99-rootless-launch.conf && sysctl -p /etc/sysctl.d/99-rootless-launch.conf",
             settings.join("\\n")
         ));
+    }
+    if last.iter().any(|command| command == DELEGATE_COMMAND) {
+        last.push(
+            "# What is delegated changes for sessions that begin later: log out of all, and in again."
+                .to_owned(),
+        );
     }
     commands.append(&mut last);
     commands

@@ -7,6 +7,7 @@ pub mod idmap;
 pub mod mounts;
 pub mod namespaces;
 pub mod net;
+pub mod show;
 pub mod surroundings;
 
 use forwarder::spec::PortFile;
@@ -57,7 +58,7 @@ impl Plan {
     ) -> Result<Plan, UsageError> {
         let net = NetPlan::new(args, policy, facts)?;
         let surroundings = Surroundings::new(args, facts)?;
-        let namespaces = NamespacePlan::new(args, surroundings.kind, &net);
+        let namespaces = NamespacePlan::new(args, surroundings.kind, &net, facts)?;
         let by_itself = surroundings.published.iter().cloned().map(Publish::Port);
         let publish: Vec<Publish> = args.publish.iter().cloned().chain(by_itself).collect();
         let forwards = ForwardPlan::new(&publish, published)?;

@@ -58,6 +58,11 @@ pub enum MountStep {
         /// Content.
         text: String,
     },
+    /// The detached network namespace, bound to a file.
+    NetworkNamespace {
+        /// The file; has to be there.
+        target: PathBuf,
+    },
     /// A file in a directory that is the child's own.
     File {
         /// The file.
@@ -87,6 +92,9 @@ impl fmt::Display for MountStep {
             }
             MountStep::Cover { path, text } => {
                 write!(f, "mount a file of {} bytes over {}", text.len(), path.display())
+            }
+            MountStep::NetworkNamespace { target } => {
+                write!(f, "bind the new network namespace to {}", target.display())
             }
             MountStep::File { path, text } => {
                 write!(f, "write {}, {} bytes", path.display(), text.len())
@@ -131,7 +139,12 @@ impl MountPlan {
             steps.push(MountStep::Cgroup2);
         }
 
-        let files = if args.detach_netns { Vec::new() } else { name_files(net, args, facts) };
+        let names = name_files(net, args, facts);
+        // A command in the host's network resolves names as the host does; these are for what it starts elsewhere.
+        let (files, beside) = match &namespaces.detached_net {
+            Some(_) => (Vec::new(), names),
+            None => (names, Vec::new()),
+        };
         let mut copied = copied_up(surroundings, args);
         let etc = Path::new("/etc");
         if !files.is_empty() && !facts.name_files_exist && !copied.iter().any(|(path, _)| path == etc) {
@@ -149,6 +162,10 @@ impl MountPlan {
             if is_ours { MountStep::File { path, text } } else { MountStep::Cover { path, text } }
         }));
         steps.extend_from_slice(&surroundings.mounts);
+        let state = &facts.state_dir;
+        steps.extend(beside.into_iter().map(|(name, text)| MountStep::File { path: state.join(name), text }));
+        let target = namespaces.detached_net.clone();
+        steps.extend(target.map(|target| MountStep::NetworkNamespace { target }));
         steps.extend(last.map(|propagation| MountStep::Propagation { propagation }));
         MountPlan { steps }
     }
@@ -209,7 +226,7 @@ mod tests {
         let args = ["rootless-launch"].iter().chain(options).chain(&["--", "true"]);
         let args = Cli::try_parse_from(args).unwrap().run;
         let net = NetPlan::new(&args, "", facts).unwrap();
-        let namespaces = NamespacePlan::new(&args, Kind::of(&args), &net);
+        let namespaces = NamespacePlan::new(&args, Kind::of(&args), &net, facts).unwrap();
         let surroundings = Surroundings::new(&args, facts).unwrap();
         MountPlan::new(&net, &namespaces, &surroundings, &args, facts).steps
     }
@@ -271,6 +288,15 @@ mod tests {
             lines(&["--net=host", "--pidns"], &facts()),
             ["make / rslave", "mount a new proc on /proc"]
         );
+    }
+
+    #[test]
+    fn a_command_beside_its_network_keeps_the_hosts_names() {
+        let facts = HostFacts { state_dir: "/run/n".into(), ..facts() };
+        let lines = lines(&["--detach-netns"], &facts);
+        assert_eq!(lines.len(), 4, "{lines:?}");
+        assert!(lines[1].starts_with("write /run/n/resolv.conf, "), "{lines:?}");
+        assert_eq!(lines[3], "bind the new network namespace to /run/n/netns");
     }
 
     #[test]

@@ -231,7 +231,7 @@ fn mounts(data: &Path, facts: &HostFacts) -> Vec<MountStep> {
 }
 
 fn sysctls(args: &RunArgs) -> Vec<Sysctl> {
-    if args.net == NetArg::Host || args.detach_netns {
+    if args.net == NetArg::Host {
         return Vec::new();
     }
     let sysctl = |name: &str, value| Sysctl { name: name.to_owned(), value };

@@ -15,9 +15,11 @@
 //! is tried for ever.
 
 pub mod control;
+pub mod error;
 pub mod log;
 pub mod notify;
 pub mod observe;
+mod prepare;
 pub mod probe;
 pub mod run;
 pub mod serve;
@@ -540,8 +542,9 @@ impl Supervisor {
                 let why = Why::NeverReady { within, until, found: found.take() };
                 self.end(now, unit, Then::Fail(why));
             }
-            Phase::Starting { probe: Some(probe), .. } => {
-                if probe.poll(now) {
+            Phase::Starting { probe, .. } => {
+                let is_due = probe.as_mut().is_some_and(|probe| probe.poll(now));
+                if is_due {
                     self.actions.push_back(Action::Probe { unit, run: cell.runs });
                 }
             }
@@ -691,7 +694,11 @@ impl Supervisor {
         let Some(cell) = self.cells.get_mut(unit.index()) else { return };
         cell.phase = phase;
         cell.since = now;
-        self.actions.push_back(Action::Notify(Notice::Changed(unit)));
+        let notice = Action::Notify(Notice::Changed(unit));
+        // Whoever is told looks for himself, and sees the latest.
+        if !self.actions.contains(&notice) {
+            self.actions.push_back(notice);
+        }
     }
 
     fn is_starting(&self, unit: UnitId) -> bool {

@@ -6,6 +6,7 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 use super::spawn::NOTIFY_SOCKET;
 
@@ -26,14 +27,35 @@ impl Notifier {
         Notifier { to: opened.and_then(Result::ok) }
     }
 
-    /// Says assignments, such as `READY=1`, one per line.
+    /// Says what must not be missed, such as `READY=1`; waits a moment for somebody who is busy.
     pub fn say(&self, text: &str) {
+        self.send(text, Haste::Wait);
+    }
+
+    /// Says what the next such word replaces, such as `STATUS=...`.
+    pub fn mention(&self, text: &str) {
+        self.send(text, Haste::NowOrNever);
+    }
+
+    fn send(&self, text: &str, haste: Haste) {
         let Some((socket, address)) = &self.to else { return };
-        if let Err(error) = socket.send_to_addr(text.as_bytes(), address) {
-            log::debug!("cannot notify: {error}");
+        let sent = socket
+            .set_nonblocking(haste == Haste::NowOrNever)
+            .and_then(|()| socket.send_to_addr(text.as_bytes(), address));
+        if let Err(error) = sent {
+            log::debug!("cannot say {text}: {error}");
         }
     }
 }
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    Wait,
+    NowOrNever,
+}
+
+/// Longest wait for somebody whose queue is full.
+const MOMENT: Duration = Duration::from_secs(1);
 
 fn open(name: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
     let address = match name.as_bytes().strip_prefix(b"@") {
@@ -41,7 +63,6 @@ fn open(name: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
         None => SocketAddr::from_pathname(name)?,
     };
     let socket = UnixDatagram::unbound()?;
-    // Whoever does not listen keeps nobody.
-    socket.set_nonblocking(true)?;
+    socket.set_write_timeout(Some(MOMENT))?;
     Ok((socket, address))
 }

@@ -99,11 +99,7 @@ pub(super) fn open_files() -> u64 {
 /// Of the user, and of every cgroup on the way to ours.
 pub(super) fn processes() -> u64 {
     let own = getrlimit(Resource::RLIMIT_NPROC).map_or(u64::MAX, |(_, hard)| hard);
-    let Some(cgroup) = super::cgroup::own() else { return own };
-    let limits = cgroup.ancestors().filter_map(|directory| {
-        fs::read_to_string(directory.join("pids.max")).ok()?.trim().parse::<u64>().ok()
-    });
-    limits.chain([own]).min().unwrap_or(own)
+    super::cgroup::process_limits().fold(own, u64::min)
 }
 
 pub(super) fn has_swap() -> bool {
@@ -111,19 +107,8 @@ pub(super) fn has_swap() -> bool {
 }
 
 /// Where nodes keep their data, or are going to.
-pub(super) fn data_directory(chosen: Option<&Path>) -> DataDirectory {
-    let home = || {
-        env::var_os("HOME")
-            .filter(|home| !home.is_empty())
-            .map(|home| PathBuf::from(home).join(".local/share"))
-    };
-    let data_home =
-        env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute()).or_else(home);
-    let path = chosen.map(Path::to_owned).or_else(|| data_home.map(|path| path.join("rootless-launch")));
-    let Some(path) = path else {
-        let file_system = Err("neither XDG_DATA_HOME nor HOME is set".to_owned());
-        return DataDirectory { path: PathBuf::from("rootless-launch"), file_system };
-    };
+pub(super) fn data_directory(chosen: Option<&Path>, host: &HostFacts) -> DataDirectory {
+    let path = chosen.map_or_else(|| host.data_home.join("rootless-launch"), Path::to_owned);
     let file_system = match existing(&path) {
         None => Err("no part of the path is there".to_owned()),
         Some(nearest) if access(nearest, AccessFlags::W_OK | AccessFlags::X_OK).is_err() => {
@@ -173,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_data_directory_that_is_not_there_yet_is_judged_by_its_parent() {
-        let directory = data_directory(Some(Path::new("/proc/nowhere/at/all")));
+        let directory = data_directory(Some(Path::new("/proc/nowhere/at/all")), &HostFacts::default());
         assert_eq!(directory.path, Path::new("/proc/nowhere/at/all"));
         assert_eq!(existing(&directory.path), Some(Path::new("/proc")));
     }

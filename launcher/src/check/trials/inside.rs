@@ -12,7 +12,7 @@ use nix::sched::CloneFlags;
 
 use super::super::facts::{DataDirectory, Inside, Outcome};
 use super::host::existing;
-use super::thrown::throw_away;
+use super::thrown::{Ids, throw_away};
 use super::{NODE, nftables};
 use crate::apply::command::ask;
 use crate::apply::programs::Installed;
@@ -51,7 +51,7 @@ pub(super) fn try_all(
     iptables: Option<&Installed>,
 ) -> Result<Inside, Failure> {
     let scratch = Scratch::beside(&data.path);
-    throw_away(host, NODE, || Inside {
+    throw_away(NODE, Ids::Root(host), || Inside {
         file_systems: file_systems(),
         overlay: overlay(&scratch),
         devices: devices(),
@@ -64,7 +64,7 @@ pub(super) fn try_all(
 /// Tries only the overlay.
 pub(super) fn try_overlay(host: &HostFacts, data: &Path) -> Outcome {
     let scratch = Scratch::beside(data);
-    throw_away(host, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS, || overlay(&scratch))?
+    throw_away(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS, Ids::Root(host), || overlay(&scratch))?
 }
 
 /// Mounted one after the other on /proc, /sys and /sys/fs/cgroup of these namespaces.

@@ -15,13 +15,13 @@ use clap::Parser as _;
 use nix::sched::CloneFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
-use self::thrown::throw_away;
+use self::thrown::{Ids, throw_away};
 use super::facts::{Facts, LaunchFacts, Mapped, NodeFacts, Outcome};
 use super::finding::Purpose;
 use crate::apply;
 use crate::apply::idmap::Mapping;
 use crate::apply::programs::survey;
-use crate::cli::{CheckArgs, Cli};
+use crate::cli::{CheckArgs, Cli, PropagationArg};
 use crate::components::programs::{Program, SearchPath};
 use crate::egress;
 use crate::error::{Ending, Failure, Step};
@@ -58,15 +58,22 @@ pub(crate) fn overlay(host: &HostFacts, data: &Path) -> Outcome {
 }
 
 fn launch(host: &HostFacts) -> LaunchFacts {
-    let tried = |trial: fn() -> Outcome| throw_away(host, LAUNCH, trial).and_then(|outcome| outcome);
+    let tried =
+        |trial: fn() -> Outcome| throw_away(LAUNCH, Ids::Root(host), trial).and_then(|outcome| outcome);
     LaunchFacts {
         namespaces: tried(apply::net::loopback),
         tap: tried(|| apply::net::open_tap().map(drop)),
         relay: tried(|| apply::net::loopback().and_then(|()| egress::demand(forwarder::child::try_egress()))),
         mounts: tried(|| {
-            apply::mounts::apply(&MountPlan {
-                steps: vec![MountStep::Cover { path: "/etc/hosts".into(), text: String::new() }],
-            })
+            apply::mounts::apply(
+                &MountPlan {
+                    steps: vec![
+                        MountStep::Propagation { propagation: PropagationArg::Rslave },
+                        MountStep::Cover { path: "/etc/hosts".into(), text: String::new() },
+                    ],
+                },
+                None,
+            )
         }),
         mapped: mapped(host),
         sandbox: enter_sandbox().map_err(|error| error.to_string()),
@@ -83,15 +90,16 @@ fn launch(host: &HostFacts) -> LaunchFacts {
 fn node(args: &CheckArgs, host: &HostFacts) -> NodeFacts {
     let search = SearchPath::new(&args.bin_dir, &args.cni_bin_dir, std::env::var_os("PATH").as_deref());
     let programs = survey(Program::ALL, &search);
-    let data = host::data_directory(args.data_dir.as_deref());
+    let data = host::data_directory(args.data_dir.as_deref(), host);
     let runtime_directory = host::runtime_directory(host.uid);
     NodeFacts {
         inside: inside::try_all(host, &data, programs.get(&Program::Iptables)),
         systemd: host::has_systemd(),
         bus: host::has_bus(&runtime_directory),
         lingers: host::lingers(host),
-        cgroups: cgroup::hierarchy(),
-        delegation: cgroup::delegation(&programs, &runtime_directory),
+        cgroups: apply::cgroup::facts().hierarchy,
+        cgroup: args.cgroup.into(),
+        delegation: cgroup::delegation(),
         runtime_directory,
         fuse: host::fuse(),
         modules: host::modules(),

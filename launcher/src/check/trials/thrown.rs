@@ -1,4 +1,4 @@
-//! A process in new namespaces that does one thing, tells how it went, and ends.
+//! A process that does one thing, in namespaces of its own or not, tells how it went, and ends.
 
 use std::io::{self, Read as _, Write as _};
 
@@ -13,18 +13,25 @@ use crate::plan::idmap::{IdMapPlan, MapPlan, SingleReason};
 use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
 use crate::sys::wait;
 
-/// What `trial` says in new namespaces, as root of them.
+/// Who the process is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Ids<'a> {
+    /// Root of a new user namespace, and nobody else.
+    Root(&'a HostFacts),
+    /// As we are.
+    Kept,
+}
+
+/// What `trial` says in a new process.
 ///
 /// # Errors
 /// The namespaces cannot be made, or the process died.
 pub(super) fn throw_away<T: Serialize + DeserializeOwned>(
-    host: &HostFacts,
     namespaces: CloneFlags,
+    ids: Ids<'_>,
     trial: impl FnOnce() -> T,
 ) -> Result<T, Failure> {
     let talk = |error| Failure::new(Step::Talk, "", error);
-    let single = MapPlan::Single(SingleReason::NoRange);
-    let ids = IdMapPlan { uid: host.uid, gid: host.gid, users: single.clone(), groups: single };
     let (mut wait_mapped, mut tell_mapped) = io::pipe().map_err(talk)?;
     let (mut hear, mut say) = io::pipe().map_err(talk)?;
     let fork = clone::fork(namespaces, ExitSignal::Child);
@@ -41,7 +48,11 @@ pub(super) fn throw_away<T: Serialize + DeserializeOwned>(
         }
     };
     drop((wait_mapped, say));
-    let mapped = Mapping::start(&ids, child).finish().and_then(|_| tell_mapped.write_all(&[1]).map_err(talk));
+    let mapped = match ids {
+        Ids::Root(host) => Mapping::start(&single(host), child).finish().map(drop),
+        Ids::Kept => Ok(()),
+    };
+    let mapped = mapped.and_then(|()| tell_mapped.write_all(&[1]).map_err(talk));
     drop(tell_mapped);
     let mut said = Vec::new();
     let heard = hear.read_to_end(&mut said);
@@ -50,4 +61,9 @@ pub(super) fn throw_away<T: Serialize + DeserializeOwned>(
     heard.map_err(talk)?;
     serde_json::from_slice(&said)
         .map_err(|_| talk(io::Error::other(format!("the process of the trial {ending}"))))
+}
+
+fn single(host: &HostFacts) -> IdMapPlan {
+    let single = MapPlan::Single(SingleReason::NoRange);
+    IdMapPlan { uid: host.uid, gid: host.gid, users: single.clone(), groups: single }
 }
