@@ -17,6 +17,7 @@ use clap::Subcommand;
 use nix::sys::prctl;
 use thiserror::Error;
 
+pub(super) use self::annotate::ANNOTATION;
 use super::args::HostPorts;
 use super::host_ports::Policy;
 use crate::error::with_causes;
