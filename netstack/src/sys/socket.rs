@@ -12,7 +12,7 @@ use crate::action::{DatagramError, DatagramErrorKind};
 /// Datagrams per system call.
 pub(crate) const BATCH: usize = 64;
 /// Pieces of memory per system call when sending.
-pub(crate) const PIECES: usize = 128;
+pub(crate) const PIECES: usize = 256;
 
 /// Kinds of sockets the driver opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +111,16 @@ pub(crate) fn prepare_datagram(fd: BorrowedFd<'_>, kind: Kind, ipv6: bool) {
     }
 }
 
+/// The path MTU to `remote` that the kernel knows, in bytes with the IP header (ip(7), `IP_MTU`).
+pub(crate) fn path_mtu(remote: SocketAddr) -> io::Result<u32> {
+    let fd = open(Kind::Udp, remote.is_ipv6())?;
+    let fd = std::os::fd::AsFd::as_fd(&fd);
+    connect(fd, remote)?;
+    let (level, option) =
+        if remote.is_ipv6() { (libc::IPPROTO_IPV6, libc::IPV6_MTU) } else { (libc::IPPROTO_IP, libc::IP_MTU) };
+    get_int(fd, level, option).map(|mtu| mtu.unsigned_abs())
+}
+
 /// Whether a socket is of `AF_INET6`.
 pub(crate) fn is_ipv6(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(get_int(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)? == libc::AF_INET6)
@@ -177,7 +187,7 @@ impl SendBatch {
     }
 
     /// Sends as many of `datagrams` as fit one system call; says how many the kernel took.
-    pub(crate) fn send<'a, P: ExactSizeIterator<Item = &'a [u8]>>(
+    pub(crate) fn send<'a, P: Iterator<Item = &'a [u8]>>(
         &mut self,
         fd: BorrowedFd<'_>,
         datagrams: impl Iterator<Item = Outgoing<P>>,
@@ -186,12 +196,16 @@ impl SendBatch {
         let mut used = 0;
         for datagram in datagrams.take(BATCH) {
             let first = used;
-            if first + datagram.pieces.len() > PIECES {
-                break;
-            }
-            for (piece, entry) in datagram.pieces.zip(&mut self.pieces[first..]) {
+            let mut pieces = datagram.pieces;
+            while let Some(entry) = self.pieces.get_mut(used)
+                && let Some(piece) = pieces.next()
+            {
                 *entry = libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() };
                 used += 1;
+            }
+            // Half a datagram is none.
+            if used == PIECES && pieces.next().is_some() {
+                break;
             }
             let header = &mut self.headers[count].msg_hdr;
             (header.msg_name, header.msg_namelen) = match datagram.remote {

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use crate::action::{Action, ConnectError, DatagramError, DatagramKind, Hop, HostEvent, OpenError, Payload};
 use crate::flow::FlowId;
 use crate::forward::ForwardId;
-use crate::frame::Offload;
+use crate::frame::{Gso, Offload};
 use crate::packet::MAX_HEADERS;
 use crate::stack::{Datagram, HostIo, Stack, ToChild};
 use crate::time::Instant;
@@ -96,7 +96,7 @@ pub struct SentDatagram {
     /// Payload or ICMP message.
     pub payload: Vec<u8>,
     /// Size of the datagrams in a super-datagram.
-    pub gso: Option<u16>,
+    pub gso: Gso,
     /// TTL and fragmentation.
     pub hop: Hop,
     /// Source address, where it is not the kernel's to choose.
@@ -381,7 +381,7 @@ impl HostStub {
         match stack.handle_datagram(
             now,
             flow,
-            Datagram { from, payload, total: payload.len(), gso },
+            Datagram { from, payload, total: payload.len(), gso: gso.map_or(Gso::None, Gso::Udp) },
             &mut headers,
         )? {
             ToChild::Queued => Ok(None),

@@ -35,10 +35,10 @@ const MANY_STEPS: usize = 200_000;
 
 /// Every offload that a link can have.
 pub const ALL_OFFLOADS: LinkCapabilities =
-    LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: true };
+    LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: true, tunnel: true };
 /// None.
 pub const NO_OFFLOADS: LinkCapabilities =
-    LinkCapabilities { checksum: false, tso4: false, tso6: false, uso: false };
+    LinkCapabilities { checksum: false, tso4: false, tso6: false, uso: false, tunnel: false };
 
 /// A stack with a child and a host.
 #[derive(Debug)]
