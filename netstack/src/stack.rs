@@ -478,6 +478,7 @@ impl Stack {
                     (None, udp.bytes_from_child, udp.bytes_to_child, udp.last_active)
                 }
                 FlowKind::Ping(ping) => (None, ping.bytes_from_child, ping.bytes_to_child, ping.last_active),
+                FlowKind::Overlay(flow) if flow.bytes_from_child + flow.bytes_to_child == 0 => return None,
                 FlowKind::Overlay(flow) => {
                     (None, flow.bytes_from_child, flow.bytes_to_child, flow.last_active)
                 }

@@ -108,6 +108,8 @@ pub(super) struct Receive {
 
 /// [`Receive::width`] while sockets hold little.
 const NARROW: usize = 4;
+/// Bytes of a message that make it several datagrams' worth.
+const JOINED: usize = 16 << 10;
 
 impl Receive {
     pub(super) fn new() -> Self {
@@ -194,14 +196,17 @@ impl Driver {
     /// Tells the child of peers that its datagrams do not reach whole: "don't fragment" is not set on the overlay's
     /// socket, so nobody else does.
     fn tell_narrow_paths(&mut self, now: Instant, group: &[Outgoing], parts: &Parts) {
-        let mut told = None;
+        let mut asked = None;
         for part in &parts.parts {
             let Some(datagram) = group.get(part.owner) else { continue };
             let len = part.segment.map_or(part.len(), usize::from);
-            if told == Some(datagram.remote) || !self.paths.is_narrow(now, datagram.remote, len) {
+            if asked.is_some_and(|(remote, longest)| remote == datagram.remote && longest >= len) {
                 continue;
             }
-            told = Some(datagram.remote);
+            asked = Some((datagram.remote, len));
+            if !self.paths.is_narrow(now, datagram.remote, len) {
+                continue;
+            }
             let Some(mtu) = self.paths.mtu(datagram.remote.ip()) else { continue };
             let error = DatagramError { offender: None, kind: DatagramErrorKind::TooBig(mtu) };
             let bytes = datagram.bytes.slice(&self.slots);
@@ -391,7 +396,9 @@ impl Driver {
         let received = self.receive.batch.recv(socket.fd.as_fd(), buffers, &mut incoming);
         let more = match received {
             Ok(count) => {
-                self.receive.width = if count >= NARROW { BATCH } else { NARROW };
+                // Many that the kernel has joined are more than a cache holds.
+                let joined = incoming.iter().any(|message| message.len > JOINED);
+                self.receive.width = if count >= NARROW && !joined { BATCH } else { NARROW };
                 count == width
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
