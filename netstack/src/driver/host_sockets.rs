@@ -173,6 +173,7 @@ impl HostSockets {
             opened => opened?,
         };
         socket::prepare_datagram(fd.as_fd(), Kind::Udp, ipv6);
+        socket::enlarge_buffers(fd.as_fd());
         let any: IpAddr = if ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
         let own = match self.outbound(ipv6) {
             Outbound::Any => any,

@@ -398,3 +398,210 @@ mod udp {
     pub(super) const LEN: usize = 8;
     pub(super) const LENGTH: Range<usize> = 4..6;
 }
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::offload::tests::{tcp4, tcp6, udp4, udp6};
+
+    const VXLAN: [u8; 8] = [8, 0, 0, 0, 0, 0, 1, 0];
+
+    /// A tunnel's super-segment as an outer payload, and what it is.
+    fn tunnelled(inner: &[u8], size: u16) -> (Vec<u8>, TunnelGso) {
+        let offsets = super::super::HeaderOffsets::locate(inner).unwrap();
+        let by = VXLAN.len() as u16;
+        let gso = TunnelGso {
+            payload: 0,
+            inner_l3: by + 14,
+            inner_l4: by + offsets.l4_start,
+            header_len: by + offsets.header_len,
+            transport: offsets.transport,
+            size,
+        };
+        ([&VXLAN[..], inner].concat(), gso)
+    }
+
+    fn cut(datagram: &[u8], gso: TunnelGso) -> Vec<Vec<u8>> {
+        let (mut headers, mut cuts) = (Vec::new(), Vec::new());
+        let count = split(datagram, 0..datagram.len(), gso, &mut headers, |cut| cuts.push(cut)).unwrap();
+        assert_eq!(count, cuts.len());
+        cuts.into_iter().map(|cut| [&headers[cut.headers], &datagram[cut.payload]].concat()).collect()
+    }
+
+    /// Sequence number, flags and payload of a datagram that etherparse finds correct down to the checksums.
+    fn judged(datagram: &[u8]) -> (u32, bool, Vec<u8>) {
+        assert_eq!(datagram[..8], VXLAN);
+        let sliced = SlicedPacket::from_ethernet(&datagram[8..]).unwrap();
+        let v4 = match sliced.net.as_ref().unwrap() {
+            NetSlice::Ipv4(ip) => {
+                let header = ip.header().to_header();
+                assert_eq!(header.calc_header_checksum(), header.header_checksum);
+                Some(header)
+            }
+            _ => None,
+        };
+        let v6 = match sliced.net.as_ref().unwrap() {
+            NetSlice::Ipv6(ip) => Some(ip.header().to_header()),
+            _ => None,
+        };
+        match sliced.transport.unwrap() {
+            TransportSlice::Tcp(tcp) => {
+                let header = tcp.to_header();
+                let checksum = match (&v4, &v6) {
+                    (Some(ip), _) => header.calc_checksum_ipv4(ip, tcp.payload()),
+                    (_, Some(ip)) => header.calc_checksum_ipv6(ip, tcp.payload()),
+                    _ => panic!("no IP"),
+                };
+                assert_eq!(checksum.unwrap(), header.checksum);
+                (header.sequence_number, header.psh, tcp.payload().to_vec())
+            }
+            TransportSlice::Udp(udp) => {
+                let header = udp.to_header();
+                let checksum = match (&v4, &v6) {
+                    (Some(ip), _) => header.calc_checksum_ipv4(ip, udp.payload()),
+                    (_, Some(ip)) => header.calc_checksum_ipv6(ip, udp.payload()),
+                    _ => panic!("no IP"),
+                };
+                assert_eq!(checksum.unwrap(), header.checksum);
+                (0, false, udp.payload().to_vec())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn join(datagrams: &[Vec<u8>]) -> Option<Join> {
+        let mut join = Join::begin(&datagrams[0])?;
+        datagrams[1..].iter().all(|datagram| join.push(datagram)).then_some(join)
+    }
+
+    #[test]
+    fn offsets_beyond_the_frame_are_refused() {
+        let (datagram, gso) = tunnelled(&tcp4(&[1; 100]), 50);
+        let fails = |gso, len: usize| split(&datagram, 0..len, gso, &mut Vec::new(), |_| ()).is_err();
+        assert!(!fails(gso, datagram.len()));
+        assert!(fails(gso, datagram.len() + 1));
+        assert!(fails(TunnelGso { size: 0, ..gso }, datagram.len()));
+        assert!(fails(TunnelGso { inner_l4: gso.inner_l4 - 1, ..gso }, datagram.len()));
+        assert!(fails(TunnelGso { inner_l3: 9999, ..gso }, datagram.len()));
+        assert!(fails(TunnelGso { header_len: gso.inner_l4 + 8, ..gso }, datagram.len()));
+    }
+
+    #[test]
+    fn segments_that_do_not_follow_are_not_joined() {
+        let (datagram, gso) = tunnelled(&tcp4(&[1; 3000]), 1000);
+        let cuts = cut(&datagram, gso);
+        assert!(join(&cuts).is_some());
+        assert!(join(&[cuts[0].clone(), cuts[2].clone()]).is_none(), "a gap");
+        assert!(join(&[cuts[2].clone(), cuts[0].clone()]).is_none(), "PSH ends it");
+        for at in [4, 8, 22 + 1, 22 + 8, 42 + 1, 42 + 11, 42 + 14, 42 + 24, 80] {
+            let mut other = cuts[1].clone();
+            other[at] ^= 4;
+            assert!(join(&[cuts[0].clone(), other]).is_none(), "byte {at} differs");
+        }
+        let short = &cuts[1][..cuts[1].len() - 1];
+        assert!(join(&[cuts[0].clone(), short.to_vec()]).is_none(), "shorter than its length field");
+    }
+
+    #[test]
+    fn what_is_no_plain_segment_in_vxlan_is_left_alone() {
+        let begins = |inner: &[u8], change: &dyn Fn(&mut Vec<u8>)| {
+            let mut datagram = [&VXLAN[..], inner].concat();
+            change(&mut datagram);
+            Join::begin(&datagram).is_some()
+        };
+        let tcp = |flags: fn(etherparse::PacketBuilderStep<etherparse::TcpHeader>) -> _, payload: &[u8]| {
+            let builder = PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
+            let builder: etherparse::PacketBuilderStep<etherparse::TcpHeader> = flags(builder.tcp(1, 2, 3, 4));
+            let mut frame = Vec::new();
+            builder.write(&mut frame, payload).unwrap();
+            frame
+        };
+        assert!(begins(&tcp(|tcp| tcp.ack(1), b"x"), &|_| ()));
+        assert!(!begins(&tcp(|tcp| tcp.ack(1), b""), &|_| ()), "no payload");
+        assert!(!begins(&tcp(|tcp| tcp.ack(1).syn(), b"x"), &|_| ()));
+        assert!(!begins(&tcp(|tcp| tcp.ack(1).rst(), b"x"), &|_| ()));
+        assert!(!begins(&tcp(|tcp| tcp.ack(1).urg(1), b"x"), &|_| ()));
+        assert!(!begins(&tcp(|tcp| tcp.ack(1), b"x"), &|datagram| datagram[0] = 0x0c));
+        assert!(!begins(&tcp(|tcp| tcp.ack(1), b"x"), &|datagram| datagram.push(0)), "padding");
+        assert!(!begins(&udp4(b"x"), &|_| ()) && !begins(&udp6(b"x"), &|_| ()));
+        let whole = [&VXLAN[..], &tcp4(b"x")].concat();
+        assert!((0..whole.len()).all(|len| Join::begin(&whole[..len]).is_none()));
+    }
+
+    proptest! {
+        #[test]
+        fn cut_segments_are_correct_and_join_to_what_they_were(
+            payload in proptest::collection::vec(any::<u8>(), 1..5000), size in 40..1460u16,
+        ) {
+            // A segment needs ACK to be joined again; the builder's IPv6 one has none.
+            for (inner, joins) in [(tcp4(&payload), true), (tcp6(&payload), false)] {
+                let (datagram, gso) = tunnelled(&inner, size);
+                let cuts = cut(&datagram, gso);
+                let mut whole = Vec::new();
+                for (nth, piece) in cuts.iter().enumerate() {
+                    let (sequence, psh, payload) = judged(piece);
+                    prop_assert_eq!(sequence as usize, 1000 + nth * usize::from(size));
+                    prop_assert_eq!(psh, joins && nth + 1 == cuts.len());
+                    whole.extend(payload);
+                }
+                prop_assert_eq!(&whole, &payload);
+                if !joins {
+                    continue;
+                }
+                let mut joined = join(&cuts).unwrap();
+                prop_assert_eq!((joined.count(), joined.header_len()), (cuts.len(), usize::from(gso.header_len)));
+                let (headers, found, version) = joined.finish();
+                let one = payload.len().min(usize::from(size)) as u16;
+                prop_assert_eq!((found, version), (TunnelGso { size: one, ..gso }, IpVersion::V4));
+                // With the checksum completed, it is what was cut.
+                let mut again = [headers, &payload].concat();
+                let tcp = usize::from(gso.inner_l4);
+                let value = checksum::checksum(&again[tcp..], 0);
+                again[tcp + 16..tcp + 18].copy_from_slice(&value.to_be_bytes());
+                prop_assert_eq!(again, datagram);
+            }
+        }
+
+        #[test]
+        fn inner_datagrams_are_cut_too(
+            payload in proptest::collection::vec(any::<u8>(), 1..5000), size in 40..1460u16,
+        ) {
+            for inner in [udp4(&payload), udp6(&payload)] {
+                let (datagram, gso) = tunnelled(&inner, size);
+                let whole: Vec<u8> = cut(&datagram, gso).iter().flat_map(|piece| judged(piece).2).collect();
+                prop_assert_eq!(&whole, &payload);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_survived(
+            mut datagram in proptest::collection::vec(any::<u8>(), 0..200), v6: bool,
+            offsets: (u16, u16, u16, u16), size: u16, tcp: bool,
+        ) {
+            if let Some(start) = datagram.get_mut(..8) {
+                start.copy_from_slice(&VXLAN);
+            }
+            if let Some([a, b]) = datagram.get_mut(20..22) {
+                (*a, *b) = if v6 { (0x86, 0xdd) } else { (0x08, 0x00) };
+            }
+            if let Some(mut join) = Join::begin(&datagram) {
+                let _ = join.push(&datagram);
+                let _ = join.finish();
+            }
+            let near = |offset: u16| offset % 256;
+            let gso = TunnelGso {
+                payload: near(offsets.0),
+                inner_l3: near(offsets.1),
+                inner_l4: near(offsets.2),
+                header_len: near(offsets.3),
+                transport: if tcp { Transport::Tcp } else { Transport::Udp },
+                size,
+            };
+            let range = usize::from(gso.payload)..datagram.len();
+            let _ = split(&datagram, range, gso, &mut Vec::new(), |_| ());
+        }
+    }
+}

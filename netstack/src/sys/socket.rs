@@ -96,6 +96,12 @@ pub(crate) fn prepare_tcp(fd: BorrowedFd<'_>) {
 /// Receive buffer asked for on datagram sockets, in bytes; the kernel grants at most `net.core.rmem_max`.
 const DATAGRAM_BUFFER: i32 = 2 << 20;
 
+/// Asks for more of it, for a socket that many peers share.
+pub(crate) fn enlarge_buffers(fd: BorrowedFd<'_>) {
+    let _ = set_int(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, 4 * DATAGRAM_BUFFER);
+    let _ = set_int(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, 4 * DATAGRAM_BUFFER);
+}
+
 /// Sets what every datagram socket of ours has: errors in the error queue, GRO, a larger buffer.
 pub(crate) fn prepare_datagram(fd: BorrowedFd<'_>, kind: Kind, ipv6: bool) {
     let (level, option) =

@@ -361,9 +361,14 @@ impl HostStub {
 
     /// The socket of a published UDP port, which the stack took as `forward`.
     pub fn published(&mut self, forward: ForwardId, ipv6: bool) {
-        self.last = Some(forward.flow());
+        self.bound(forward.flow(), ipv6);
+    }
+
+    /// A bound UDP socket that was there before the flow sent anything.
+    pub fn bound(&mut self, flow: FlowId, ipv6: bool) {
+        self.last = Some(flow);
         let socket = HostDatagram { kind: DatagramKind::Udp, ipv6, sent: Vec::new(), closed: false };
-        assert!(self.datagram.insert(forward.flow(), socket).is_none(), "published twice");
+        assert!(self.datagram.insert(flow, socket).is_none(), "bound twice");
     }
 
     /// A datagram from `from` arrives at the flow's socket; says what the stack made of it, and the frame where it
