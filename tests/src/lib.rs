@@ -15,6 +15,7 @@ pub mod forward;
 pub mod instance;
 pub mod link;
 pub mod locate;
+pub mod overlay;
 pub mod podman;
 pub mod probe;
 pub mod process;
