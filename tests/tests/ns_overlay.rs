@@ -145,6 +145,8 @@ fn a_path_that_is_too_narrow_is_told_to_the_pods() {
     // Somebody has set the devices for jumbo frames that the hosts do not have.
     let devices = Devices { mtu: 8950, ..Devices::default() };
     let [a, _b] = nodes(&world, devices, &["--mtu=9000"]);
+    // Else Linux does not tell those behind it what it has learnt (ip-sysctl.rst).
+    a.child.sysctl("net/ipv4/ip_forward_use_pmtu", "1");
     let _ = a.ping(PODS[1], &["-c1", "-s100"]).success();
     // In fragments at first, whole when the pod knows.
     let learnt = || {
