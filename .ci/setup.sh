@@ -8,7 +8,7 @@ newuidmap:uidmap iperf3:iperf3 dnsmasq:dnsmasq-base dig:bind9-dnsutils ping:iput
 traceroute:traceroute slirp4netns:slirp4netns pasta:passt rootlesskit:rootlesskit socat:socat rdisc6:ndisc6 udhcpc:udhcpc
 dhclient:isc-dhcp-client busybox:busybox-static tcpdump:tcpdump ip:iproute2 ethtool:ethtool curl:curl sshd:openssh-server
 ssh:openssh-client setpriv:util-linux jq:jq cc:build-essential pgrep:procps podman:podman runc:runc iptables:iptables
-valgrind:valgrind nft:nftables
+valgrind:valgrind nft:nftables mmdebstrap:mmdebstrap patchelf:patchelf pkg-config:pkg-config
 "
 PATH=$PATH:/usr/sbin:/sbin
 export PATH
@@ -17,12 +17,21 @@ missing=
 for need in $needs; do
     command -v "${need%%:*}" >/dev/null || missing="$missing ${need##*:}"
 done
+[ -e /usr/include/seccomp.h ] || missing="$missing libseccomp-dev"
+
+# Real node components, once per machine.
+build_components() {
+    if ! "$(dirname "$0")/../tests/components/build.sh"; then
+        echo "setup: WARNING: no node components, for the reason above: every test that wants them will say SKIPPED" >&2
+    fi
+}
 
 if [ "$(id -u)" -ne 0 ]; then
     if [ -n "$missing" ] || [ ! -w /dev/net/tun ]; then
         echo "setup: as root, run: $0" >&2
         exit 1
     fi
+    build_components
     exit 0
 fi
 
@@ -58,3 +67,5 @@ if [ "$(stat -c %a /dev/net/tun)" != 666 ]; then
     chmod 0666 /dev/net/tun
     echo "setup: /dev/net/tun has mode 0666 now, as on stock Debian"
 fi
+
+build_components

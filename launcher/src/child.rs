@@ -4,21 +4,25 @@ use std::convert::Infallible;
 use std::env;
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::unistd::{Pid, execvpe, getppid};
+use nix::unistd::{Pid, execvpe, getpid, getppid, sethostname};
 
 use crate::apply;
+use crate::detached::DetachedNet;
 use crate::error::{Failure, Step};
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
+use crate::init;
+use crate::netlink::socket::Socket;
 use crate::plan::Plan;
-use crate::plan::net::NetPlan;
+use crate::plan::namespaces::Namespace;
+use crate::plan::net::{EnginePlan, NetPlan};
 use crate::sys::clone::exit_now;
 use crate::sys::signal::{Disposition, set_disposition};
 
@@ -42,6 +46,8 @@ pub struct ChildTask<'a> {
     pub cmd: &'a [CString],
     /// The environment of CMD, `NAME=VALUE` each.
     pub environment: &'a [CString],
+    /// What CMD learns of descriptors that its caller has passed.
+    pub activation: Activation,
     /// The line to the launcher.
     pub channel: &'a Channel,
     /// The launcher.
@@ -52,17 +58,32 @@ pub struct ChildTask<'a> {
 
 /// Runs the child; ends in CMD or in an exit.
 pub fn main(task: &ChildTask<'_>) -> ! {
-    let failure = match run(task) {
-        Err(Stop::Failed(failure)) => failure,
-        Err(Stop::Orphaned) => exit_now(1),
-    };
-    // If nobody listens any more there is nobody to tell.
-    let _ = task.channel.send(&Message::Failed(failure), None);
+    let Err(stop) = run(task);
+    leave(task, stop)
+}
+
+fn leave(task: &ChildTask<'_>, stop: Stop) -> ! {
+    if let Stop::Failed(failure) = stop {
+        // If nobody listens any more there is nobody to tell.
+        let _ = task.channel.send(&Message::Failed(failure), None);
+    }
     exit_now(1)
 }
 
-enum Stop {
+/// Whether the caller has passed listening sockets (sd_listen_fds(3)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// To the launcher: CMD gets them, with its own process id as `LISTEN_PID`.
+    ForCommand,
+    /// No, or to somebody else.
+    None,
+}
+
+/// Why the child has come to its end.
+pub(crate) enum Stop {
+    /// A step failed.
     Failed(Failure),
+    /// The launcher is gone.
     Orphaned,
 }
 
@@ -76,39 +97,96 @@ fn run(task: &ChildTask<'_>) -> Result<Infallible, Stop> {
     die_with_parent(task.parent)?;
 
     // All of this works before any id is mapped, so it runs beside newuidmap.
-    let mut ipv6 = None;
-    match &task.plan.net {
-        NetPlan::Engine(plan) => {
-            let link = apply::net::tap_link(plan)?;
-            send(task, &Message::TapReady, Some(&link.tap))?;
-            ipv6 = link.ipv6_routes.map(|events| (events, plan));
-        }
-        NetPlan::Loopback => apply::net::loopback()?,
-        NetPlan::Host => {}
-    }
+    let detached =
+        task.plan.namespaces.detached_net.as_ref().map(|_| DetachedNet::start(task)).transpose()?;
+    let network = match detached {
+        Some(_) => None,
+        None => Some(set_up_network(task, None)?),
+    };
 
     let Message::IdsMapped { last_gid } = receive(task)? else {
         return Err(unexpected());
     };
-    apply::mounts::apply(&task.plan.mounts)?;
-    if !matches!(task.plan.net, NetPlan::Host) {
-        apply::net::allow_ping(last_gid);
+    if let Some(name) = &task.plan.namespaces.hostname {
+        sethostname(name).map_err(|error| Failure::new(Step::Hostname, name, error))?;
     }
-    if let Some((events, plan)) = ipv6 {
-        apply::net::wait_ipv6(&events, plan)?;
+    let namespace = detached.map(|detached| detached.finish(last_gid)).transpose()?;
+    apply::mounts::apply(&task.plan.mounts, namespace.as_ref().map(AsFd::as_fd))?;
+    if let Some(network) = network {
+        network.finish(last_gid)?;
     }
     send(task, &Message::NetworkReady, None::<&Channel>)?;
 
     let Message::Execute = receive(task)? else {
         return Err(unexpected());
     };
+    if task.plan.namespaces.contains(Namespace::Pid) {
+        return init::run(task);
+    }
+    become_command(task)
+}
+
+/// Sets up the network namespace of the calling process, as far as that works before ids are mapped. The launcher gets the TAP, and before
+/// it `namespace` if that is not the child's own.
+pub(crate) fn set_up_network<'a>(
+    task: &'a ChildTask<'_>,
+    namespace: Option<BorrowedFd<'_>>,
+) -> Result<HalfNetwork<'a>, Stop> {
+    let plan = &task.plan.net;
+    let mut ipv6 = None;
+    match plan {
+        NetPlan::Engine(plan) => {
+            let link = apply::net::tap_link(plan)?;
+            if let Some(namespace) = namespace {
+                task.channel.send(&Message::NetworkNamespace, Some(namespace)).map_err(talk)?;
+            }
+            send(task, &Message::TapReady, Some(&link.tap))?;
+            ipv6 = link.ipv6_routes.map(|events| (events, &**plan));
+        }
+        NetPlan::Loopback => apply::net::loopback()?,
+        NetPlan::Host => {}
+    }
+    task.plan.surroundings.sysctls.iter().for_each(|sysctl| apply::net::sysctl(&sysctl.name, sysctl.value));
+    Ok(HalfNetwork { plan, ipv6 })
+}
+
+/// A network namespace that waits for the child's ids.
+pub(crate) struct HalfNetwork<'a> {
+    plan: &'a NetPlan,
+    ipv6: Option<(Socket, &'a EnginePlan)>,
+}
+
+impl HalfNetwork<'_> {
+    /// Does the rest; returns when CMD can use the network.
+    pub(crate) fn finish(self, last_gid: u32) -> Result<(), Failure> {
+        if !matches!(self.plan, NetPlan::Host) {
+            apply::net::allow_ping(last_gid);
+        }
+        match self.ipv6 {
+            Some((events, plan)) => apply::net::wait_ipv6(&events, plan),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Becomes CMD, or says why not and ends.
+pub(crate) fn execute(task: &ChildTask<'_>) -> ! {
+    let Err(stop) = become_command(task);
+    leave(task, stop)
+}
+
+fn become_command(task: &ChildTask<'_>) -> Result<Infallible, Stop> {
     set_disposition(Signal::SIGPIPE, task.inherited.sigpipe);
     set_disposition(Signal::SIGCHLD, task.inherited.sigchld);
+    let mut environment = task.environment.to_vec();
+    if task.activation == Activation::ForCommand {
+        environment.extend(CString::new(format!("LISTEN_PID={}", getpid())).ok());
+    }
     // A signal that came meanwhile strikes here, before CMD exists.
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&task.inherited.mask), None)
         .map_err(|error| Failure::new(Step::Prepare, "signal mask", error))?;
     let program: &CStr = &task.cmd[0];
-    let Err(error) = execvpe(program, task.cmd, task.environment);
+    let Err(error) = execvpe(program, task.cmd, &environment);
     let error = if error == Errno::EACCES && !is_anywhere(program) { Errno::ENOENT } else { error };
     Err(Failure::new(Step::Execute, program.to_string_lossy(), error).into())
 }
@@ -127,8 +205,10 @@ pub(crate) fn is_anywhere(program: &CStr) -> bool {
 /// change on the way to CMD (only their names do, by the map), which would cancel this.
 fn die_with_parent(parent: Pid) -> Result<(), Stop> {
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(|error| Failure::new(Step::Guard, "", error))?;
-    // Too late for a launcher that was dead already.
-    if getppid() == parent { Ok(()) } else { Err(Stop::Orphaned) }
+    // Too late for a launcher that was dead already. From inside a pid namespace it is nobody, dead or alive: then the end of the
+    // channel tells.
+    let found = getppid();
+    if found == parent || found.as_raw() == 0 { Ok(()) } else { Err(Stop::Orphaned) }
 }
 
 fn send(task: &ChildTask<'_>, message: &Message, fd: Option<&impl AsFd>) -> Result<(), Stop> {

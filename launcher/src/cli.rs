@@ -1,8 +1,10 @@
 //! The command line. Help texts are the manual.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -10,10 +12,15 @@ use forwarder::auto::AutoRules;
 use forwarder::error::SpecError;
 use forwarder::spec::PortSpec;
 use netstack::LinkCapabilities;
-use netstack::config::{Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering, IpNet};
+use netstack::config::{IpNet, Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering};
+use serde::Serialize;
 
+use crate::check::finding::Purpose;
 use crate::client::args::ClientCommand;
 use crate::egress::EgressMode;
+use crate::node::args::NodeArgs;
+use crate::node::tasks::Task;
+use crate::plan::cgroup::CgroupMode;
 use crate::sandbox::Mode;
 use crate::state_dir::InstanceName;
 
@@ -41,13 +48,34 @@ pub struct Cli {
     pub run: RunArgs,
 }
 
+impl Cli {
+    /// How much is to be said on stderr. Tasks of a node write to its logs.
+    pub fn verbosity(&self) -> u8 {
+        match &self.command {
+            Some(Command::Node(node)) => node.run.verbose,
+            Some(Command::NodeTask(_)) => 1,
+            Some(Command::NodeSupervisor(args)) => args.verbose,
+            _ => self.run.verbose,
+        }
+    }
+}
+
 /// Things to do instead of running a command.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Say what this machine lacks, and the one command that mends each
     ///
-    /// Tries everything for real in a process that is thrown away. Exit status 0 if a launch works, else 1.
+    /// Tries everything for real in processes that are thrown away: what a launch needs, a Kubernetes node, several nodes.
+    /// Exit status 0 if what --for names works (a launch, unless it is given), else 1. The block of commands at the end
+    /// mends all that is said to fail; nothing is run by itself.
     Check(CheckArgs),
+    /// Run a Kubernetes node: a container runtime, pod networking and kubelet
+    ///
+    /// Without a kubeconfig it runs static pods. Everything it keeps is in its data directory.
+    Node(Box<NodeArgs>),
+    /// What runs inside a node
+    #[command(subcommand, hide = true)]
+    NodeTask(Task),
     /// What concerns running instances.
     #[command(flatten)]
     Client(ClientCommand),
@@ -58,6 +86,9 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Keep the programs of a node running, inside its namespaces
+    #[command(hide = true)]
+    NodeSupervisor(SupervisorArgs),
     /// Print the manual page, or write all of them to a directory
     Man {
         /// Where to; a page for each subcommand
@@ -68,9 +99,49 @@ pub enum Command {
 /// Options of `check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// Print a JSON array of {"name", "verdict", "finding", "fix"} instead of text
+    /// What the machine is wanted for; each has all needs of the ones before it
+    ///
+    /// Without this everything is shown, and the exit status is that of a launch.
+    #[arg(long = "for", value_name = "PURPOSE", value_enum)]
+    pub purpose: Option<Purpose>,
+
+    /// Print a JSON array of {"name", "verdict", "finding", "fix", "group"} instead of text
     #[arg(long)]
     pub json: bool,
+
+    /// Print only the commands that root has to run, as a script for sh
+    #[arg(long, conflicts_with = "json")]
+    pub commands: bool,
+
+    /// A directory of programs and CNI plugins, before those of PATH; repeat for more
+    #[arg(long, value_name = "DIR")]
+    pub bin_dir: Vec<PathBuf>,
+
+    /// A directory of CNI plugins; repeat for more
+    #[arg(long, value_name = "DIR")]
+    pub cni_bin_dir: Vec<PathBuf>,
+
+    /// Whether a node has to have a delegated cgroup, as for a launch
+    ///
+    /// Without one (auto, none) it runs, but no limits of its pods are enforced.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = CgroupArg::Delegated)]
+    pub cgroup: CgroupArg,
+
+    /// Where nodes keep their data [default: rootless-launch in $XDG_DATA_HOME, else in ~/.local/share]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// Options of `node-supervisor`.
+#[derive(Debug, Args)]
+pub struct SupervisorArgs {
+    /// The open descriptor that the plan (JSON) is read from
+    #[arg(long, value_name = "FD")]
+    pub plan_fd: RawFd,
+
+    /// Say more on stderr; -vv and -vvv say still more
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
 }
 
 /// Options of a launch.
@@ -205,9 +276,82 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub name: Option<InstanceName>,
 
+    /// What the command finds around it
+    ///
+    /// node: all namespaces, /etc, /run, /var/lib and /opt that can be written to, directories of its own where kubelet and
+    /// container runtimes keep what outlives them (--data-dir), the network set up as a router, the kubelet's port published.
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = SurroundingsArg::Auto)]
+    pub surroundings: SurroundingsArg,
+
+    /// Where a node keeps what outlives it [default: rootless-launch/NAME in $XDG_DATA_HOME, else in ~/.local/share]
+    #[arg(long, value_name = "DIR", value_parser = parse_directory)]
+    pub data_dir: Option<PathBuf>,
+
+    /// A pid namespace, where our init is process 1 [default: with the surroundings of a node]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub pidns: Option<bool>,
+
+    /// An ipc namespace [default: with the surroundings of a node]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub ipcns: Option<bool>,
+
+    /// A uts namespace [default: with the surroundings of a node, and with --hostname]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub utsns: Option<bool>,
+
+    /// A cgroup namespace [default: with the surroundings of a node]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub cgroupns: Option<bool>,
+
+    /// The command's host name, in a uts namespace
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<Hostname>,
+
+    /// How mounts spread between the command's / and others [default: rslave; rshared for a node]
+    ///
+    /// With the slave kinds the host's later mounts arrive. With the shared kinds too, and those of the command spread among the
+    /// mount namespaces that it makes. Nothing ever spreads to the host.
+    #[arg(long, value_name = "KIND", value_enum)]
+    pub propagation: Option<PropagationArg>,
+
+    /// A directory that the command can write to, with the host's entries in it; repeat for more
+    ///
+    /// A tmpfs over it, in which each entry is mounted again and links are made anew. Nothing that is written or removed there
+    /// reaches the host.
+    #[arg(long, value_name = "DIR", value_parser = parse_directory)]
+    pub copy_up: Vec<PathBuf>,
+
+    /// Leave the command in the host's network; the new one is bound to the file netns in the state directory
+    #[arg(long)]
+    pub detach_netns: bool,
+
+    /// The cgroup of the launch, so that limits inside can be enforced [default: auto with a cgroup namespace]
+    ///
+    /// From a session of a terminal the launcher moves itself into a new scope of the user's systemd (Delegate=yes). Its processes
+    /// then go to the cgroup evac below that, and the command sees that as the root of all cgroups.
+    #[arg(long, value_name = "MODE", value_enum)]
+    pub cgroup: Option<CgroupArg>,
+
+    /// Who tells systemd that a service of Type=notify is ready
+    #[arg(long, value_name = "WHO", value_enum, default_value_t = SdNotifyArg::Launcher)]
+    pub sdnotify: SdNotifyArg,
+
     /// Serve counters for Prometheus on this address too (http://ADDRESS:PORT/metrics); on 127.0.0.1 without ADDRESS
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_metrics)]
     pub metrics: Option<SocketAddr>,
+
+    /// Print what would be done, and do nothing
+    ///
+    /// The same plan is carried out without this option.
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "text"
+    )]
+    pub dry_run: Option<DryRunArg>,
 
     /// Say more on stderr; -vv and -vvv say still more
     #[arg(short, long, action = ArgAction::Count)]
@@ -354,6 +498,109 @@ pub enum NetArg {
     Host,
 }
 
+/// `--surroundings`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SurroundingsArg {
+    /// Those of a node if the command is kubelet, containerd, crio, flanneld, dockerd, buildkitd, k3s, rke2 or k0s
+    Auto,
+    /// The host's files
+    Plain,
+    /// What a Kubernetes node needs
+    Node,
+}
+
+/// `--dry-run`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DryRunArg {
+    /// A line for each step
+    Text,
+    /// An object
+    Json,
+}
+
+/// `--propagation`, in RootlessKit's words (mount_namespaces(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum PropagationArg {
+    /// Nothing spreads
+    Rprivate,
+    /// What is mounted on the host later arrives
+    Rslave,
+    /// As rslave, and what the command mounts spreads to the mount namespaces that it makes
+    Rshared,
+    /// As rprivate, for the mount at / only
+    Private,
+    /// As rslave, for the mount at / only
+    Slave,
+    /// As rshared, for the mount at / only
+    Shared,
+}
+
+impl fmt::Display for PropagationArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PropagationArg::Rprivate => "rprivate",
+            PropagationArg::Rslave => "rslave",
+            PropagationArg::Rshared => "rshared",
+            PropagationArg::Private => "private",
+            PropagationArg::Slave => "slave",
+            PropagationArg::Shared => "shared",
+        })
+    }
+}
+
+/// A host name: 1 to 64 bytes (sethostname(2)), letters, digits, `-` and `.`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hostname(String);
+
+impl fmt::Display for Hostname {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Hostname {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-.".contains(&byte);
+        match (1..=64).contains(&text.len()) && text.bytes().all(fits) {
+            true => Ok(Hostname(text.to_owned())),
+            false => Err("1 to 64 letters, digits, - and . are allowed"),
+        }
+    }
+}
+
+/// `--cgroup`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CgroupArg {
+    /// A delegated one if there is one to be had, else none, with a warning
+    Auto,
+    /// A delegated one with cpu, memory and pids, or the launch fails
+    Delegated,
+    /// That of the caller, untouched
+    None,
+}
+
+impl From<CgroupArg> for CgroupMode {
+    fn from(arg: CgroupArg) -> Self {
+        match arg {
+            CgroupArg::Auto => CgroupMode::Auto,
+            CgroupArg::Delegated => CgroupMode::Delegated,
+            CgroupArg::None => CgroupMode::None,
+        }
+    }
+}
+
+/// `--sdnotify`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SdNotifyArg {
+    /// The launcher, when the command runs; the command does not see $NOTIFY_SOCKET
+    Launcher,
+    /// The command, by $NOTIFY_SOCKET; the unit needs NotifyAccess=all
+    Command,
+}
+
 /// `--sandbox`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SandboxArg {
@@ -385,6 +632,15 @@ pub(crate) fn parse_server(text: &str) -> Result<SocketAddr, &'static str> {
 fn parse_metrics(text: &str) -> Result<SocketAddr, &'static str> {
     let bare = text.parse::<u16>().map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     bare.or_else(|_| text.parse()).map_err(|_| "not a port or ADDRESS:PORT such as 9100 or [::1]:9100")
+}
+
+/// Paths of the plan are compared by their parts.
+pub(crate) fn parse_directory(text: &str) -> Result<PathBuf, &'static str> {
+    let path: PathBuf = Path::new(text).components().collect();
+    match path.is_absolute() && path.parent().is_some() && !path.iter().any(|part| part == "..") {
+        true => Ok(path),
+        false => Err("not an absolute path of a directory below /, without .."),
+    }
 }
 
 pub(crate) fn parse_name(text: &str) -> Result<(String, IpAddr), &'static str> {
@@ -426,7 +682,7 @@ mod tests {
         assert!(cli.command.is_none());
         assert!(matches!(
             parse(&["check", "--json"]).unwrap().command,
-            Some(Command::Check(CheckArgs { json: true }))
+            Some(Command::Check(CheckArgs { json: true, purpose: None, .. }))
         ));
     }
 

@@ -5,7 +5,7 @@
 //! ever, and then offers the connection ([`HostRelay`]); the forwarder gets it under the flow's number; what becomes of it comes back as a
 //! job for the engine's thread ([`EgressEvents`]). Whatever cannot be relayed is given back and goes by the TAP.
 //!
-//! The forwarder's agent is started by the first offer. [`EgressMode::Relay`] has it started beforehand and asks what it can.
+//! The forwarder's agent is started by the first offer, which waits for it. [`EgressMode::Relay`] has it started beforehand and asks what it can.
 
 use std::cell::RefCell;
 use std::env;

@@ -214,6 +214,13 @@ impl SlowClose {
 /// `blocked`.
 pub(crate) fn detach(name: &CStr, keep: &[BorrowedFd<'_>], blocked: &SigSet) -> io::Result<()> {
     setsid()?;
+    shed(name, keep)?;
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(blocked), None)?;
+    Ok(())
+}
+
+/// Gives a process of ours its name, and up the caller's directory and descriptors but `keep`.
+pub(crate) fn shed(name: &CStr, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     prctl::set_name(name)?;
     let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, FileMode::empty())?;
     dup2_stdin(&null)?;
@@ -223,6 +230,5 @@ pub(crate) fn detach(name: &CStr, keep: &[BorrowedFd<'_>], blocked: &SigSet) -> 
     chdir("/")?;
     // A reader of stderr that went away must not stop the network, nor the guard.
     set_disposition(Signal::SIGPIPE, Disposition::Ignore);
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(blocked), None)?;
     Ok(())
 }

@@ -10,14 +10,20 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
-use nix::sys::signal::Signal;
-use nix::unistd::{Pid, chdir, execve};
+use nix::sys::prctl;
+use nix::sys::signal::{SigmaskHow, Signal, sigprocmask};
+use nix::unistd::{Pid, chdir, execve, getpid};
 use thiserror::Error;
 
+use crate::error::Ending;
+use crate::signals::{Received, Signals, die_of};
 use crate::state_dir::{self, Instance};
+use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
 use crate::sys::pidfd;
-use crate::sys::signal::{inherited_sigpipe, set_disposition};
+use crate::sys::signal::{Disposition, inherited_sigpipe, set_disposition};
+use crate::sys::wait::{self, AfterStop, Event};
 
 /// Why an instance was not entered.
 #[derive(Debug, Error)]
@@ -50,6 +56,9 @@ pub enum EnterError {
         #[source]
         source: io::Error,
     },
+    /// fork(2) into the pid namespace.
+    #[error("cannot start a process in the pid namespace")]
+    Fork(#[source] io::Error),
     /// A word of the command holds a NUL.
     #[error("a word of the command holds a NUL byte")]
     Nul,
@@ -118,8 +127,73 @@ fn run(instance: &Instance, cmd: &[OsString]) -> Result<Infallible, EnterError> 
         // Exists always.
         let _ = chdir("/");
     }
+    if namespaces.contains(CloneFlags::CLONE_NEWPID) {
+        // Joined for children only.
+        fork_and_follow().map_err(EnterError::Fork)?;
+    }
     set_disposition(Signal::SIGPIPE, inherited_sigpipe());
     execute(&cmd, &words, &environment)
+}
+
+/// Returns in a child, which is in the pid namespace; the caller follows it: it passes signals on, stops and ends as the child
+/// does.
+fn fork_and_follow() -> io::Result<()> {
+    let sigchld = set_disposition(Signal::SIGCHLD, Disposition::Default);
+    let signals = Signals::block()?;
+    let parent = pidfd::open(getpid())?;
+    match clone::fork(CloneFlags::empty(), ExitSignal::Child)? {
+        Fork::Parent(child) => match follow(child, &signals)? {
+            Ending::Exited(status) => exit_now(status),
+            Ending::Killed(signal) => die_of(signal),
+        },
+        Fork::Child => {
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            if pidfd::is_dead(parent.as_fd()) {
+                exit_now(1);
+            }
+            set_disposition(Signal::SIGCHLD, sigchld);
+            Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals.inherited_mask()), None)?)
+        }
+    }
+}
+
+fn follow(child: Pid, signals: &Signals) -> io::Result<Ending> {
+    let pass_on = |swallowed: i32| -> io::Result<()> {
+        while let Some(Received { signal, by_kernel, .. }) = signals.next()? {
+            // The terminal's reach the child as well.
+            if !by_kernel && signal != libc::SIGCHLD && signal != swallowed {
+                // Fails only for a process that is dead already.
+                let _ = wait::kill(child, signal);
+            }
+        }
+        Ok(())
+    };
+    loop {
+        match poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            other => drop(other?),
+        }
+        pass_on(0)?;
+        loop {
+            match wait::next_change()? {
+                Event::Ended(pid, ending) if pid == child => return Ok(ending),
+                Event::Stopped(pid, mut signal) if pid == child => loop {
+                    Signals::stop_self(signal)?;
+                    pass_on(libc::SIGCONT)?;
+                    match wait::after_stop(child)? {
+                        AfterStop::StoppedAgain(again) => signal = again,
+                        AfterStop::Continued => break,
+                        AfterStop::StillStopped => {
+                            let _ = wait::kill(child, libc::SIGCONT);
+                            break;
+                        }
+                    }
+                },
+                Event::Nothing | Event::NoChild => break,
+                _ => {}
+            }
+        }
+    }
 }
 
 /// Tries the program as it is, or in each directory of PATH, as execvp(3).
@@ -169,8 +243,7 @@ fn c_string(text: &OsStr) -> Result<CString, EnterError> {
     CString::new(text.as_bytes()).map_err(|_| EnterError::Nul)
 }
 
-/// The kinds of namespaces in which a process is and we are not. The pid namespace is not among them: it would take
-/// a fork, and CMD is never in one of its own.
+/// The kinds of namespaces in which a process is and we are not.
 fn namespaces(pid: Pid) -> io::Result<CloneFlags> {
     let kinds = [
         ("user", CloneFlags::CLONE_NEWUSER),
@@ -179,6 +252,7 @@ fn namespaces(pid: Pid) -> io::Result<CloneFlags> {
         ("uts", CloneFlags::CLONE_NEWUTS),
         ("ipc", CloneFlags::CLONE_NEWIPC),
         ("cgroup", CloneFlags::CLONE_NEWCGROUP),
+        ("pid", CloneFlags::CLONE_NEWPID),
     ];
     let mut differing = CloneFlags::empty();
     for (name, flag) in kinds {

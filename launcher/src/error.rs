@@ -3,11 +3,14 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
+use crate::plan::cgroup::NoDelegation;
 use crate::state_dir::StateDirError;
 use forwarder::error::PortError;
 use netstack::error::ConfigError;
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// A mistake in the command line; exit status 2.
@@ -92,6 +95,19 @@ pub enum UsageError {
         "--pcap records packets, and connections on the relay have none: use --egress=auto or tap with it"
     )]
     RelayWithCapture,
+    /// `--detach-netns` without a network namespace.
+    #[error("--detach-netns has no meaning with --net=host: there is no network namespace")]
+    NothingToDetach,
+    /// The data directory of a node would not be seen inside.
+    #[error(
+        "the data directory {path:?} lies below {target}, where the node gets a directory of its own; choose another by --data-dir"
+    )]
+    HiddenData {
+        /// The directory.
+        path: PathBuf,
+        /// What hides it.
+        target: &'static str,
+    },
     /// An option that needs the engine, without the engine.
     #[error("{option} has no meaning with --net={net}: there is no engine")]
     NeedsEngine {
@@ -130,6 +146,9 @@ pub enum LaunchError {
     /// The state directory.
     #[error("state directory")]
     State(#[from] StateDirError),
+    /// `--cgroup=delegated`, and there is none.
+    #[error("no delegated cgroup")]
+    Cgroup(#[from] NoDelegation),
     /// The engine process ended before CMD; CMD was killed.
     #[error("the engine process {0}; the command was killed")]
     EngineDied(Ending),
@@ -180,7 +199,7 @@ impl fmt::Display for Ending {
 }
 
 /// A step that failed, with the value it worked on. Travels between our processes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Failure {
     /// What was being done.
     pub step: Step,
@@ -229,7 +248,7 @@ impl std::error::Error for Failure {}
 macro_rules! steps {
     ($($(#[$doc:meta])* $name:ident = $code:literal: $text:literal,)*) => {
         /// The steps of a launch.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
         #[non_exhaustive]
         #[repr(u8)]
         pub enum Step {
@@ -288,6 +307,20 @@ steps! {
     Publish = 16: "publish",
     /// The relay for outbound connections, with `--egress=relay`.
     Relay = 17: "carry outbound connections by the relay:",
+    /// A new proc for a pid namespace.
+    MountProc = 18: "mount a new proc on",
+    /// A directory of `--copy-up`, or of a node.
+    CopyUp = 19: "copy up",
+    /// mkdir(2).
+    MakeDirectory = 20: "make the directory",
+    /// sethostname(2).
+    Hostname = 21: "set the host name",
+    /// clone3(2) of CMD by the init of a pid namespace.
+    StartCommand = 22: "start the command's process",
+    /// Processes and controllers of the delegated cgroup.
+    Cgroup = 24: "prepare the cgroup",
+    /// The process that makes a detached network namespace.
+    DetachNetwork = 23: "make a network namespace apart from the command",
 }
 
 #[cfg(test)]

@@ -100,7 +100,10 @@ impl Drop for Guard {
 
 /// The process; returns its exit status.
 fn main(channel: &Channel, child: &UserNamespace, state: Option<&StateDir>) -> i32 {
-    let kept: Vec<_> = [channel.as_fd(), child.as_fd()].into_iter().chain(state.map(AsFd::as_fd)).collect();
+    let kept: Vec<_> = [channel.as_fd(), child.as_fd()]
+        .into_iter()
+        .chain(state.into_iter().flat_map(StateDir::locks))
+        .collect();
     let ready = match detach(c"rl-guard", &kept, &SigSet::empty()) {
         Ok(()) => Message::GuardReady,
         Err(error) => Message::Failed(Failure::new(Step::ForkGuard, "", error)),

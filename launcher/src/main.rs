@@ -6,8 +6,9 @@ use std::process::{self, ExitCode};
 use clap::Parser;
 use launcher::cli::{Cli, Command};
 use launcher::error::{Ending, LaunchError, with_causes};
+use launcher::node::{self, NodeFailure, tasks};
 use launcher::personality::Personality;
-use launcher::{check, client, hint, logger, manual, parent, signals};
+use launcher::{check, client, hint, logger, manual, parent, signals, supervisor};
 
 fn main() -> ExitCode {
     abort_on_panic();
@@ -15,18 +16,38 @@ fn main() -> ExitCode {
         return personality.main(args);
     }
     let cli = Cli::parse();
-    logger::install(cli.run.verbose);
+    logger::install(cli.verbosity());
     match cli.command {
         Some(Command::Check(args)) => return check::run(&args),
+        Some(Command::Node(args)) => {
+            let words: Vec<_> = std::env::args_os().skip(2).collect();
+            return match node::run(*args, &words) {
+                Ok(ending) => end(ending),
+                Err(NodeFailure::Launch(error)) => tell(&error),
+                Err(error) => {
+                    log::error!("{}", with_causes(&error));
+                    ExitCode::from(error.exit_code())
+                }
+            };
+        }
+        Some(Command::NodeTask(task)) => return tasks::main(&task),
         Some(Command::Client(command)) => return client::main(&command),
         Some(Command::Completions { shell }) => return manual::completions(shell),
+        Some(Command::NodeSupervisor(args)) => return supervisor::run::main(args.plan_fd),
         Some(Command::Man { directory }) => return manual::pages(directory.as_deref()),
         None => {}
     }
     match parent::run(&cli.run) {
-        Ok(Ending::Exited(status)) => ExitCode::from(status as u8),
-        Ok(Ending::Killed(signal)) => signals::die_of(signal),
+        Ok(ending) => end(ending),
         Err(error) => tell(&error),
+    }
+}
+
+/// As the command has ended.
+fn end(ending: Ending) -> ExitCode {
+    match ending {
+        Ending::Exited(status) => ExitCode::from(status as u8),
+        Ending::Killed(signal) => signals::die_of(signal),
     }
 }
 

@@ -5,7 +5,7 @@
 use std::env;
 use std::ffi::{CString, NulError, OsString};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -23,20 +23,28 @@ use nix::unistd::{Pid, getpid};
 
 use crate::agent::Agent;
 use crate::apply;
+use crate::apply::cgroup::Cgroup;
 use crate::apply::idmap::Mapping;
-use crate::child::{self, ChildTask, Inherited};
-use crate::cli::RunArgs;
+use crate::child::{self, Activation, ChildTask, Inherited};
+use crate::cli::{DryRunArg, RunArgs, SdNotifyArg};
 use crate::engine::{self, EngineFiles, EngineTask, Report};
 use crate::error::{Ending, Failure, LaunchError, PortFileError, Step, UsageError, with_causes};
 use crate::guard::Guard;
 use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
 use crate::handshake::state::{Action, Link, ParentHandshake, Peer};
+use crate::join::Target;
+use crate::notify::{self, Notifier, State};
 use crate::plan::Plan;
+use crate::plan::cgroup::{CgroupMode, CgroupPlan};
+use crate::plan::facts::HostFacts;
+use crate::plan::namespaces::{Namespace, NamespacePlan};
 use crate::plan::net::NetPlan;
+use crate::plan::show::Shown;
+use crate::plan::surroundings::Kind;
 use crate::sandbox::Mode;
 use crate::signals::{Received, Signals};
-use crate::state_dir::{Place, StateDir};
+use crate::state_dir::{InstanceName, Place, StateDir};
 use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork};
 use crate::sys::pidfd;
@@ -48,17 +56,33 @@ use crate::sys::wait::{self, AfterStop, Event};
 /// # Errors
 /// The launch failed, or the engine died before CMD.
 pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
-    let facts = apply::facts::collect();
-    let plan = Plan::new(args, &policy_text(&args.policy)?, &port_files(&args.publish_file)?, &facts)?;
+    let place = place(args);
+    let facts = HostFacts { state_dir: place.path(), ..apply::facts::collect() };
+    let mut plan = Plan::new(args, &policy_text(&args.policy)?, &port_files(&args.publish_file)?, &facts)?;
+    plan.cgroup = cgroup(args, &plan)?;
+    if let Some(format) = args.dry_run {
+        show(&Shown::new(&plan, args, &facts.state_dir), format).map_err(prepare("standard output"))?;
+        return Ok(Ending::Exited(0));
+    }
     let pcap = args.pcap.as_ref().map(|path| {
         File::create(path).map_err(|source| UsageError::PcapFile { path: path.display().to_string(), source })
     });
     let pcap = pcap.transpose()?;
     plan.warnings.iter().for_each(|text| warn!("{text}"));
+    if plan.surroundings.kind == Kind::Node {
+        info!("the command gets the surroundings of a node (--surroundings=plain if that is not wanted)");
+    }
     let cmd = args.cmd.iter().map(|word| CString::new(word.as_bytes()));
     let cmd: Vec<CString> = cmd.collect::<Result<_, _>>().map_err(prepare("the command's arguments"))?;
-    let state = state_dir(args)?;
-    let environment = environment(state.as_ref()).map_err(prepare("the environment"))?;
+    let state = state_dir(args, &plan, &place)?;
+    let (environment, activation) =
+        environment(state.as_ref(), args.sdnotify).map_err(prepare("the environment"))?;
+    let notifier = match args.sdnotify {
+        SdNotifyArg::Launcher => Notifier::from_environment(),
+        SdNotifyArg::Command => None,
+    };
+    plan.cgroup = apply::cgroup::enter(plan.cgroup)?;
+    plan.cgroup.warning().iter().for_each(|text| warn!("{text}"));
     let api = match (&plan.net, &state) {
         (NetPlan::Engine(_), Some(state)) => Some(state.listen()?),
         _ => None,
@@ -79,15 +103,28 @@ pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
         plan: &plan,
         cmd: &cmd,
         environment: &environment,
+        activation,
         inherited,
         engine: EngineFiles { pcap: pcap.as_ref(), api: api.as_ref(), metrics: metrics.as_ref() },
         report: report(args),
         sandbox: args.sandbox.into(),
         state: state.as_ref(),
+        notifier,
     };
     let mut processes = Processes::start(&launch)?;
     drop((pcap, api, metrics));
     processes.supervise(&signals, link(&plan), state.as_ref())
+}
+
+fn show(plan: &Shown<'_>, format: DryRunArg) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match format {
+        DryRunArg::Text => write!(stdout, "{plan}"),
+        DryRunArg::Json => {
+            serde_json::to_writer_pretty(&mut stdout, plan)?;
+            writeln!(stdout)
+        }
+    }
 }
 
 /// What is to be started.
@@ -95,19 +132,48 @@ struct Launch<'a> {
     plan: &'a Plan,
     cmd: &'a [CString],
     environment: &'a [CString],
+    activation: Activation,
     inherited: Inherited,
     engine: EngineFiles<'a>,
     report: Report,
     sandbox: Mode,
     state: Option<&'a StateDir>,
+    notifier: Option<Notifier>,
 }
 
-/// The state directory. The default one is a convenience: without it there is no control, and CMD runs all the same.
-fn state_dir(args: &RunArgs) -> Result<Option<StateDir>, LaunchError> {
-    let place = Place::new(args.state_dir.as_deref(), args.name.as_ref());
-    match StateDir::open(&place) {
-        Ok(state) => Ok(Some(state)),
-        Err(error) if args.state_dir.is_none() && args.name.is_none() => {
+/// Only a command with a cgroup namespace can make use of cgroups.
+fn cgroup(args: &RunArgs, plan: &Plan) -> Result<CgroupPlan, LaunchError> {
+    let mode = args.cgroup.map_or(CgroupMode::Auto, CgroupMode::from);
+    match plan.namespaces.contains(Namespace::Cgroup) {
+        true => Ok(CgroupPlan::new(mode, &apply::cgroup::facts())?),
+        false => Ok(CgroupPlan::Untouched),
+    }
+}
+
+/// Where the state directory is to be. A node has a name, because its data outlive it.
+fn place(args: &RunArgs) -> Place {
+    match (&args.name, Kind::of(args)) {
+        (None, Kind::Node) if args.state_dir.is_none() => Place::Named(InstanceName::node()),
+        (name, _) => Place::new(args.state_dir.as_deref(), name.as_ref()),
+    }
+}
+
+/// The state directory. The default one of a plain command is a convenience: without it there is no control, and CMD runs all
+/// the same.
+fn state_dir(args: &RunArgs, plan: &Plan, place: &Place) -> Result<Option<StateDir>, LaunchError> {
+    let is_needed = plan.surroundings.kind == Kind::Node || plan.namespaces.detached_net.is_some();
+    let is_convenience = args.state_dir.is_none() && args.name.is_none() && !is_needed;
+    match StateDir::open(place) {
+        Ok(mut state) => {
+            if let Some(data) = &plan.surroundings.data {
+                state.lock_data(data)?;
+            }
+            if plan.namespaces.detached_net.is_some() {
+                state.make_netns()?;
+            }
+            Ok(Some(state))
+        }
+        Err(error) if is_convenience => {
             info!("no control of this instance: {}", with_causes(&error));
             Ok(None)
         }
@@ -115,20 +181,36 @@ fn state_dir(args: &RunArgs) -> Result<Option<StateDir>, LaunchError> {
     }
 }
 
-/// The caller's environment, with what is to be known of the state directory.
-fn environment(state: Option<&StateDir>) -> Result<Vec<CString>, NulError> {
+/// The caller's environment, with what is to be known of the state directory, and whether sockets were passed to us, which CMD gets.
+fn environment(
+    state: Option<&StateDir>,
+    sdnotify: SdNotifyArg,
+) -> Result<(Vec<CString>, Activation), NulError> {
     let ours = state.map(StateDir::environment).into_iter().flatten();
     let ours: Vec<(OsString, OsString)> = ours.map(|(name, value)| (name.into(), value)).collect();
-    let inherited = env::vars_os().filter(|(name, _)| ours.iter().all(|(other, _)| other != name));
+    let is_for_us = env::var("LISTEN_PID").is_ok_and(|pid| pid.parse() == Ok(getpid().as_raw()));
+    // Both name the process that the sockets are for.
+    let is_left_out = |name: &OsString| {
+        is_for_us && (name == "LISTEN_PID" || name == "LISTEN_PIDFDID")
+            || sdnotify == SdNotifyArg::Launcher && name == notify::VARIABLE
+    };
+    let inherited =
+        env::vars_os().filter(|(name, _)| ours.iter().all(|(other, _)| other != name) && !is_left_out(name));
     let line = |(name, value): &(OsString, OsString)| {
         CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())
     };
-    inherited.collect::<Vec<_>>().iter().chain(&ours).map(line).collect()
+    let lines = inherited.collect::<Vec<_>>().iter().chain(&ours).map(line).collect::<Result<_, _>>()?;
+    Ok((lines, if is_for_us { Activation::ForCommand } else { Activation::None }))
 }
 
 /// Everything that runs because of this launch. Dropping it ends and reaps all of it.
 struct Processes {
+    /// CMD, or the init of its pid namespace.
     child: Option<Pid>,
+    /// CMD, where there is an init, once it runs.
+    command: Option<OwnedFd>,
+    /// How CMD ended, where there is an init.
+    ending: Option<Ending>,
     /// `None` if there is nothing to serve, or when it is dead.
     engine: Option<Pid>,
     /// `None` until there is somebody to guard.
@@ -140,12 +222,16 @@ struct Processes {
     agent: AgentState,
     /// There once somebody entered who is no descendant of ours.
     entered: Option<PathBuf>,
+    /// `None` if nobody wants to know.
+    notifier: Option<Notifier>,
 }
 
 /// Where the forwarder's agent stands.
 enum AgentState {
     /// Nobody will ask for it.
     Absent,
+    /// There is no network namespace yet; this is its end of the line.
+    Awaited(OwnedFd),
     /// The engine will, once there is a port to publish.
     Prepared(Agent),
     /// It runs.
@@ -153,6 +239,14 @@ enum AgentState {
 }
 
 impl AgentState {
+    /// The network namespace is there.
+    fn prepare(&mut self, target: Target) {
+        match std::mem::replace(self, AgentState::Absent) {
+            AgentState::Awaited(line) => *self = AgentState::Prepared(Agent::new(line, target)),
+            other => *self = other,
+        }
+    }
+
     /// Starts it if it is prepared; a line that is closed says that nobody wants it any more.
     fn start(&mut self) {
         let AgentState::Prepared(agent) = std::mem::replace(self, AgentState::Absent) else { return };
@@ -184,19 +278,22 @@ impl Processes {
         let plan = launch.plan;
         let (to_child, childs_end) = Channel::pair().map_err(prepare("a socket"))?;
         let parent = getpid();
-        let fork = clone::fork(namespaces(&plan.net), ExitSignal::Child);
+        let fork = clone::fork(namespaces(&plan.namespaces), ExitSignal::Child);
         let child = match fork.map_err(|error| Failure::new(Step::CloneNamespaces, "", error))? {
             Fork::Parent(child) => child,
             Fork::Child => {
                 drop(to_child);
-                let Launch { cmd, environment, inherited, .. } = *launch;
-                child::main(&ChildTask { plan, cmd, environment, channel: &childs_end, parent, inherited })
+                let Launch { cmd, environment, activation, inherited, .. } = *launch;
+                let channel = &childs_end;
+                child::main(&ChildTask { plan, cmd, environment, activation, channel, parent, inherited })
             }
         };
         drop(childs_end);
         // From here on, whatever fails, both are ended.
         let mut processes = Processes {
             child: Some(child),
+            command: None,
+            ending: None,
             engine: None,
             guard: None,
             namespace: None,
@@ -204,7 +301,12 @@ impl Processes {
             to_engine: None,
             agent: AgentState::Absent,
             entered: launch.state.map(StateDir::entered),
+            notifier: launch.notifier.clone(),
         };
+        // The child's cgroup namespace has its root already.
+        if let Some(cgroup) = Cgroup::of(&plan.cgroup) {
+            cgroup.evacuate()?.iter().for_each(|text| warn!("{text}"));
+        }
         let mapping = Mapping::start(&plan.ids, child);
         let namespace = UserNamespace::of(child).map_err(prepare("the child's user namespace"))?;
         processes.guard = Some(Guard::start(&namespace, launch.state)?);
@@ -213,7 +315,9 @@ impl Processes {
             let (to_engine, engines_end) = Channel::pair().map_err(prepare("a socket"))?;
             let (line, agents_end) = ChildLine::pair().map_err(prepare("a socket"))?;
             let line = OwnedFd::from(line);
-            if let Some(namespace) = &processes.namespace {
+            if plan.namespaces.detached_net.is_some() {
+                processes.agent = AgentState::Awaited(agents_end);
+            } else if let Some(namespace) = &processes.namespace {
                 let agent = Agent::prepare(agents_end, namespace, child);
                 // A child that is dead already has said why.
                 let agent = agent.map_err(|error| {
@@ -283,7 +387,7 @@ impl Processes {
         loop {
             let ready = self.wait(signals)?;
             if ready.engine {
-                self.handle_engine(&mut handshake, state)?;
+                self.handle_engine(&mut handshake, state, signals)?;
             }
             if ready.guard {
                 self.handle_guards_end()?;
@@ -292,19 +396,19 @@ impl Processes {
                 self.agent.start();
             }
             if ready.child {
-                self.handle_child(&mut handshake, state)?;
+                self.handle_child(&mut handshake, state, signals)?;
             }
             if ready.signals {
                 self.forward(signals, Continue::PassOn)?;
                 if let Some(ending) = self.handle_children(signals)? {
                     // What it said before it died says more.
                     while self.to_child.is_some() {
-                        self.handle_child(&mut handshake, state)?;
+                        self.handle_child(&mut handshake, state, signals)?;
                     }
                     if !handshake.is_running() {
                         return Err(LaunchError::ChildDied(ending));
                     }
-                    return self.finish(ending);
+                    return self.finish(self.ending.unwrap_or(ending));
                 }
             }
         }
@@ -318,7 +422,7 @@ impl Processes {
             self.guard.as_ref().map(AsFd::as_fd),
             match &self.agent {
                 AgentState::Prepared(agent) => Some(agent.as_fd()),
-                AgentState::Absent | AgentState::Running(_) => None,
+                AgentState::Absent | AgentState::Awaited(_) | AgentState::Running(_) => None,
             },
         ];
         let mut fds: Vec<PollFd<'_>> =
@@ -339,11 +443,12 @@ impl Processes {
         &mut self,
         handshake: &mut ParentHandshake,
         state: Option<&StateDir>,
+        signals: &Signals,
     ) -> Result<(), LaunchError> {
         let Some(channel) = &self.to_engine else { return Ok(()) };
         match channel.receive().map_err(talk)? {
             Some(received) => {
-                self.perform(handshake.handle_message(Peer::Engine, received.message)?, None, state)
+                self.perform(handshake.handle_message(Peer::Engine, received.message)?, None, state, signals)
             }
             None => {
                 let Some(engine) = self.engine.take() else { return Ok(()) };
@@ -366,11 +471,13 @@ impl Processes {
         &mut self,
         handshake: &mut ParentHandshake,
         state: Option<&StateDir>,
+        signals: &Signals,
     ) -> Result<(), LaunchError> {
         let Some(channel) = &self.to_child else { return Ok(()) };
         match channel.receive().map_err(talk)? {
             Some(received) => {
-                self.perform(handshake.handle_message(Peer::Child, received.message)?, received.fd, state)
+                let action = handshake.handle_message(Peer::Child, received.message)?;
+                self.perform(action, received.fd, state, signals)
             }
             None => {
                 handshake.handle_child_closed();
@@ -385,9 +492,26 @@ impl Processes {
         action: Action,
         fd: Option<OwnedFd>,
         state: Option<&StateDir>,
+        signals: &Signals,
     ) -> Result<(), LaunchError> {
         match action {
             Action::Wait => Ok(()),
+            Action::TakeNamespace => {
+                let failed = prepare("the network namespace");
+                let (Some(net), Some(user)) = (fd, &self.namespace) else { return Ok(()) };
+                let user = user.as_fd().try_clone_to_owned().map_err(failed)?;
+                self.agent.prepare(Target::of_files(user.into(), net.into()));
+                Ok(())
+            }
+            Action::WatchCommand => {
+                self.command = fd;
+                Ok(())
+            }
+            Action::Stop { signal, count } => self.stop_until_resumed(signal, count, signals),
+            Action::End(ending) => {
+                self.ending = Some(ending);
+                Ok(())
+            }
             // An engine that is dead will be noticed by its channel.
             Action::PassTap => {
                 let _ = self.tell_engine(&Message::Serve, fd.as_ref().map(AsFd::as_fd));
@@ -399,6 +523,7 @@ impl Processes {
                     state.publish(child)?;
                 }
                 let _ = self.tell_child(&Message::Execute);
+                self.tell_manager(&[State::Ready]);
                 Ok(())
             }
             Action::Fail(failure) => Err(failure.into()),
@@ -417,6 +542,10 @@ impl Processes {
         self.to_engine.as_ref().map_or(Ok(()), |channel| channel.send(message, fd))
     }
 
+    fn tell_manager(&self, states: &[State]) {
+        self.notifier.iter().for_each(|notifier| notifier.tell(states));
+    }
+
     /// Hands to CMD what was sent to the launcher alone. What the terminal sends goes to the whole process group,
     /// CMD included; what CMD itself sends it need not get back.
     fn forward(&self, signals: &Signals, on_continue: Continue) -> Result<(), LaunchError> {
@@ -429,12 +558,41 @@ impl Processes {
                 libc::SIGCONT => on_continue == Continue::Swallow,
                 _ => false,
             };
-            if !is_ours && !by_kernel && sender != child {
+            if !is_ours && !by_kernel && sender != child && !self.is_from_inside(sender) {
                 debug!("signal {signal} is passed on to the command");
-                // Fails only for a process that is dead already.
-                let _ = wait::kill(child, signal);
+                // Fails only for a process that is dead already. An init keeps for CMD what comes too early.
+                let _ = match &self.command {
+                    Some(command) => pidfd::send(command.as_fd(), signal),
+                    None => wait::kill(child, signal),
+                };
             }
         }
+        Ok(())
+    }
+
+    /// Whether a process is in CMD's pid namespace. From there it reaches the launcher only by signalling the process group,
+    /// of which CMD is.
+    fn is_from_inside(&self, sender: Pid) -> bool {
+        let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/pid")).ok();
+        self.command.is_some()
+            && namespace(&sender.to_string()).is_some_and(|theirs| Some(theirs) != namespace("self"))
+    }
+
+    /// CMD was stopped, for the `count`th time: stops the launcher likewise, so that the shell sees it, until it is continued.
+    /// The init knows whether CMD still stands then.
+    fn stop_until_resumed(&self, signal: i32, count: u32, signals: &Signals) -> Result<(), LaunchError> {
+        // What the init has said meanwhile is newer.
+        let is_more = |channel: &Channel| {
+            let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        };
+        if self.to_child.as_ref().is_some_and(is_more) {
+            return Ok(());
+        }
+        Signals::stop_self(signal).map_err(prepare("stopping"))?;
+        self.forward(signals, Continue::Swallow)?;
+        // An init that is dead will be noticed by its end.
+        let _ = self.tell_child(&Message::Resume { count });
         Ok(())
     }
 
@@ -446,10 +604,10 @@ impl Processes {
                     self.child = None;
                     return Ok(Some(ending));
                 }
-                Event::Stopped(pid, signal) if Some(pid) == self.child => {
+                Event::Stopped(pid, signal) if Some(pid) == self.child && self.command.is_none() => {
                     self.stop_with(pid, signal, signals)?;
                 }
-                Event::Ended(..) | Event::Stopped(..) => {}
+                Event::Ended(..) | Event::Stopped(..) | Event::Continued(_) => {}
                 Event::Nothing | Event::NoChild => return Ok(None),
             }
         }
@@ -477,6 +635,7 @@ impl Processes {
 
     /// CMD is dead: ends what it left, then the engine.
     fn finish(&mut self, ending: Ending) -> Result<Ending, LaunchError> {
+        self.tell_manager(&[State::Stopping]);
         self.sweep();
         // If the engine died in this moment, CMD's own end counts.
         let _ = self.tell_engine(&Message::Stop, None);
@@ -500,7 +659,7 @@ impl Processes {
         // The agent ends with the engine, which is to close the published ports first.
         let agent = match self.agent {
             AgentState::Running(pid) => Some(pid),
-            AgentState::Absent | AgentState::Prepared(_) => None,
+            AgentState::Absent | AgentState::Awaited(_) | AgentState::Prepared(_) => None,
         };
         match namespace.kill_all(agent) {
             Ok(0) => {}
@@ -546,18 +705,23 @@ struct Ready {
 fn reap() -> io::Result<Event> {
     loop {
         match wait::next_change()? {
-            Event::Ended(..) | Event::Stopped(..) => {}
+            Event::Ended(..) | Event::Stopped(..) | Event::Continued(_) => {}
             last => return Ok(last),
         }
     }
 }
 
-fn namespaces(net: &NetPlan) -> CloneFlags {
-    let always = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS;
-    match net {
-        NetPlan::Engine(_) | NetPlan::Loopback => always | CloneFlags::CLONE_NEWNET,
-        NetPlan::Host => always,
-    }
+fn namespaces(plan: &NamespacePlan) -> CloneFlags {
+    let flag = |namespace: &Namespace| match namespace {
+        Namespace::User => CloneFlags::CLONE_NEWUSER,
+        Namespace::Mount => CloneFlags::CLONE_NEWNS,
+        Namespace::Net => CloneFlags::CLONE_NEWNET,
+        Namespace::Pid => CloneFlags::CLONE_NEWPID,
+        Namespace::Ipc => CloneFlags::CLONE_NEWIPC,
+        Namespace::Uts => CloneFlags::CLONE_NEWUTS,
+        Namespace::Cgroup => CloneFlags::CLONE_NEWCGROUP,
+    };
+    plan.new.iter().map(flag).collect()
 }
 
 fn link(plan: &Plan) -> Link {

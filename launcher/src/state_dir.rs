@@ -6,6 +6,9 @@
 //! | `lock` | locked (flock(2), exclusive) by the launcher and its guard as long as one of them lives; holds the launcher's process id |
 //! | `api.sock` | the control API, mode 0600; takes connections before the instance is ready |
 //! | `child_pid` | CMD's process id in decimal; **appears, whole, when the instance is ready**: CMD is about to run, its network and its ports are served |
+//! | `node.sock` | the supervisor's control, mode 0600, if the instance is a node |
+//! | `netns` | with `--detach-netns`: the network namespace, as those see it who are in CMD's mount namespace |
+//! | `resolv.conf`, `hosts` | with `--detach-netns`: how names are resolved in that network |
 //! | `entered` | there since somebody joined the instance's namespaces: CMD's end is not the end of everybody inside |
 //!
 //! The lock is the truth about life: it ends with the launcher and the guard, however they die; a guard that is left
@@ -34,6 +37,7 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Pid, getegid, geteuid};
 use thiserror::Error;
 
+use crate::plan::surroundings::DEFAULT_NODE_NAME;
 use crate::sys::pidfd;
 
 /// Why there is no state directory.
@@ -120,10 +124,16 @@ fn by(pid: &Option<i32>) -> String {
 pub const LOCK: &str = "lock";
 /// The socket's name.
 pub const SOCKET: &str = "api.sock";
+/// The name of the socket of a node's supervisor.
+pub const NODE_SOCKET: &str = "node.sock";
 /// The name of the file that says that an instance is ready.
 pub const CHILD_PID: &str = "child_pid";
 const CHILD_PID_UNFINISHED: &str = ".child_pid";
 const ENTERED: &str = "entered";
+/// The name of the file to which a detached network namespace is bound.
+pub const NETNS: &str = "netns";
+/// What is written beside it.
+const NAME_FILES: [&str; 2] = ["resolv.conf", "hosts"];
 
 /// The environment variable that names the state directory to CMD and to clients.
 pub const STATE_DIR_VARIABLE: &str = "ROOTLESSKIT_STATE_DIR";
@@ -141,6 +151,11 @@ impl InstanceName {
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// That of a node which is not given one.
+    pub fn node() -> Self {
+        InstanceName(DEFAULT_NODE_NAME.to_owned())
     }
 }
 
@@ -219,6 +234,8 @@ pub struct StateDir {
     /// Removed at the end if it is empty.
     base: Option<PathBuf>,
     lock: Flock<File>,
+    /// Of a node's data directory.
+    data: Option<Flock<File>>,
 }
 
 impl StateDir {
@@ -240,9 +257,24 @@ impl StateDir {
             return Err(StateDirError::TooLong { path, length });
         }
         let lock = StateDir::make_and_lock(&path, base.as_deref())?;
-        let directory = StateDir { path, base, lock };
+        let directory = StateDir { path, base, lock, data: None };
         directory.clean()?;
         Ok(directory)
+    }
+
+    /// Locks the data directory of a node, which is made if it is missing, for as long as this lives: two instances would spoil each
+    /// other's data.
+    ///
+    /// # Errors
+    /// An instance uses it, or it cannot be had.
+    pub fn lock_data(&mut self, path: &Path) -> Result<(), StateDirError> {
+        self.data = Some(StateDir::make_and_lock(path, None)?);
+        Ok(())
+    }
+
+    /// Its locks, which hold as long as any process has their descriptors.
+    pub fn locks(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(&self.lock).chain(&self.data).map(|lock| lock.as_fd())
     }
 
     /// Begins anew as long as others end, or look, in the same moment.
@@ -285,16 +317,7 @@ impl StateDir {
     /// socket(2), bind(2), listen(2).
     pub fn listen(&self) -> Result<UnixListener, StateDirError> {
         let path = self.path.join(SOCKET);
-        let bound = || {
-            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-            // Linux makes the file with the mode that the socket has.
-            fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
-            bind(socket.as_raw_fd(), &UnixAddr::new(&path)?)?;
-            listen(&socket, Backlog::MAXCONN)?;
-            Ok(UnixListener::from(socket))
-        };
-        bound().map_err(|error: Errno| StateDirError::Listen { path: path.clone(), source: error.into() })
+        listen_at(&path).map_err(|source| StateDirError::Listen { path, source })
     }
 
     /// Says that the instance is ready, and that CMD is this process.
@@ -312,6 +335,16 @@ impl StateDir {
         written().map_err(|source| StateDirError::Publish { path: path.clone(), source })
     }
 
+    /// Makes the file to which a detached network namespace is to be bound.
+    ///
+    /// # Errors
+    /// open(2).
+    pub fn make_netns(&self) -> Result<(), StateDirError> {
+        let path = self.path.join(NETNS);
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path);
+        made.map(drop).map_err(|source| StateDirError::Create { path, source })
+    }
+
     /// The file that is there once somebody has joined the instance's namespaces.
     pub fn entered(&self) -> PathBuf {
         self.path.join(ENTERED)
@@ -323,7 +356,8 @@ impl StateDir {
     }
 
     fn clean(&self) -> Result<(), StateDirError> {
-        for name in [CHILD_PID, CHILD_PID_UNFINISHED, ENTERED, SOCKET] {
+        let ours = [CHILD_PID, CHILD_PID_UNFINISHED, ENTERED, SOCKET, NODE_SOCKET, NETNS];
+        for name in ours.into_iter().chain(NAME_FILES) {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -334,6 +368,20 @@ impl StateDir {
         }
         Ok(())
     }
+}
+
+/// A Unix socket that takes connections of nobody but its owner; does not block.
+///
+/// # Errors
+/// socket(2), bind(2), listen(2); `ENAMETOOLONG` for a path that does not fit.
+pub(crate) fn listen_at(path: &Path) -> io::Result<UnixListener> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    // Linux makes the file with the mode that the socket has.
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    listen(&socket, Backlog::MAXCONN)?;
+    Ok(UnixListener::from(socket))
 }
 
 /// What CMD's environment says about a state directory and the caller.
@@ -364,13 +412,6 @@ impl StateDir {
 impl Drop for StateDir {
     fn drop(&mut self) {
         self.remove();
-    }
-}
-
-/// The lock, which holds as long as any process has its descriptor.
-impl AsFd for StateDir {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.lock.as_fd()
     }
 }
 
@@ -429,6 +470,11 @@ impl Instance {
     /// Its API's socket.
     pub fn socket(&self) -> PathBuf {
         self.path.join(SOCKET)
+    }
+
+    /// Its supervisor's socket; there if it is a node.
+    pub fn node_socket(&self) -> PathBuf {
+        self.path.join(NODE_SOCKET)
     }
 }
 

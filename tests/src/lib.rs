@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod components;
 pub mod egress;
 pub mod engine;
 pub mod forward;
@@ -28,4 +29,5 @@ pub mod stream;
 pub mod sys;
 pub mod talk;
 pub mod unshared;
+pub mod vm;
 pub mod world;

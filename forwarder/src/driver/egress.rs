@@ -9,7 +9,7 @@
 //!
 //! | offer | led to by | answer |
 //! |---|---|---|
-//! | waiting | the stock is empty; the agent was asked | [`EgressError::NoSocket`] after [`STOCK`] or what the agent says |
+//! | waiting | the agent has not said yet what is possible, or the stock is empty; it was asked | [`EgressError::NotPrepared`], [`EgressError::NoSocket`] after [`STOCK`] or what the agent says |
 //! | opening | bound and connecting | [`EgressError::Bind`], [`EgressError::Connect`], [`EgressError::TimedOut`] |
 //! | joined | the child's kernel has answered | [`EgressEvents::joined`], later [`EgressEvents::ended`] |
 //!
@@ -45,8 +45,7 @@ pub enum EgressMode {
     /// Never: all offers come back.
     #[default]
     Off,
-    /// At the first offer, which comes back, as do others until the agent has answered. A child that connects to nothing costs
-    /// nothing.
+    /// At the first offer, which waits for the agent's answer as others do. A child that connects to nothing costs nothing.
     WhenOffered,
     /// At once.
     AtOnce,
@@ -155,8 +154,6 @@ enum GateState {
     /// All come back.
     #[default]
     Closed,
-    /// The next one asks the agent, and comes back.
-    Asks,
     /// IPv4, IPv6 are taken.
     Open([bool; 2]),
 }
@@ -170,8 +167,6 @@ pub(super) enum Offered {
     First,
     /// Not taken.
     Back(Egress),
-    /// Not taken, and the agent is to be asked.
-    BackAndAsk(Egress),
 }
 
 impl Gate {
@@ -179,10 +174,6 @@ impl Gate {
         let mut offers = self.lock();
         match offers.state {
             GateState::Closed => Offered::Back(egress),
-            GateState::Asks => {
-                offers.state = GateState::Closed;
-                Offered::BackAndAsk(egress)
-            }
             GateState::Open(families) => {
                 let [v4, v6] = families;
                 let taken = match (egress.child, egress.destination) {
@@ -260,15 +251,11 @@ impl Engine {
             return;
         }
         self.egress.events = Some(events);
-        match self.config.egress {
-            EgressMode::AtOnce => self.agent.iter_mut().for_each(Agent::greet),
-            _ => self.egress.gate.set(GateState::Asks),
+        if self.config.egress == EgressMode::AtOnce {
+            self.agent.iter_mut().for_each(Agent::greet);
         }
-    }
-
-    /// The first offer, or somebody who wants to know.
-    pub(super) fn ask_for_egress(&mut self) {
-        self.agent.iter_mut().for_each(Agent::greet);
+        // What comes before the agent has said anything waits for it.
+        self.egress.gate.set(GateState::Open([true; 2]));
     }
 
     /// Whether relaying is possible, now or when the agent has said.
@@ -280,7 +267,7 @@ impl Engine {
             return;
         }
         self.egress.askers.push(asker);
-        self.ask_for_egress();
+        self.agent.iter_mut().for_each(Agent::greet);
     }
 
     /// The agent has said what is possible.
@@ -306,12 +293,16 @@ impl Engine {
         for asker in self.egress.askers.drain(..) {
             let _ = asker.send(found);
         }
+        self.serve_waiting_egress();
     }
 
     /// The agent could not be started.
     pub(super) fn close_egress_gate(&mut self) {
         let found = EgressAbility::Impossible { step: EgressStep::Agent, errno: libc::ESRCH };
         [self.egress.stats.ipv4, self.egress.stats.ipv6] = [found; 2];
+        self.egress.gate.set(GateState::Closed);
+        self.take_offers();
+        self.serve_waiting_egress();
         for asker in self.egress.askers.drain(..) {
             let _ = asker.send([found; 2]);
         }
@@ -370,10 +361,25 @@ impl Engine {
         if self.pairs.len() + waiting >= self.connection_limit || relayed + waiting >= self.egress_limit {
             return self.egress.refuse(egress.id, egress.stream, EgressError::Limit);
         }
-        let kind = kind(Family::of(egress.destination.ip()));
-        match self.agent.as_mut().and_then(|agent| agent.take(kind)) {
+        let family = Family::of(egress.destination.ip());
+        let (ability, socket) = match &mut self.agent {
+            Some(agent) if agent.abilities().is_none() => {
+                agent.greet();
+                (EgressAbility::Possible, None)
+            }
+            agent => {
+                let EgressStats { ipv4, ipv6, .. } = &self.egress.stats;
+                let ability = if family == Family::V4 { *ipv4 } else { *ipv6 };
+                let possible = agent.as_mut().filter(|_| ability == EgressAbility::Possible);
+                (ability, possible.and_then(|agent| agent.take(kind(family))))
+            }
+        };
+        if ability != EgressAbility::Possible {
+            return self.egress.refuse(egress.id, egress.stream, EgressError::NotPrepared(ability));
+        }
+        match socket {
             Some(socket) => self.connect_egress(egress, socket),
-            None if self.egress.waiting.len() < WAITING => self.egress.waiting.push_back((egress, since)),
+            None if waiting < WAITING => self.egress.waiting.push_back((egress, since)),
             None => {
                 let why = EgressError::NoSocket(io::ErrorKind::QuotaExceeded.into());
                 self.egress.refuse(egress.id, egress.stream, why);

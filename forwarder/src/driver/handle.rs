@@ -114,7 +114,7 @@ impl Handle {
     /// [`EgressEvents`](super::EgressEvents) tells what becomes of it.
     ///
     /// # Errors
-    /// It comes back at once: relaying is off, not possible, or not yet.
+    /// It comes back at once: relaying is off or not possible.
     pub fn relay(&self, egress: Egress) -> Result<(), Egress> {
         match self.gate.offer(egress) {
             Offered::Queued => Ok(()),
@@ -124,10 +124,6 @@ impl Handle {
                 Ok(())
             }
             Offered::Back(egress) => Err(egress),
-            Offered::BackAndAsk(egress) => {
-                self.post(Engine::ask_for_egress);
-                Err(egress)
-            }
         }
     }
 

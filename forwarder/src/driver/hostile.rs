@@ -143,50 +143,63 @@ fn offer(id: u64) -> Egress {
 }
 
 #[test]
-fn the_first_offer_asks_the_agent_and_comes_back() {
-    let (handle, _refusals, agent) = relaying();
-    assert_eq!(handle.relay(offer(1)).unwrap_err().id, 1);
+fn the_first_offers_wait_for_what_the_agent_says() {
+    let (handle, refusals, agent) = relaying();
+    handle.relay(offer(1)).unwrap();
     let request = agent.hear();
     assert!(matches!(request, Some(Request::Hello { egress: protocol::Egress::Prepare, .. })), "{request:?}");
-    assert_eq!(handle.relay(offer(2)).unwrap_err().id, 2);
+    let ipv6 = |id| Egress {
+        child: "[fd00::100]:1".parse().unwrap(),
+        destination: "[2001:db8::1]:443".parse().unwrap(),
+        ..offer(id)
+    };
+    handle.relay(ipv6(2)).unwrap();
     let egress_v6 = EgressAbility::Impossible { step: EgressStep::Route, errno: libc::EPERM };
     let abilities = Abilities { egress_v4: EgressAbility::Possible, egress_v6, ..Abilities::default() };
     agent.say(Reply::Hello { abilities }, &[]);
+    let (id, _, why) = refusals.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(
+        id == 2 && matches!(why, EgressError::NotPrepared(ability) if ability == egress_v6),
+        "{id} {why:?}"
+    );
     assert_eq!(handle.egress_abilities().unwrap(), [EgressAbility::Possible, egress_v6]);
-    handle.relay(offer(3)).unwrap();
-    let ipv6 = Egress { child: "[fd00::100]:1".parse().unwrap(), ..offer(4) };
-    assert_eq!(handle.relay(ipv6).unwrap_err().id, 4, "the families differ");
+    assert_eq!(handle.relay(ipv6(3)).unwrap_err().id, 3, "the families differ");
+    let request = agent.hear();
+    assert!(matches!(request, Some(Request::Sockets { .. })), "the first one still waits: {request:?}");
 }
 
 #[test]
-fn offers_come_back_when_the_agent_has_no_sockets_or_says_nothing() {
+fn offers_come_back_when_the_agent_has_no_sockets() {
     let (handle, refusals, agent) = relaying();
-    handle.relay(offer(1)).unwrap_err();
+    handle.relay(offer(1)).unwrap();
     agent.hear();
     let abilities = Abilities { egress_v4: EgressAbility::Possible, ..Abilities::default() };
     agent.say(Reply::Hello { abilities }, &[]);
     let Some(Request::Sockets { kind, .. }) = agent.hear() else { panic!("no request") };
     handle.relay(offer(2)).unwrap();
     agent.say(Reply::Sockets { kind, count: 0, errno: libc::EMFILE }, &[]);
-    handle.relay(offer(3)).unwrap();
-    for expected in [2, 3] {
+    for expected in [1, 2] {
         let (id, _, why) = refusals.recv_timeout(Duration::from_secs(20)).unwrap();
         assert!(id == expected && matches!(why, EgressError::NoSocket(_)), "{id} {why:?}");
     }
 }
 
 #[test]
+fn offers_come_back_when_the_agent_says_nothing() {
+    let (handle, refusals, _agent) = relaying();
+    handle.relay(offer(1)).unwrap();
+    let (id, _, why) = refusals.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(id == 1 && matches!(why, EgressError::NoSocket(_)), "{id} {why:?}");
+}
+
+#[test]
 fn offers_come_back_when_the_agent_goes() {
     let (handle, refusals, agent) = relaying();
-    handle.relay(offer(1)).unwrap_err();
+    handle.relay(offer(1)).unwrap();
     agent.hear();
-    let abilities = Abilities { egress_v4: EgressAbility::Possible, ..Abilities::default() };
-    agent.say(Reply::Hello { abilities }, &[]);
-    handle.egress_abilities().unwrap();
-    handle.relay(offer(2)).unwrap();
     drop(agent);
     let (id, _, why) = refusals.recv_timeout(Duration::from_secs(20)).unwrap();
-    assert!(id == 2 && matches!(why, EgressError::Stopped), "{id} {why:?}");
+    assert!(id == 1 && matches!(why, EgressError::Stopped), "{id} {why:?}");
     assert_eq!(handle.relay(offer(3)).unwrap_err().id, 3);
 }
 
@@ -210,13 +223,16 @@ fn an_agent_that_cannot_be_started_is_done_without() {
     let (line, agent) = ChildLine::pair().unwrap();
     let config = Config { egress: EgressMode::WhenOffered, ..Config::default() };
     let mut driver = ForwardDriver::new(config, Some(line), Some(Box::new(Sink))).unwrap();
-    driver.set_egress_events(Box::new(Refusals(mpsc::channel().0)));
+    let (sender, refusals) = mpsc::channel();
+    driver.set_egress_events(Box::new(Refusals(sender)));
     let handle = driver.handle();
     thread::spawn(move || driver.run_until(EventFd::new().unwrap()));
-    assert_eq!(handle.relay(offer(1)).unwrap_err().id, 1);
+    handle.relay(offer(1)).unwrap();
     drop(agent);
     let agentless = EgressAbility::Impossible { step: EgressStep::Agent, errno: libc::ESRCH };
     assert_eq!(handle.egress_abilities().unwrap(), [agentless; 2]);
+    let (id, _, why) = refusals.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(id == 1 && matches!(why, EgressError::NotPrepared(_)), "{id} {why:?}");
     assert_eq!(handle.relay(offer(2)).unwrap_err().id, 2);
     assert_eq!(handle.list().unwrap(), []);
 }

@@ -1,6 +1,9 @@
 //! Doing what the plan says; one file per plan file, same name.
 
+pub mod cgroup;
+pub mod command;
 pub mod facts;
 pub mod idmap;
 pub mod mounts;
 pub mod net;
+pub mod programs;

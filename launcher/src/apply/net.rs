@@ -131,7 +131,7 @@ fn prepare_ipv6(offer: Ipv6Offer) -> bool {
 
 /// Writes a file below /proc/sys; what it concerns is the network namespace of the calling process. That it is not
 /// there, or not to be written, is no error.
-fn sysctl(name: &str, value: &str) {
+pub fn sysctl(name: &str, value: &str) {
     if let Err(error) = fs::write(format!("/proc/sys/{name}"), value) {
         info!("cannot write {value:?} to /proc/sys/{name}: {error}");
     }

@@ -11,6 +11,8 @@ use netstack::config::IpNet;
 use crate::api::model::{Endpoint, FlowProtocol};
 use crate::cli::{parse_name, parse_server};
 use crate::state_dir::InstanceName;
+use crate::supervisor::control::DEFAULT_LINES;
+use crate::supervisor::unit::{UnitError, is_name};
 
 /// Things to do with a running instance.
 #[derive(Debug, Subcommand)]
@@ -46,6 +48,23 @@ pub enum ClientCommand {
     /// status: the command's own; 1 if the instance cannot be entered, 2 if there is none, 126 or 127 if the command cannot
     /// be executed or was not found.
     Enter(EnterArgs),
+    /// Show an instance in short: its processes, network, ports, and the units of a node
+    #[command(after_help = EXIT_STATUS)]
+    Status(Plain),
+    /// Print the last lines that a unit of a node has written
+    #[command(after_help = EXIT_STATUS)]
+    Logs(LogsArgs),
+    /// Stop a unit of a node and start it again; those that come after it are left running
+    ///
+    /// Waits until it is ready, or has failed.
+    #[command(after_help = EXIT_STATUS)]
+    Restart(RestartArgs),
+    /// End an instance, and wait until it has ended
+    ///
+    /// Its launcher gets SIGTERM, which goes on to the command; a node stops its units one after the other. What has not
+    /// ended in time is killed.
+    #[command(after_help = EXIT_STATUS)]
+    Stop(StopArgs),
     /// List the running instances
     ///
     /// Those whose --state-dir is elsewhere are not found.
@@ -248,6 +267,54 @@ pub enum CaptureCommand {
     Stop(Plain),
     /// Say whether it runs, and how much it has written
     Status(Plain),
+}
+
+fn parse_unit(text: &str) -> Result<String, UnitError> {
+    if is_name(text) { Ok(text.to_owned()) } else { Err(UnitError::Name(text.to_owned())) }
+}
+
+/// `logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The unit, as `status` names it
+    #[arg(value_parser = parse_unit)]
+    pub unit: String,
+
+    /// Go on with what it writes from now on
+    #[arg(short, long)]
+    pub follow: bool,
+
+    /// How many lines, if the supervisor has so many in memory (at most 1000); older ones are in the file that `status` names
+    #[arg(short = 'n', long, value_name = "N", default_value_t = DEFAULT_LINES)]
+    pub lines: usize,
+
+    /// Which instance.
+    #[command(flatten)]
+    pub which: Which,
+}
+
+/// `restart`.
+#[derive(Debug, Args)]
+pub struct RestartArgs {
+    /// The unit, as `status` names it
+    #[arg(value_parser = parse_unit)]
+    pub unit: String,
+
+    /// Which instance, and how to print.
+    #[command(flatten)]
+    pub plain: Plain,
+}
+
+/// `stop`.
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// Seconds until it is killed [default: what the units of a node may take together, else 10]
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+
+    /// Which instance.
+    #[command(flatten)]
+    pub which: Which,
 }
 
 /// `enter`.

@@ -2,7 +2,9 @@
 
 pub mod args;
 pub mod http;
+mod node;
 mod show;
+mod stop;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, Read, Write};
@@ -70,6 +72,33 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
+    /// It has no units.
+    #[error("{0} is no node: it has no units")]
+    NoNode(String),
+    /// A unit is not ready after it was started again.
+    #[error("unit {unit} {failure} (it is {state}); its log is {log}")]
+    UnitFailed {
+        /// The unit.
+        unit: String,
+        /// Its state, in one word.
+        state: String,
+        /// Why.
+        failure: String,
+        /// Its log file.
+        log: String,
+    },
+    /// The launcher cannot be signalled or waited for.
+    #[error("cannot stop process {pid}")]
+    Stop {
+        /// The launcher.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It was killed, and something of it is there still.
+    #[error("{0} was killed, and has not ended yet")]
+    Lingers(String),
     /// Standard output is closed.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
@@ -118,6 +147,10 @@ fn run(command: &ClientCommand) -> Result<(), ClientError> {
         ClientCommand::Dns(command) => dns(command),
         ClientCommand::Capture(command) => capture(command),
         ClientCommand::Enter(args) => Err(enter::enter(&select(&args.which)?, &args.cmd).into()),
+        ClientCommand::Status(plain) => node::status(plain),
+        ClientCommand::Logs(args) => node::logs(args),
+        ClientCommand::Restart(args) => node::restart(args),
+        ClientCommand::Stop(args) => stop::stop(args),
         ClientCommand::Instances { json } => instances(*json),
     }
 }

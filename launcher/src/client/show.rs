@@ -283,7 +283,7 @@ impl Show for Vec<Instance> {
 }
 
 /// An amount with the unit that keeps it below 1024.
-fn bytes(count: u64) -> String {
+pub(super) fn bytes(count: u64) -> String {
     let mut units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].into_iter();
     let mut unit = units.next().unwrap_or_default();
     let mut amount = count as f64;
@@ -299,27 +299,27 @@ fn bytes(count: u64) -> String {
 }
 
 /// Columns two blanks apart.
-struct Table {
+pub(super) struct Table {
     rows: Vec<Vec<String>>,
     right: Vec<usize>,
 }
 
 impl Table {
-    fn new(heads: &[&str]) -> Self {
+    pub(super) fn new(heads: &[&str]) -> Self {
         Table { rows: vec![heads.iter().map(|&head| head.to_owned()).collect()], right: Vec::new() }
     }
 
     /// With these columns flush right.
-    fn right(mut self, columns: impl Into<Vec<usize>>) -> Self {
+    pub(super) fn right(mut self, columns: impl Into<Vec<usize>>) -> Self {
         self.right = columns.into();
         self
     }
 
-    fn row<const COLUMNS: usize>(&mut self, cells: [&str; COLUMNS]) {
+    pub(super) fn row<const COLUMNS: usize>(&mut self, cells: [&str; COLUMNS]) {
         self.rows.push(cells.map(str::to_owned).into());
     }
 
-    fn to_text(&self) -> String {
+    pub(super) fn to_text(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let cell = |row: &Vec<String>, column: usize| row.get(column).map_or(0, |cell| cell.chars().count());
         let width = |column| self.rows.iter().map(|row| cell(row, column)).max().unwrap_or(0);

@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use forwarder::spec::Transport;
 use thiserror::Error;
 
-use crate::error::{Failure, Step};
+use crate::error::{Ending, Failure, Step};
 use crate::holder::TakenPort;
 
 /// Longest message in bytes; longer texts are cut.
@@ -37,6 +37,26 @@ pub enum Message {
     Running,
     /// Launcher to engine and guard: CMD is dead and so is everything it started; leave.
     Stop,
+    /// Init: CMD has been executed, or has failed to and has said so; its pidfd comes along.
+    Started,
+    /// Init: CMD was stopped by this signal.
+    Stopped {
+        /// The signal's number.
+        signal: i32,
+        /// How often it has been stopped, this time included.
+        count: u32,
+    },
+    /// Init: CMD goes on.
+    Continued,
+    /// Launcher to init: goes on after it stopped for the stop of this count; if CMD has not gone on since, it is to.
+    Resume {
+        /// As in `Stopped`.
+        count: u32,
+    },
+    /// Init: CMD is dead.
+    Ended(Ending),
+    /// Child: this is the network namespace that it made, of which the descriptor comes along.
+    NetworkNamespace,
     /// Child or engine: the launch is over.
     Failed(Failure),
     /// Engine: the launch is over because somebody has this port of the host.
@@ -54,6 +74,19 @@ impl Message {
         let mut bytes = vec![self.kind()];
         match self {
             Message::IdsMapped { last_gid } => bytes.extend(last_gid.to_le_bytes()),
+            Message::Stopped { signal, count } => {
+                bytes.extend(signal.to_le_bytes());
+                bytes.extend(count.to_le_bytes());
+            }
+            Message::Resume { count } => bytes.extend(count.to_le_bytes()),
+            Message::Ended(ending) => {
+                let (kind, number) = match ending {
+                    Ending::Exited(status) => (0, status),
+                    Ending::Killed(signal) => (1, signal),
+                };
+                bytes.push(kind);
+                bytes.extend(number.to_le_bytes());
+            }
             Message::Failed(failure) => encode_failure(failure, &mut bytes),
             Message::PortTaken(TakenPort { address, transport }, failure) => {
                 bytes.push(u8::from(*transport == Transport::Udp));
@@ -88,6 +121,30 @@ impl Message {
             9 => (Message::GuardReady, rest),
             10 => (Message::Running, rest),
             12 => (Message::EngineStarted, rest),
+            13 => (Message::Started, rest),
+            14 => {
+                let (signal, rest) = take(rest)?;
+                let (count, rest) = take(rest)?;
+                let (signal, count) = (i32::from_le_bytes(signal), u32::from_le_bytes(count));
+                (Message::Stopped { signal, count }, rest)
+            }
+            15 => (Message::Continued, rest),
+            16 => {
+                let (count, rest) = take(rest)?;
+                (Message::Resume { count: u32::from_le_bytes(count) }, rest)
+            }
+            17 => {
+                let ([kind], rest) = take(rest)?;
+                let (number, rest) = take(rest)?;
+                let number = i32::from_le_bytes(number);
+                let ending = match kind {
+                    0 => Ending::Exited(number),
+                    1 => Ending::Killed(number),
+                    _ => return Err(MalformedMessage),
+                };
+                (Message::Ended(ending), rest)
+            }
+            18 => (Message::NetworkNamespace, rest),
             6 => (Message::Execute, rest),
             7 => (Message::Stop, rest),
             8 => (Message::Failed(decode_failure(rest)?), &[][..]),
@@ -123,6 +180,12 @@ impl Message {
             Message::Stop => 7,
             Message::Failed(_) => 8,
             Message::PortTaken(..) => 11,
+            Message::Started => 13,
+            Message::Stopped { .. } => 14,
+            Message::Continued => 15,
+            Message::Resume { .. } => 16,
+            Message::Ended(_) => 17,
+            Message::NetworkNamespace => 18,
         }
     }
 }
@@ -164,6 +227,13 @@ mod tests {
             Message::Running,
             Message::Execute,
             Message::Stop,
+            Message::Started,
+            Message::Stopped { signal: 20, count: 7 },
+            Message::Continued,
+            Message::Resume { count: 7 },
+            Message::Ended(Ending::Exited(3)),
+            Message::Ended(Ending::Killed(40)),
+            Message::NetworkNamespace,
             Message::Failed(Failure { step: Step::Network, value: "route".into(), errno: libc::EPERM }),
             taken("192.0.2.1:80", Transport::Tcp),
             taken("[2001:db8::1]:53", Transport::Udp),

@@ -3,15 +3,15 @@
 //! | state | child may say | engine may say | leaves when |
 //! |---|---|---|---|
 //! | `Starting` | `TapReady` (with the engine only), `NetworkReady` | `EngineReady` | both are ready: `Execute` goes out |
-//! | `Executing` | nothing; its end closes | nothing | the channel of the child closes |
-//! | `Running` | – | nothing | CMD dies |
+//! | `Executing` | nothing, its end closes; an init says `Started` | nothing | one of these |
+//! | `Running` | an init: what becomes of CMD | nothing | CMD dies |
 //!
 //! `Failed` ends the launch in every state.
 
 use thiserror::Error;
 
 use super::message::Message;
-use crate::error::Failure;
+use crate::error::{Ending, Failure};
 use crate::holder::TakenPort;
 
 /// Who sent a message.
@@ -39,8 +39,21 @@ pub enum Action {
     Wait,
     /// Hand the descriptor that came with the message to the engine.
     PassTap,
+    /// Make the agent for the network namespace whose descriptor came with the message.
+    TakeNamespace,
     /// Tell the child to run CMD.
     Execute,
+    /// CMD runs; its pidfd came with the message.
+    WatchCommand,
+    /// CMD was stopped.
+    Stop {
+        /// By this signal.
+        signal: i32,
+        /// How often, this time included.
+        count: u32,
+    },
+    /// CMD is dead.
+    End(Ending),
     /// Give up.
     Fail(Failure),
     /// Give up, and say who has the port.
@@ -102,6 +115,18 @@ impl ParentHandshake {
                 self.network_ready = true;
                 Ok(self.execute_if_ready())
             }
+            (Phase::Starting, Peer::Child, Message::NetworkNamespace) if self.tap_expected => {
+                Ok(Action::TakeNamespace)
+            }
+            (Phase::Executing, Peer::Child, Message::Started) => {
+                self.phase = Phase::Running;
+                Ok(Action::WatchCommand)
+            }
+            (Phase::Running, Peer::Child, Message::Stopped { signal, count }) => {
+                Ok(Action::Stop { signal, count })
+            }
+            (Phase::Running, Peer::Child, Message::Continued) => Ok(Action::Wait),
+            (Phase::Running, Peer::Child, Message::Ended(ending)) => Ok(Action::End(ending)),
             (Phase::Starting, Peer::Engine, Message::EngineReady) if !self.engine_ready => {
                 self.engine_ready = true;
                 Ok(self.execute_if_ready())
@@ -116,7 +141,7 @@ impl ParentHandshake {
         }
     }
 
-    /// The child's end of the channel is closed: CMD runs, or the child died (its exit status tells).
+    /// The child's end of the channel is closed: CMD runs, if it needs no init, or the child died (its exit status tells).
     pub fn handle_child_closed(&mut self) {
         if self.phase == Phase::Executing {
             self.phase = Phase::Running;
@@ -177,6 +202,21 @@ mod tests {
         let mut handshake = ParentHandshake::new(Link::Tap);
         handshake.handle_child_closed();
         assert!(!handshake.is_running());
+    }
+
+    #[test]
+    fn an_init_tells_what_becomes_of_the_command() {
+        let mut handshake = ParentHandshake::new(Link::None);
+        let mut child = |message| handshake.handle_message(Peer::Child, message);
+        assert!(child(Message::Started).is_err());
+        child(Message::NetworkReady).unwrap();
+        assert!(child(Message::Ended(Ending::Exited(0))).is_err());
+        assert_eq!(child(Message::Started), Ok(Action::WatchCommand));
+        let stopped = Message::Stopped { signal: 19, count: 1 };
+        assert_eq!(child(stopped), Ok(Action::Stop { signal: 19, count: 1 }));
+        assert_eq!(child(Message::Continued), Ok(Action::Wait));
+        assert_eq!(child(Message::Ended(Ending::Killed(9))), Ok(Action::End(Ending::Killed(9))));
+        assert!(handshake.is_running());
     }
 
     #[test]

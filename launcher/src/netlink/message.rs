@@ -97,6 +97,35 @@ impl Batch {
         self.end(start);
     }
 
+    /// Gives a VXLAN device the address that it sends from, changing nothing else.
+    pub fn set_vxlan_local(&mut self, interface: Interface, local: Ipv4Addr) {
+        // linux/if_link.h
+        const IFLA_VXLAN_LOCAL: u16 = 4;
+        let start = self.begin("setting the VXLAN device's address", libc::RTM_NEWLINK, 0);
+        self.bytes.extend([0; 4]);
+        self.bytes.extend(interface.0.to_ne_bytes());
+        self.bytes.extend([0; 8]);
+        self.nested(libc::IFLA_LINKINFO, |batch| {
+            batch.attribute(libc::IFLA_INFO_KIND, b"vxlan");
+            batch.nested(libc::IFLA_INFO_DATA, |batch| batch.attribute(IFLA_VXLAN_LOCAL, &local.octets()));
+        });
+        self.end(start);
+    }
+
+    /// Makes a virtual device of this kind; `settings` are the attributes of its own.
+    pub fn add_link(&mut self, name: &str, kind: &str, settings: &[(u16, &[u8])]) {
+        let start = self.begin("making a device", libc::RTM_NEWLINK, self.create());
+        self.bytes.extend([0; 16]);
+        self.attribute(libc::IFLA_IFNAME, &[name.as_bytes(), &[0]].concat());
+        self.nested(libc::IFLA_LINKINFO, |batch| {
+            batch.attribute(libc::IFLA_INFO_KIND, kind.as_bytes());
+            batch.nested(libc::IFLA_INFO_DATA, |batch| {
+                settings.iter().for_each(|(kind, value)| batch.attribute(*kind, value));
+            });
+        });
+        self.end(start);
+    }
+
     /// Adds an IPv4 address with its broadcast address.
     pub fn add_ipv4(&mut self, interface: Interface, address: Ipv4Addr, prefix: u8, broadcast: Ipv4Addr) {
         let start = self.begin("adding the IPv4 address", libc::RTM_NEWADDR, self.create());
@@ -207,6 +236,15 @@ impl Batch {
         self.bytes.extend(kind.to_ne_bytes());
         self.bytes.extend(value);
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn nested(&mut self, kind: u16, write: impl FnOnce(&mut Self)) {
+        let start = self.bytes.len();
+        self.bytes.extend([0; 2]);
+        self.bytes.extend(kind.to_ne_bytes());
+        write(self);
+        let length = (self.bytes.len() - start) as u16;
+        self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
     }
 
     fn end(&mut self, start: usize) {
@@ -382,6 +420,20 @@ mod tests {
             2, 24, 0, 0, 254, 4, 253, 1, 0, 0, 0, 0,
             8, 0, 1, 0, 192, 0, 2, 0,
             8, 0, 4, 0, 2, 0, 0, 0,
+        ];
+        assert_eq!(batch.bytes(), expected);
+    }
+
+    #[test]
+    fn a_vxlan_address_is_in_two_nests() {
+        let mut batch = Batch::new();
+        batch.set_vxlan_local(Interface(7), Ipv4Addr::new(10, 0, 42, 100));
+        #[rustfmt::skip]
+        let expected = [
+            60, 0, 0, 0, 16, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            28, 0, 18, 0, 9, 0, 1, 0, b'v', b'x', b'l', b'a', b'n', 0, 0, 0,
+            12, 0, 2, 0, 8, 0, 4, 0, 10, 0, 42, 100,
         ];
         assert_eq!(batch.bytes(), expected);
     }

@@ -52,6 +52,27 @@ impl Socket {
         Ok(socket)
     }
 
+    /// Opens a socket that hears of every change of an interface from now on.
+    ///
+    /// # Errors
+    /// socket(2), bind(2).
+    pub fn subscribe_links() -> io::Result<Self> {
+        let socket = Socket::open()?;
+        bind(socket.0.as_raw_fd(), &NetlinkAddr::new(0, libc::RTMGRP_LINK as u32))?;
+        Ok(socket)
+    }
+
+    /// Waits until something has been told, whatever it is. That something was lost counts too.
+    ///
+    /// # Errors
+    /// recv(2).
+    pub fn wait_any(&self) -> io::Result<()> {
+        match self.receive(&mut vec![0; RECEIVE_BUFFER]) {
+            Ok(_) | Err(Errno::ENOBUFS) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Performs every request of the batch, in order; goes on after a refusal.
     ///
     /// # Errors

@@ -32,6 +32,18 @@ pub struct HostFacts {
     pub resolv_conf: String,
     /// /etc/hosts, hosts(5).
     pub hosts: String,
+    /// Whether /etc/resolv.conf and /etc/hosts are there and no dangling links.
+    pub name_files_exist: bool,
+    /// Whether /dev/kmsg can be opened for reading.
+    pub kmsg_opens: bool,
+    /// Whether the host has CNI plugins where runtimes look for them.
+    pub cni_plugins_exist: bool,
+    /// The caller's home directory; empty if unknown.
+    pub home: PathBuf,
+    /// Where the caller's programs keep their data (XDG Base Directory Specification).
+    pub data_home: PathBuf,
+    /// The state directory of the instance, absolute.
+    pub state_dir: PathBuf,
 }
 
 /// A route of the host.

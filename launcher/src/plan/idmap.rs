@@ -7,13 +7,15 @@ use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use serde::Serialize;
+
 use super::facts::HostFacts;
 
 /// Most lines that the kernel takes (Linux 4.15).
 const MAX_EXTENTS: usize = 340;
 
 /// One line of uid_map or gid_map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Extent {
     /// First id in the child.
     pub inside: u32,
@@ -30,7 +32,8 @@ impl fmt::Display for Extent {
 }
 
 /// How one of the two maps is written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum MapPlan {
     /// By newuidmap(1) or newgidmap(1), which is allowed to map subordinate ids.
     Helper {
@@ -46,7 +49,8 @@ pub enum MapPlan {
 }
 
 /// Why only one id is mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SingleReason {
     /// newuidmap or newgidmap is not installed.
     NoHelper,
@@ -63,6 +67,17 @@ impl fmt::Display for SingleReason {
     }
 }
 
+impl fmt::Display for MapPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = |extents: &[Extent]| extents.iter().map(Extent::to_string).collect::<Vec<_>>().join(", ");
+        match self {
+            MapPlan::Helper { program, extents } => write!(f, "{} by {}", lines(extents), program.display()),
+            MapPlan::Direct(extents) => f.write_str(&lines(extents)),
+            MapPlan::Single(reason) => write!(f, "the caller's alone, as 0: {reason}"),
+        }
+    }
+}
+
 impl MapPlan {
     /// Highest id in the child.
     pub fn last_id(&self) -> u32 {
@@ -75,7 +90,7 @@ impl MapPlan {
 }
 
 /// Both maps.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct IdMapPlan {
     /// The caller's user id.
     pub uid: u32,

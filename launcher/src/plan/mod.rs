@@ -1,24 +1,35 @@
 //! What will be done, decided from the command line and facts about the host. Pure.
 
+pub mod cgroup;
 pub mod facts;
 pub mod forwards;
 pub mod idmap;
 pub mod mounts;
+pub mod namespaces;
 pub mod net;
+pub mod show;
+pub mod surroundings;
 
 use forwarder::spec::PortFile;
 
+use self::cgroup::CgroupPlan;
 use self::facts::HostFacts;
 use self::forwards::ForwardPlan;
 use self::idmap::IdMapPlan;
 use self::mounts::MountPlan;
+use self::namespaces::NamespacePlan;
 use self::net::NetPlan;
-use crate::cli::RunArgs;
+use self::surroundings::Surroundings;
+use crate::cli::{Publish, RunArgs};
 use crate::error::UsageError;
 
 /// A launch, valid by construction.
 #[derive(Debug)]
 pub struct Plan {
+    /// What the command finds around it.
+    pub surroundings: Surroundings,
+    /// What is made with the child.
+    pub namespaces: NamespacePlan,
     /// User and group ids.
     pub ids: IdMapPlan,
     /// The child's network.
@@ -27,6 +38,8 @@ pub struct Plan {
     pub forwards: ForwardPlan,
     /// The child's files.
     pub mounts: MountPlan,
+    /// The cgroup of all of it.
+    pub cgroup: CgroupPlan,
     /// What the user should know before it starts.
     pub warnings: Vec<String>,
 }
@@ -44,9 +57,23 @@ impl Plan {
         facts: &HostFacts,
     ) -> Result<Plan, UsageError> {
         let net = NetPlan::new(args, policy, facts)?;
-        let forwards = ForwardPlan::new(&args.publish, published)?;
-        let mounts = MountPlan::new(&net, args, facts);
+        let surroundings = Surroundings::new(args, facts)?;
+        let namespaces = NamespacePlan::new(args, surroundings.kind, &net, facts)?;
+        let by_itself = surroundings.published.iter().cloned().map(Publish::Port);
+        let publish: Vec<Publish> = args.publish.iter().cloned().chain(by_itself).collect();
+        let forwards = ForwardPlan::new(&publish, published)?;
+        let mounts = MountPlan::new(&net, &namespaces, &surroundings, args, facts);
         let warnings = net.overlaps(facts);
-        Ok(Plan { ids: IdMapPlan::new(facts), net, forwards, mounts, warnings })
+        let ids = IdMapPlan::new(facts);
+        Ok(Plan {
+            surroundings,
+            namespaces,
+            ids,
+            net,
+            forwards,
+            mounts,
+            cgroup: CgroupPlan::Untouched,
+            warnings,
+        })
     }
 }

@@ -36,7 +36,7 @@ use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{chdir, fchdir, getegid, geteuid, pivot_root, symlinkat};
 use thiserror::Error;
 
-use crate::sys::mount::{Extent, attach, clone_tree, make_read_only, new_tmpfs};
+use crate::sys::mount::{Extent, Programs, attach, clone_tree, make_read_only, new_tmpfs};
 
 /// Why there is no empty root; one variant per system call.
 #[derive(Debug, Error)]
@@ -194,7 +194,7 @@ pub(super) fn enter(plan: &RootPlan) -> Result<(), RootError> {
     let copies = plan.binds.iter().filter_map(|path| copy(path).transpose());
     let copies = copies.collect::<Result<Vec<Copy>, RootError>>()?;
     // On top of `/` no path leads there: were anything to fail, nothing has changed.
-    let root = new_tmpfs(c"0755").map_err(RootError::Tmpfs)?;
+    let root = new_tmpfs(c"0755", Programs::Refuse).map_err(RootError::Tmpfs)?;
     attach(root.as_fd(), None, c"/").map_err(RootError::Tmpfs)?;
     copies.into_iter().try_for_each(|copy| copy.place(&root))?;
     plan.hidden.iter().try_for_each(|path| hide(&root, path))?;
@@ -278,7 +278,7 @@ fn hide(root: &OwnedFd, path: &Path) -> Result<(), RootError> {
         return Ok(());
     }
     let failed = |source| RootError::Bind { path: path.to_owned(), source };
-    let empty = new_tmpfs(c"0555").map_err(RootError::Tmpfs)?;
+    let empty = new_tmpfs(c"0555", Programs::Refuse).map_err(RootError::Tmpfs)?;
     make_read_only(empty.as_fd(), Extent::Mount).map_err(RootError::ReadOnly)?;
     let name = CString::new(name.as_os_str().as_bytes()).map_err(|error| failed(error.into()))?;
     attach(empty.as_fd(), Some(root.as_fd()), &name).map_err(failed)

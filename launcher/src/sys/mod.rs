@@ -1,12 +1,15 @@
 //! System calls that no safe wrapper offers. All `unsafe` of this crate lives here.
 
 pub mod clone;
+pub mod ethtool;
 pub mod fd;
 pub mod mount;
 pub mod pidfd;
 pub mod scm;
 pub mod signal;
+pub mod spawn;
 pub mod wait;
+pub mod xattr;
 
 use std::io;
 

@@ -14,23 +14,37 @@ const FSMOUNT_CLOEXEC: libc::c_uint = 1;
 const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
 const MOVE_MOUNT_T_SYMLINKS: libc::c_uint = 0x10;
 
-/// Makes a new tmpfs that is not attached anywhere yet.
+/// What becomes of programs in a new file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Programs {
+    /// They can be executed.
+    Run,
+    /// They cannot: nobody is to bring any.
+    Refuse,
+}
+
+/// Makes a new tmpfs that is not attached anywhere yet; its root has this mode.
 ///
 /// # Errors
 /// fsopen(2), fsconfig(2), fsmount(2).
-pub(crate) fn new_tmpfs(mode: &CStr) -> io::Result<OwnedFd> {
+pub(crate) fn new_tmpfs(mode: &CStr, programs: Programs) -> io::Result<OwnedFd> {
     // SAFETY: a NUL-terminated string and flags; returns a new descriptor.
     let context = own(unsafe { libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), FSOPEN_CLOEXEC) })?;
     fsconfig(context.as_fd(), FSCONFIG_SET_STRING, Some((c"mode", mode)))?;
     fsconfig(context.as_fd(), FSCONFIG_CMD_CREATE, None)?;
-    let attributes =
-        (libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC) as libc::c_uint;
+    let attributes = libc::MOUNT_ATTR_NOSUID
+        | libc::MOUNT_ATTR_NODEV
+        | match programs {
+            Programs::Run => 0,
+            Programs::Refuse => libc::MOUNT_ATTR_NOEXEC,
+        };
+    let attributes = attributes as libc::c_uint;
     // SAFETY: a descriptor and two integers; returns a new descriptor.
     own(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, attributes) })
 }
 
 /// A copy of the mount at `path`, relative to `directory` if one is given, with what is mounted below it; to be
-/// attached elsewhere.
+/// attached elsewhere. Nothing is mounted by automount(8) for that.
 ///
 /// # Errors
 /// open_tree(2).
@@ -38,6 +52,7 @@ pub(crate) fn clone_tree(directory: Option<BorrowedFd<'_>>, path: &CStr) -> io::
     let flags = libc::OPEN_TREE_CLONE
         | libc::OPEN_TREE_CLOEXEC
         | libc::AT_RECURSIVE as libc::c_uint
+        | libc::AT_NO_AUTOMOUNT as libc::c_uint
         | libc::AT_SYMLINK_NOFOLLOW as libc::c_uint;
     // SAFETY: a descriptor, a NUL-terminated string and flags; returns a new descriptor.
     own(unsafe { libc::syscall(libc::SYS_open_tree, raw(directory), path.as_ptr(), flags) })

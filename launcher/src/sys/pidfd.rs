@@ -32,12 +32,18 @@ pub fn open(pid: Pid) -> io::Result<OwnedFd> {
 /// # Errors
 /// pidfd_send_signal(2).
 pub(crate) fn signal(process: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+    send(process, signal as libc::c_int)
+}
+
+/// As [`signal`], by the signal's number: real-time signals have no name.
+///
+/// # Errors
+/// pidfd_send_signal(2).
+pub(crate) fn send(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     let info: *const libc::siginfo_t = ptr::null();
     // SAFETY: a null siginfo means "as kill(2)".
-    check(unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal as libc::c_int, info, 0)
-    })
-    .map(drop)
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, info, 0) })
+        .map(drop)
 }
 
 /// Whether a process is dead, a zombie counting as dead.

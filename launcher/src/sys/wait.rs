@@ -18,6 +18,8 @@ pub(crate) enum Event {
     Ended(Pid, Ending),
     /// This child was stopped by this signal.
     Stopped(Pid, i32),
+    /// This child goes on after it was stopped.
+    Continued(Pid),
 }
 
 /// Takes the next change of any child that reports with SIGCHLD. Does not wait.
@@ -26,6 +28,32 @@ pub(crate) enum Event {
 /// waitpid(2).
 pub(crate) fn next_change() -> io::Result<Event> {
     wait(-1, libc::WNOHANG | libc::WUNTRACED)
+}
+
+/// As [`next_change`], and a child that goes on after a stop is a change; [`after_stop`] does not see that any more.
+///
+/// # Errors
+/// waitpid(2).
+pub(crate) fn next_change_or_continue() -> io::Result<Event> {
+    wait(-1, libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED)
+}
+
+/// A child that is dead and not reaped. Does not wait, and does not reap: its id stays its own.
+///
+/// # Errors
+/// waitid(2).
+pub(crate) fn peek_ended() -> io::Result<Option<Pid>> {
+    // SAFETY: all-zero is a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `info` outlives the call.
+    match check(unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) }.into()) {
+        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(None),
+        other => other?,
+    };
+    // SAFETY: waitid(2) fills this member, or leaves it 0 if there is nothing to tell.
+    let pid = unsafe { info.si_pid() };
+    Ok((pid != 0).then(|| Pid::from_raw(pid)))
 }
 
 /// Waits until `pid`, whatever signal it reports with, is dead, and reaps it.
@@ -37,7 +65,7 @@ pub(crate) fn wait_end(pid: Pid) -> io::Result<Ending> {
         match wait(pid.as_raw(), libc::__WALL)? {
             Event::Ended(_, ending) => return Ok(ending),
             Event::NoChild => return Err(io::Error::from_raw_os_error(libc::ECHILD)),
-            Event::Nothing | Event::Stopped(..) => {}
+            Event::Nothing | Event::Stopped(..) | Event::Continued(_) => {}
         }
     }
 }
@@ -107,6 +135,8 @@ fn wait(pid: libc::pid_t, flags: libc::c_int) -> io::Result<Event> {
         Event::Ended(pid, Ending::Killed(libc::WTERMSIG(status)))
     } else if libc::WIFSTOPPED(status) {
         Event::Stopped(pid, libc::WSTOPSIG(status))
+    } else if libc::WIFCONTINUED(status) {
+        Event::Continued(pid)
     } else {
         Event::Nothing
     })

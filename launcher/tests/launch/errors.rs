@@ -60,27 +60,6 @@ fn a_closed_tun_device_is_explained() {
     );
 }
 
-#[test]
-fn check_finds_what_is_missing() {
-    let script = "mount -t tmpfs none /dev/net; $LAUNCHER check && exit 9; $LAUNCHER check --json || true";
-    let Some(output) = on_machine(script) else { return };
-    let text = stdout(&output);
-    assert!(text.contains("pass  namespaces: "), "{text}");
-    assert!(text.contains("fail  tap: cannot open /dev/net/tun"), "{text}");
-    assert!(text.contains("      as root: modprobe tun\n"), "{text}");
-    assert!(text.contains("{\"name\": \"tap\", \"verdict\": \"fail\""), "{text}");
-}
-
-#[test]
-fn check_is_content_where_a_launch_works() {
-    if !has_tap() {
-        return;
-    }
-    let output = Command::new(LAUNCHER).arg("check").output().unwrap();
-    let text = stdout(&output);
-    assert!(!text.contains("fail"), "{text}");
-}
-
 /// /etc of the test's own, with a resolv.conf that leads nowhere.
 const DANGLING: &str = "mkdir -p $T/etc; trap 'rmdir $T/etc $T' EXIT; mount -t tmpfs none $T/etc; \
     cp /etc/passwd $T/etc/; mkdir $T/etc/sub; echo text > $T/etc/sub/file; ln -s sub/file $T/etc/link; \

@@ -1,6 +1,8 @@
 //! Launches of the real binary, as the user who runs the tests.
 
 #[cfg(test)]
+mod check;
+#[cfg(test)]
 mod errors;
 #[cfg(test)]
 mod lifecycle;

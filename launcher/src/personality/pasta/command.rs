@@ -165,7 +165,7 @@ impl Child {
                         return Ok(ending);
                     }
                     Event::Ended(pid, ending) if pid == engine.pid => return Err(RunError::Died(ending)),
-                    Event::Ended(..) | Event::Stopped(..) => {}
+                    Event::Ended(..) | Event::Stopped(..) | Event::Continued(_) => {}
                     Event::Nothing | Event::NoChild => break,
                 }
             }

@@ -1,0 +1,121 @@
+//! Collects [`NodeFacts`].
+
+use std::env;
+use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::gethostname;
+
+use super::args::NodeArgs;
+use super::plan::{NodeError, NodeFacts, Works, programs};
+use crate::apply::programs::survey;
+use crate::check;
+use crate::components::Cgroups;
+use crate::components::programs::SearchPath;
+use crate::plan::cgroup::{CgroupFacts, CgroupPlan, Hierarchy};
+use crate::plan::facts::HostFacts;
+use crate::plan::surroundings::{self, DEFAULT_NODE_NAME};
+
+/// Where programs of the system are that PATH of an ordinary user often leaves out.
+const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const FIRST_UNPRIVILEGED: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+
+/// Asks the machine: finds programs and asks them for their versions, tries an overlay, reads the user's files.
+///
+/// `cgroup` is where the launcher is by now.
+///
+/// # Errors
+/// A file that is named cannot be had inside a node.
+pub(super) fn collect(
+    args: &NodeArgs,
+    host: &HostFacts,
+    data: &Path,
+    address: Ipv4Addr,
+    cgroup: (&CgroupPlan, &CgroupFacts),
+) -> Result<NodeFacts, NodeError> {
+    let files = [
+        ("--kubeconfig", &args.kubeconfig),
+        ("--bootstrap-kubeconfig", &args.bootstrap_kubeconfig),
+        ("--static-pods", &args.static_pods),
+        ("--etcd-ca", &args.etcd_ca),
+        ("--etcd-cert", &args.etcd_cert),
+        ("--etcd-key", &args.etcd_key),
+    ];
+    let archives = args.image_archive.iter().map(|path| ("--image-archive", path));
+    let files = files.into_iter().filter_map(|(option, path)| Some((option, path.as_ref()?)));
+    files.chain(archives).try_for_each(|(option, path)| readable(option, path))?;
+    let kubelet_patch = args.kubelet_config.as_ref().map(|path| {
+        fs::read_to_string(path).map_err(|error| unusable("--kubelet-config", path, &error.to_string()))
+    });
+    let path = env::var_os("PATH");
+    let search = SearchPath::new(&args.bin_dir, &args.cni_bin_dir, path.as_deref());
+    let own = args.bin_dir.iter().map(|directory| directory.display().to_string());
+    let path =
+        own.chain(path.map(|path| path.to_string_lossy().into_owned())).chain([SYSTEM_PATH.to_owned()]);
+    let first_unprivileged = fs::read_to_string(FIRST_UNPRIVILEGED).ok();
+    let host_name = gethostname().ok().and_then(|name| name.into_string().ok());
+    let works = |works: bool| if works { Works::Yes } else { Works::No };
+    Ok(NodeFacts {
+        programs: survey(&programs(args), &search),
+        path: path.collect::<Vec<_>>().join(":"),
+        cgroups: cgroups(cgroup),
+        cgroup2_alone: cgroup.1.hierarchy == Hierarchy::Unified,
+        overlayfs: works(check::overlay(host, data).is_ok()),
+        fuse: works(File::options().read(true).write(true).open("/dev/fuse").is_ok()),
+        host_name: host_name.unwrap_or_else(|| DEFAULT_NODE_NAME.to_owned()),
+        public_ip: public_ip(),
+        first_unprivileged: first_unprivileged.and_then(|text| text.trim().parse().ok()).unwrap_or(1024),
+        address,
+        state_dir: host.state_dir.clone(),
+        log_dir: log_dir(host),
+        kubelet_patch: kubelet_patch.transpose()?,
+    })
+}
+
+fn cgroups((plan, facts): (&CgroupPlan, &CgroupFacts)) -> Cgroups {
+    match plan {
+        CgroupPlan::Delegated(_) => match facts.missing()[..] {
+            [] => Cgroups::Delegated,
+            ["cpu"] => Cgroups::DelegatedWithoutCpu,
+            // kubelet ends when it cannot limit memory or processes.
+            _ => Cgroups::Withheld,
+        },
+        CgroupPlan::Untouched | CgroupPlan::Without(_) => Cgroups::Withheld,
+    }
+}
+
+/// The address that the host would send from; nothing is sent.
+fn public_ip() -> Option<Ipv4Addr> {
+    // TEST-NET-1 (RFC 5737): by the default route, wherever that is.
+    const ANYWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect(ANYWHERE).ok()?;
+    match socket.local_addr().ok()?.ip() {
+        IpAddr::V4(address) if !address.is_loopback() && !address.is_unspecified() => Some(address),
+        _ => None,
+    }
+}
+
+fn log_dir(host: &HostFacts) -> PathBuf {
+    let given = env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = given.unwrap_or_else(|| host.home.join(".local/state"));
+    let name = host.state_dir.file_name().unwrap_or(DEFAULT_NODE_NAME.as_ref());
+    state.join("rootless-launch").join(name).join("log")
+}
+
+fn readable(option: &'static str, path: &Path) -> Result<(), NodeError> {
+    if let Some(hidden) = surroundings::hiding(path) {
+        let reason = format!(
+            "a node has a {} of its own and does not see the host's; put it elsewhere",
+            hidden.display()
+        );
+        return Err(unusable(option, path, &reason));
+    }
+    let opened = if path.is_dir() { fs::read_dir(path).map(drop) } else { File::open(path).map(drop) };
+    opened.map_err(|error| unusable(option, path, &error.to_string()))
+}
+
+fn unusable(option: &'static str, path: &Path, reason: &str) -> NodeError {
+    NodeError::File { option, path: path.to_owned(), reason: reason.to_owned() }
+}

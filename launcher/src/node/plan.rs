@@ -1,0 +1,486 @@
+//! What is written and run inside a node, decided from the command line and facts. Pure.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::args::{Cni, Cri, FlannelBackend, HostPorts, NodeArgs};
+use super::tasks::Task;
+use crate::apply::programs::{Answer, Installed};
+use crate::components::cni::Network;
+use crate::components::containerd::{self, Containerd, OciRuntime, Snapshotter};
+use crate::components::crio::{self, Crio, Storage};
+use crate::components::flannel::{EtcdTls, Flannel, Store};
+use crate::components::kubelet::{self, Cluster, Kubelet, Patch, PatchError};
+use crate::components::programs::{Program, Suitability, Version};
+use crate::components::{Cgroups, layout};
+use crate::plan::net::TAP_NAME;
+use crate::supervisor::unit::{Journal, NodePlan, PlannedDirectory, PlannedFile, Readiness, Restart, Unit};
+
+/// What is known of the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Programs that are there.
+    pub programs: BTreeMap<Program, Installed>,
+    /// PATH for what runs inside.
+    pub path: String,
+    /// What the node may do with cgroups.
+    pub cgroups: Cgroups,
+    /// Whether /sys/fs/cgroup is version 2 alone.
+    pub cgroup2_alone: bool,
+    /// Whether the kernel's overlayfs works in a user namespace, on the file system of the data directory.
+    pub overlayfs: Works,
+    /// Whether /dev/fuse can be opened.
+    pub fuse: Works,
+    /// The host's name.
+    pub host_name: String,
+    /// Where other machines reach the host.
+    pub public_ip: Option<Ipv4Addr>,
+    /// The first port that an ordinary user may listen on.
+    pub first_unprivileged: u16,
+    /// The node's address behind the engine.
+    pub address: Ipv4Addr,
+    /// Directory of the node's sockets.
+    pub state_dir: PathBuf,
+    /// Directory of the programs' logs.
+    pub log_dir: PathBuf,
+    /// What is in the file of `--kubelet-config`.
+    pub kubelet_patch: Option<String>,
+}
+
+/// Whether something works here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Works {
+    /// It has been tried, and does.
+    Yes,
+    /// It has been tried, and does not.
+    No,
+}
+
+/// Why there can be no such node.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// Programs that are not there, too old, or cannot be run.
+    #[error("programs of the node are missing or do not fit:\n{}", .0.join("\n"))]
+    Programs(Vec<String>),
+    /// CNI plugins that are in several directories, of which the runtime knows one.
+    #[error(
+        "CNI plugin {plugin} is not in {directory:?} with the others; put all into one directory and name that by --cni-bin-dir"
+    )]
+    Scattered {
+        /// The plugin.
+        plugin: &'static str,
+        /// Where others are.
+        directory: PathBuf,
+    },
+    /// The file of `--kubelet-config`.
+    #[error("--kubelet-config {path:?}")]
+    Patch {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: PatchError,
+    },
+    /// flannel has no store.
+    #[error(
+        "--cni=flannel needs a cluster that keeps the nodes' subnets: give --kubeconfig, --bootstrap-kubeconfig, or --flannel-backend=etcd with --etcd-endpoint"
+    )]
+    NoStore,
+    /// Nobody can be told where the node is.
+    #[error(
+        "the host has no default route, so the address that other nodes reach it at is not known: give it by --public-ip"
+    )]
+    NoPublicIp,
+    /// CRI-O imports no archives.
+    #[error(
+        "--image-archive works with containerd; CRI-O takes images from registries and from /var/lib/containers only"
+    )]
+    NoImport,
+    /// A file that kubelet or flanneld will want.
+    #[error("{option} {path:?}: {reason}")]
+    File {
+        /// Which option names it.
+        option: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// The programs that such a node may use.
+pub fn programs(args: &NodeArgs) -> Vec<Program> {
+    let mut programs = vec![Program::Kubelet, Program::Crun, Program::Runc, Program::FuseOverlayfs];
+    programs.extend(PLUGINS);
+    programs.push(Program::Iptables);
+    match args.cri {
+        Cri::Containerd => programs.extend([
+            Program::Containerd,
+            Program::ContainerdShim,
+            Program::Ctr,
+            Program::FuseOverlayfsSnapshotter,
+        ]),
+        Cri::Crio => programs.extend([Program::Crio, Program::Conmon, Program::Pinns]),
+    }
+    if args.cni == Cni::Flannel {
+        programs.extend([Program::Flanneld, Program::CniFlannel]);
+    }
+    programs
+}
+
+const PLUGINS: [Program; 4] =
+    [Program::CniBridge, Program::CniHostLocal, Program::CniLoopback, Program::CniPortmap];
+
+/// What the node will be, and what the user should know of it.
+///
+/// # Errors
+/// It cannot be.
+pub fn compose(args: &NodeArgs, facts: &NodeFacts) -> Result<(NodePlan, Vec<String>), NodeError> {
+    Composer::new(args, facts)?.compose()
+}
+
+struct Composer<'a> {
+    args: &'a NodeArgs,
+    facts: &'a NodeFacts,
+    kubelet: &'a Installed,
+    runtime: OciRuntime,
+    cni_bin_dir: PathBuf,
+    files: Vec<PlannedFile>,
+    units: Vec<Unit>,
+    warnings: Vec<String>,
+}
+
+impl<'a> Composer<'a> {
+    /// Finds everything that is missing at once.
+    fn new(args: &'a NodeArgs, facts: &'a NodeFacts) -> Result<Self, NodeError> {
+        let mut wanted = vec![Program::Kubelet, Program::Iptables];
+        wanted.extend(PLUGINS);
+        match args.cri {
+            Cri::Containerd => wanted.extend([Program::Containerd, Program::ContainerdShim]),
+            Cri::Crio => wanted.extend([Program::Crio, Program::Conmon, Program::Pinns]),
+        }
+        if args.cri == Cri::Containerd && !args.image_archive.is_empty() {
+            wanted.push(Program::Ctr);
+        }
+        if args.cni == Cni::Flannel {
+            wanted.extend([Program::Flanneld, Program::CniFlannel]);
+        }
+        let mut faults: Vec<String> =
+            wanted.iter().filter_map(|&program| fault(program, facts.programs.get(&program))).collect();
+        // One of the two is enough. crun is the smaller and faster one; beside cgroup v1 runc has fewer surprises.
+        let order = match facts.cgroup2_alone {
+            true => [Program::Crun, Program::Runc],
+            false => [Program::Runc, Program::Crun],
+        };
+        let fits = |program: &Program| fault(*program, facts.programs.get(program)).is_none();
+        let runtime = order.into_iter().find(fits);
+        if runtime.is_none() {
+            faults
+                .extend(order.into_iter().filter_map(|program| fault(program, facts.programs.get(&program))));
+        }
+        let (Some(runtime), Some(kubelet), true) =
+            (runtime, facts.programs.get(&Program::Kubelet), faults.is_empty())
+        else {
+            return Err(NodeError::Programs(faults));
+        };
+        let runtime = OciRuntime { name: runtime.file_name(), program: path(facts, runtime) };
+        let cni_bin_dir = plugins(args, facts)?;
+        let (files, units, warnings) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Composer { args, facts, kubelet, runtime, cni_bin_dir, files, units, warnings })
+    }
+
+    fn compose(mut self) -> Result<(NodePlan, Vec<String>), NodeError> {
+        let (runtime, socket) = match self.args.cri {
+            Cri::Containerd => (self.containerd(), layout::CONTAINERD_SOCKET),
+            Cri::Crio => (self.crio()?, layout::CRIO_SOCKET),
+        };
+        let endpoint = format!("unix://{socket}");
+        self.file(
+            layout::CRICTL_CONFIG,
+            format!("runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\n"),
+        );
+        self.network();
+        if self.args.host_ports != HostPorts::Off {
+            self.task("host-ports", &self.host_ports(), &[], Readiness::Started, Restart::Always);
+        }
+        let mut before_kubelet = vec![runtime];
+        if !self.args.image_archive.is_empty() {
+            let images = self.images();
+            self.task("images", &images, &[containerd::NAME], Readiness::Exited, Restart::OnFailure);
+            before_kubelet.push("images");
+        }
+        self.kubelet(socket, &before_kubelet)?;
+        if self.args.cni == Cni::Flannel {
+            self.flannel()?;
+        }
+        Ok(self.finish())
+    }
+
+    fn containerd(&mut self) -> &'static str {
+        let facts = self.facts;
+        let fuse = [Program::FuseOverlayfs, Program::FuseOverlayfsSnapshotter];
+        let has_fuse =
+            facts.fuse == Works::Yes && fuse.iter().all(|program| facts.programs.contains_key(program));
+        let snapshotter = match facts.overlayfs {
+            Works::Yes => Snapshotter::Overlayfs,
+            Works::No if has_fuse => {
+                Snapshotter::FuseOverlayfs(path(facts, Program::FuseOverlayfsSnapshotter))
+            }
+            Works::No => Snapshotter::Native,
+        };
+        self.warn_of_copies(snapshotter == Snapshotter::Native);
+        let containerd = Containerd {
+            program: path(facts, Program::Containerd),
+            version: version(facts, Program::Containerd),
+            snapshotter,
+            runtime: self.runtime.clone(),
+            cgroups: facts.cgroups,
+            pause_image: self.args.pause_image.clone(),
+            cni_bin_dir: self.cni_bin_dir.clone(),
+        };
+        self.file(layout::CONTAINERD_CONFIG, containerd.config());
+        self.units.extend(containerd.units());
+        containerd::NAME
+    }
+
+    fn crio(&mut self) -> Result<&'static str, NodeError> {
+        if !self.args.image_archive.is_empty() {
+            return Err(NodeError::NoImport);
+        }
+        let facts = self.facts;
+        let storage = match facts.overlayfs {
+            Works::Yes => Storage::Overlay,
+            Works::No if facts.fuse == Works::Yes && facts.programs.contains_key(&Program::FuseOverlayfs) => {
+                Storage::FuseOverlayfs(path(facts, Program::FuseOverlayfs))
+            }
+            Works::No => Storage::Vfs,
+        };
+        self.warn_of_copies(storage == Storage::Vfs);
+        let crio = Crio {
+            program: path(facts, Program::Crio),
+            conmon: path(facts, Program::Conmon),
+            pinns: path(facts, Program::Pinns),
+            storage,
+            runtime: self.runtime.clone(),
+            pause_image: self.args.pause_image.clone(),
+            pause_command: String::new(),
+            cni_bin_dir: self.cni_bin_dir.clone(),
+        };
+        self.file(layout::CRIO_CONFIG, crio.config());
+        self.file(layout::SIGNATURE_POLICY, crio.signature_policy());
+        self.file(layout::REGISTRIES, crio.registries());
+        self.units.push(crio.unit());
+        Ok(crio::NAME)
+    }
+
+    fn warn_of_copies(&mut self, copies: bool) {
+        if copies {
+            let why = "neither the kernel's overlayfs nor fuse-overlayfs works in the data directory: each container gets a copy of \
+                       its image";
+            self.warnings.push(why.to_owned());
+        }
+    }
+
+    fn network(&mut self) {
+        let network = match self.args.cni {
+            Cni::Bridge => Network::Bridge { subnet: self.args.pod_cidr, mtu: self.args.run.mtu },
+            Cni::Flannel => Network::Flannel,
+        };
+        self.file(&network.path(), network.conflist());
+    }
+
+    fn host_ports(&self) -> Task {
+        Task::HostPorts {
+            at: self.args.host_ports,
+            first_unprivileged: self.facts.first_unprivileged,
+            low_port_offset: self.args.low_port_offset,
+        }
+    }
+
+    fn images(&self) -> Task {
+        let snapshotter = match self.facts.overlayfs {
+            Works::Yes => "overlayfs",
+            Works::No => "native",
+        };
+        Task::Images {
+            ctr: path(self.facts, Program::Ctr),
+            snapshotter: snapshotter.to_owned(),
+            archives: self.args.image_archive.clone(),
+        }
+    }
+
+    fn kubelet(&mut self, socket: &'static str, after: &[&str]) -> Result<(), NodeError> {
+        let version = version(self.facts, Program::Kubelet);
+        let cluster = match (&self.args.kubeconfig, &self.args.bootstrap_kubeconfig) {
+            (Some(kubeconfig), _) => Cluster::Joined { kubeconfig: kubeconfig.clone() },
+            (None, Some(kubeconfig)) => Cluster::Bootstrap { kubeconfig: kubeconfig.clone() },
+            (None, None) => Cluster::None,
+        };
+        let kubelet = Kubelet {
+            program: self.kubelet.path.clone(),
+            version,
+            node_name: self.node_name(),
+            runtime: socket,
+            cgroups: self.facts.cgroups,
+            cluster,
+            static_pods: self.args.static_pods.clone(),
+            arguments: self.args.run.cmd.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+            after: after.iter().map(|&name| name.to_owned()).collect(),
+        };
+        let patch = match (&self.args.kubelet_config, &self.facts.kubelet_patch) {
+            (Some(path), Some(text)) => Some((path, Patch::parse(text, version))),
+            _ => None,
+        };
+        let refused = |path: &Path| {
+            let path = path.to_owned();
+            move |source| NodeError::Patch { path, source }
+        };
+        let configuration = match patch {
+            Some((path, patch)) => {
+                patch.and_then(|patch| kubelet.configuration(&patch)).map_err(refused(path))?
+            }
+            None => kubelet.configuration(&Patch::default()).map_err(refused(Path::new("")))?,
+        };
+        self.file(layout::KUBELET_CONFIG, configuration.yaml());
+        self.units.push(kubelet.unit(&configuration));
+        Ok(())
+    }
+
+    fn flannel(&mut self) -> Result<(), NodeError> {
+        let args = self.args;
+        let public_ip = args.public_ip.or(self.facts.public_ip);
+        let kubeconfig = match (&args.kubeconfig, &args.bootstrap_kubeconfig) {
+            (Some(kubeconfig), _) => Some(kubeconfig.clone()),
+            (None, Some(_)) => Some(layout::KUBELET_KUBECONFIG.into()),
+            (None, None) => None,
+        };
+        let (store, local, after) = match args.flannel_backend {
+            FlannelBackend::Kube => {
+                let kubeconfig = kubeconfig.ok_or(NodeError::NoStore)?;
+                (Store::Kube { kubeconfig }, None, vec!["flannel-link", kubelet::NAME])
+            }
+            FlannelBackend::Etcd if args.etcd_endpoint.is_empty() => return Err(NodeError::NoStore),
+            FlannelBackend::Etcd => {
+                let tls = match (&args.etcd_ca, &args.etcd_cert, &args.etcd_key) {
+                    (Some(ca), Some(certificate), Some(key)) => {
+                        Some(EtcdTls { ca: ca.clone(), certificate: certificate.clone(), key: key.clone() })
+                    }
+                    _ => None,
+                };
+                let public_ip = public_ip.ok_or(NodeError::NoPublicIp)?;
+                let store = Store::Etcd { endpoints: args.etcd_endpoint.join(","), tls, public_ip };
+                (store, Some(self.facts.address), vec!["flannel-link"])
+            }
+        };
+        let flannel = Flannel {
+            program: path(self.facts, Program::Flanneld),
+            version: self.facts.programs.get(&Program::Flanneld).and_then(Installed::version),
+            node_name: self.node_name(),
+            store,
+            network: args.pod_cidr,
+            interface: TAP_NAME.to_owned(),
+            after: after.into_iter().map(str::to_owned).collect(),
+        };
+        self.file(layout::FLANNEL_NETWORK, flannel.network());
+        self.task("flannel-link", &Task::FlannelLink { local }, &[], Readiness::Started, Restart::Always);
+        self.units.push(flannel.unit());
+        Ok(())
+    }
+
+    fn node_name(&self) -> String {
+        self.args.node_name.clone().unwrap_or_else(|| self.facts.host_name.to_ascii_lowercase())
+    }
+
+    fn file(&mut self, path: &str, text: String) {
+        self.files.push(PlannedFile { path: path.into(), mode: 0o644, text });
+    }
+
+    fn task(&mut self, name: &str, task: &Task, after: &[&str], ready: Readiness, restart: Restart) {
+        let mut argv = vec![OURSELVES.to_owned()];
+        argv.extend(task.arguments());
+        self.units.push(Unit {
+            name: name.to_owned(),
+            argv,
+            env: Vec::new(),
+            after: after.iter().map(|&name| name.to_owned()).collect(),
+            ready,
+            start_timeout: Duration::from_secs(600),
+            stop_timeout: Duration::from_secs(5),
+            restart,
+        });
+    }
+
+    fn finish(mut self) -> (NodePlan, Vec<String>) {
+        let path = ("PATH".to_owned(), self.facts.path.clone());
+        for unit in &mut self.units {
+            unit.env.push(path.clone());
+        }
+        let mut directories: Vec<&Path> = self.files.iter().filter_map(|file| file.path.parent()).collect();
+        directories.extend([layout::CNI_RESULTS, layout::KUBELET_ROOT].map(Path::new));
+        directories.sort_unstable();
+        directories.dedup();
+        let directories =
+            directories.into_iter().map(|path| PlannedDirectory { path: path.into(), mode: 0o755 });
+        let plan = NodePlan {
+            directories: directories.collect(),
+            files: self.files,
+            units: self.units,
+            log_dir: self.facts.log_dir.clone(),
+            control: self.facts.state_dir.join("node.sock"),
+            journal: Journal::default(),
+        };
+        (plan, self.warnings)
+    }
+}
+
+/// This program, for the supervisor that starts it again.
+const OURSELVES: &str = "/proc/self/exe";
+
+/// What is wrong with a program that has to be there, as a line for people.
+fn fault(program: Program, installed: Option<&Installed>) -> Option<String> {
+    let origin = program.origin();
+    let Some(installed) = installed else {
+        return Some(format!("  {program} was not found; get it from: {origin}"));
+    };
+    let file = installed.path.display();
+    match (&installed.answer, installed.version().map(|version| (version, program.suitability(version)))) {
+        (Answer::Failed(why), _) => Some(format!("  {file} does not run: {why}")),
+        (_, Some((version, Suitability::TooOld { minimum, needed }))) => Some(format!(
+            "  {file} is version {version}, too old: {minimum} brings {needed}; get it from: {origin}"
+        )),
+        (_, Some((version, Suitability::Faulty(what)))) => {
+            Some(format!("  {file} is version {version}, in which {what}; get another from: {origin}"))
+        }
+        (_, Some((_, Suitability::Good)) | None) => None,
+    }
+}
+
+/// The file of a program that has been found.
+fn path(facts: &NodeFacts, program: Program) -> PathBuf {
+    let found = facts.programs.get(&program);
+    found.map_or_else(|| program.file_name().into(), |installed| installed.path.clone())
+}
+
+/// A version that is not known is the oldest that will do.
+fn version(facts: &NodeFacts, program: Program) -> Version {
+    let known = facts.programs.get(&program).and_then(Installed::version);
+    known.or(program.minimum().map(|(version, _)| version)).unwrap_or_default()
+}
+
+/// The one directory of all plugins.
+fn plugins(args: &NodeArgs, facts: &NodeFacts) -> Result<PathBuf, NodeError> {
+    let flannel = (args.cni == Cni::Flannel).then_some(Program::CniFlannel);
+    let mut found = PLUGINS.into_iter().chain(flannel).map(|program| (program, path(facts, program)));
+    let directory = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_owned();
+    let Some((_, first)) = found.next() else { return Ok(PathBuf::new()) };
+    let first = directory(&first);
+    match found.find(|(_, path)| directory(path) != first) {
+        Some((plugin, _)) => Err(NodeError::Scattered { plugin: plugin.file_name(), directory: first }),
+        None => Ok(first),
+    }
+}

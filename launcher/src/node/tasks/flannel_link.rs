@@ -1,0 +1,55 @@
+//! Keeps flannel's device as a node behind a TAP needs it, from the moment it appears. udev, which does this elsewhere, does
+//! not run in a namespace.
+//!
+//! - Checksums are computed by the kernel before encapsulation: what reaches a peer has passed a socket, where nobody
+//!   completes the inner one.
+//! - Its own address is the node's, where flanneld has made it the host's (see [`crate::components::flannel`]).
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use nix::net::if_::if_nametoindex;
+
+use super::TaskError;
+use crate::components::flannel::DEVICE;
+use crate::netlink::message::{Batch, Interface};
+use crate::netlink::socket::Socket;
+use crate::sys::ethtool;
+
+/// Waits for the device, again and again.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub(super) fn run(local: Option<Ipv4Addr>) -> Result<(), TaskError> {
+    let events = Socket::subscribe_links().map_err(TaskError::Netlink)?;
+    let requests = Socket::open().map_err(TaskError::Netlink)?;
+    let mut settled = None;
+    loop {
+        // A device that was made anew has another index. None is there before flanneld is.
+        let found = if_nametoindex(DEVICE).ok();
+        if let Some(index) = found.filter(|_| found != settled) {
+            settle(&requests, index, local);
+        }
+        settled = found;
+        events.wait_any().map_err(TaskError::Netlink)?;
+    }
+}
+
+/// What cannot be done is told; the next device may be another matter.
+fn settle(requests: &Socket, index: u32, local: Option<Ipv4Addr>) {
+    match ethtool::disable_tx_checksum(DEVICE) {
+        Ok(()) => log::info!("{DEVICE}: checksums are computed before encapsulation"),
+        Err(error) => log::warn!("{DEVICE}: checksum offload stays on: {error}"),
+    }
+    let Some(local) = local else { return };
+    let mut batch = Batch::new();
+    batch.set_vxlan_local(Interface(index), local);
+    match requests.perform(&batch).map_err(|refused| refused.error) {
+        Ok(()) => log::info!("{DEVICE}: sends from {local}"),
+        Err(error) => told(&error, local),
+    }
+}
+
+fn told(error: &io::Error, local: Ipv4Addr) {
+    log::warn!("{DEVICE}: its address cannot be {local}: {error}; peers may not be reached");
+}

@@ -1,0 +1,192 @@
+//! Small programs of ours that run inside a node, started by its supervisor: `rootless-launch node-task NAME`.
+
+mod annotate;
+mod flannel_link;
+mod host_ports;
+mod images;
+mod programs;
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use thiserror::Error;
+
+use super::args::HostPorts;
+use super::host_ports::Policy;
+use crate::error::with_causes;
+
+/// A program of ours inside a node.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Task {
+    /// Publish hostPorts of pods on the host
+    HostPorts {
+        /// Where.
+        #[arg(long, value_enum)]
+        at: HostPorts,
+        /// The first port of the host that an ordinary user may listen on.
+        #[arg(long)]
+        first_unprivileged: u16,
+        /// What is added to ports below that.
+        #[arg(long)]
+        low_port_offset: u16,
+    },
+    /// Import images
+    Images {
+        /// containerd's client.
+        #[arg(long)]
+        ctr: PathBuf,
+        /// How layers become a file system.
+        #[arg(long)]
+        snapshotter: String,
+        /// Archives.
+        #[arg(required = true)]
+        archives: Vec<PathBuf>,
+    },
+    /// Keep flannel's device as it has to be
+    FlannelLink {
+        /// Its own address.
+        #[arg(long)]
+        local: Option<Ipv4Addr>,
+    },
+    /// Tell other nodes where this one is
+    Annotate {
+        /// The cluster's client.
+        #[arg(long)]
+        kubectl: PathBuf,
+        /// How to reach the API server.
+        #[arg(long)]
+        kubeconfig: PathBuf,
+        /// The node.
+        #[arg(long)]
+        node: String,
+        /// Where it is.
+        #[arg(long)]
+        public_ip: Ipv4Addr,
+    },
+}
+
+impl Task {
+    /// The arguments after the program's name, as the supervisor starts it.
+    pub fn arguments(&self) -> Vec<String> {
+        let words: Vec<String> = match self {
+            Task::HostPorts { at, first_unprivileged, low_port_offset } => {
+                let at = clap::ValueEnum::to_possible_value(at);
+                let at = at.map(|value| value.get_name().to_owned()).unwrap_or_default();
+                vec![
+                    "host-ports".into(),
+                    format!("--at={at}"),
+                    format!("--first-unprivileged={first_unprivileged}"),
+                    format!("--low-port-offset={low_port_offset}"),
+                ]
+            }
+            Task::Images { ctr, snapshotter, archives } => {
+                let mut words = vec![
+                    "images".into(),
+                    format!("--ctr={}", ctr.display()),
+                    format!("--snapshotter={snapshotter}"),
+                    "--".into(),
+                ];
+                words.extend(archives.iter().map(|archive| archive.display().to_string()));
+                words
+            }
+            Task::FlannelLink { local } => {
+                let local = local.map(|local| format!("--local={local}"));
+                std::iter::once("flannel-link".into()).chain(local).collect()
+            }
+            Task::Annotate { kubectl, kubeconfig, node, public_ip } => vec![
+                "annotate".into(),
+                format!("--kubectl={}", kubectl.display()),
+                format!("--kubeconfig={}", kubeconfig.display()),
+                format!("--node={node}"),
+                format!("--public-ip={public_ip}"),
+            ],
+        };
+        std::iter::once(COMMAND.to_owned()).chain(words).collect()
+    }
+}
+
+/// The subcommand's name.
+const COMMAND: &str = "node-task";
+
+/// Why a task has ended.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TaskError {
+    /// There is no instance around us.
+    #[error("$ROOTLESSKIT_STATE_DIR is not set; this runs inside a node")]
+    NoInstance,
+    /// inotify(7) or poll(2).
+    #[error("cannot watch {path:?}")]
+    Watch {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory or a file.
+    #[error("cannot read {path:?}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file.
+    #[error("cannot write {path:?}")]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory that should hold images holds none.
+    #[error("no image archive (*.tar, *.tar.gz, *.tar.zst, *.tgz) is in --image-archive {0:?}")]
+    NoArchive(PathBuf),
+    /// A program could not be started.
+    #[error("cannot start {program:?}")]
+    Start {
+        /// Which.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A program failed.
+    #[error("{what} failed: {said}")]
+    Failed {
+        /// What it should have done.
+        what: String,
+        /// The last line of what it said.
+        said: String,
+    },
+    /// rtnetlink(7).
+    #[error("cannot talk to the kernel about network devices")]
+    Netlink(#[source] io::Error),
+}
+
+/// Runs it; it ends when its work is done, or never.
+pub fn main(task: &Task) -> ExitCode {
+    let result = match task {
+        &Task::HostPorts { at: host_ports, first_unprivileged, low_port_offset } => {
+            host_ports::run(&Policy { host_ports, first_unprivileged, low_port_offset })
+        }
+        Task::Images { ctr, snapshotter, archives } => images::run(ctr, snapshotter, archives),
+        Task::FlannelLink { local } => flannel_link::run(*local),
+        Task::Annotate { kubectl, kubeconfig, node, public_ip } => {
+            annotate::run(kubectl, kubeconfig, node, *public_ip)
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{}", with_causes(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,773 @@
+//! `node-supervisor`: does what a [`NodePlan`] says, until it is told to stop.
+//!
+//! One thread around poll(2). Nothing wakes it while every unit is ready and nobody asks.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use log::{debug, error, info, warn};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl;
+use nix::unistd::Pid;
+use thiserror::Error;
+
+use super::control::{self, Command, Content, Follow, NodeStatus, Refusal, UnitStatus};
+use super::log::{Bounds, Journal, Log};
+use super::notify::Notifier;
+use super::observe::{self, Look, Seen};
+use super::serve::{Client, Waiting};
+use super::spawn::{self, Lines, NotifySocket};
+use super::unit::{self, NodePlan, PlannedDirectory, PlannedFile, Readiness, Unit, UnitError, UnitId, Units};
+use super::{Action, Event, GIVE_UP, Manner, Moment, Notice, Outcome, State, Supervisor, Why};
+use crate::error::{Ending, with_causes};
+use crate::signals::{Received, Signals};
+use crate::state_dir::listen_at;
+use crate::sys::{fd, wait};
+
+/// Why a node ended, or never began.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SupervisorError {
+    /// The descriptor of the plan.
+    #[error("cannot read the plan from descriptor {fd}")]
+    ReadPlan {
+        /// Its number.
+        fd: RawFd,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The plan is not one.
+    #[error("the plan is not the JSON that it should be")]
+    ParsePlan(#[source] serde_json::Error),
+    /// A unit of the plan is wrong.
+    #[error("the plan cannot be done")]
+    Unit(#[from] UnitError),
+    /// A directory of the plan.
+    #[error("cannot make the directory {path:?}")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// mkdir(2), chmod(2).
+        #[source]
+        source: io::Error,
+    },
+    /// A file of the plan.
+    #[error("cannot write the file {path:?}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// open(2), write(2), chmod(2).
+        #[source]
+        source: io::Error,
+    },
+    /// Another supervisor has the directory of the logs.
+    #[error("a supervisor runs already with the logs in {0:?}; stop it, or use another name")]
+    Twice(PathBuf),
+    /// The directory of the logs cannot be locked.
+    #[error("cannot lock {path:?}")]
+    Lock {
+        /// The directory.
+        path: PathBuf,
+        /// open(2), flock(2).
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody else listens where the control socket has to be.
+    #[error("somebody else listens on {0:?}; stop that first")]
+    ControlTaken(PathBuf),
+    /// The control socket.
+    #[error("cannot listen on {path:?}")]
+    Control {
+        /// The socket.
+        path: PathBuf,
+        /// unlink(2), bind(2), listen(2).
+        #[source]
+        source: io::Error,
+    },
+    /// Something that the loop is made of.
+    #[error("cannot supervise: {step}")]
+    Loop {
+        /// What was to be done.
+        step: &'static str,
+        /// The system call's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A unit failed before all were ready.
+    #[error("unit {unit} {why}\n{}", story(.lines, .log))]
+    Failed {
+        /// The unit.
+        unit: String,
+        /// Why.
+        why: Why,
+        /// The last lines of its log.
+        lines: Vec<String>,
+        /// Its log.
+        log: PathBuf,
+    },
+}
+
+fn story(lines: &[String], log: &Path) -> String {
+    let file = log.display();
+    if lines.is_empty() {
+        return format!("it has written nothing to its log, {file}");
+    }
+    let quoted: String = lines.iter().map(|line| format!("    {line}\n")).collect();
+    format!("the last lines of its log, {file}:\n{}", quoted.trim_end())
+}
+
+/// Larger plans are none.
+const MAX_PLAN: u64 = 16 << 20;
+/// As many last lines tell why a unit failed.
+const STORY: usize = 20;
+/// Connections at once; more are sent away.
+const MAX_CLIENTS: usize = 32;
+/// Bytes that one unit may write in one turn of the loop, so that none keeps the others waiting.
+const MAX_OUTPUT: usize = 256 << 10;
+
+/// Does the plan that a descriptor holds, and says on stderr why it could not. Exit status 0 if it was told to stop.
+pub fn main(plan: RawFd) -> ExitCode {
+    // Fails only for a name that holds a NUL.
+    let _ = prctl::set_name(c"rl-supervisor");
+    let ended = read_plan(plan).and_then(|plan| run(&plan));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            error!("{}", with_causes(&failure));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn read_plan(number: RawFd) -> Result<NodePlan, SupervisorError> {
+    let read = || {
+        let mut text = String::new();
+        File::from(fd::take_inherited(number)?).take(MAX_PLAN).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let text = read().map_err(|source| SupervisorError::ReadPlan { fd: number, source })?;
+    serde_json::from_str(&text).map_err(SupervisorError::ParsePlan)
+}
+
+/// Does a plan until SIGTERM, SIGINT, SIGHUP or SIGQUIT, or somebody at the control socket, ends it.
+///
+/// The calling process has one thread and no children that matter: all of them are reaped, and killed at the end.
+///
+/// # Errors
+/// It could not begin, or a unit failed before all were ready.
+pub fn run(plan: &NodePlan) -> Result<(), SupervisorError> {
+    let units = Units::new(plan.units.clone())?;
+    let log_dir = PlannedDirectory { path: plan.log_dir.clone(), mode: 0o700 };
+    make_directory(&log_dir)?;
+    // Before anything is changed that another supervisor may use.
+    let lock = lock(&plan.log_dir)?;
+    plan.directories.iter().try_for_each(make_directory)?;
+    plan.files.iter().try_for_each(write_file)?;
+    let listener = listen(&plan.control)?;
+    let runner = Runner::new(plan, units, &listener)?;
+    let ended = runner.run();
+    // The last one out; a new supervisor waits for the lock.
+    let _ = fs::remove_file(&plan.control);
+    drop(lock);
+    ended
+}
+
+fn make_directory(directory: &PlannedDirectory) -> Result<(), SupervisorError> {
+    let PlannedDirectory { path, mode } = directory;
+    let made = DirBuilder::new().recursive(true).mode(0o755).create(path);
+    made.and_then(|()| fs::set_permissions(path, Permissions::from_mode(*mode)))
+        .map_err(|source| SupervisorError::Directory { path: path.clone(), source })
+}
+
+fn write_file(file: &PlannedFile) -> Result<(), SupervisorError> {
+    let PlannedFile { path, mode, text } = file;
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(*mode).open(path)?;
+        // One that was there has its own mode still, and the umask has its say otherwise.
+        file.set_permissions(Permissions::from_mode(*mode))?;
+        file.write_all(text.as_bytes())
+    };
+    write().map_err(|source| SupervisorError::File { path: path.clone(), source })
+}
+
+/// Holds as long as this process lives, however it ends; units do not inherit it.
+fn lock(directory: &Path) -> Result<Flock<File>, SupervisorError> {
+    let failed = |source| SupervisorError::Lock { path: directory.to_owned(), source };
+    let file = File::open(directory).map_err(failed)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => SupervisorError::Twice(directory.to_owned()),
+        errno => failed(errno.into()),
+    })
+}
+
+fn listen(path: &Path) -> Result<UnixListener, SupervisorError> {
+    let failed = |source| SupervisorError::Control { path: path.to_owned(), source };
+    if UnixStream::connect(path).is_ok() {
+        return Err(SupervisorError::ControlTaken(path.to_owned()));
+    }
+    // What a killed supervisor left.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    listen_at(path).map_err(failed)
+}
+
+/// What belongs to one unit for as long as the supervisor lives.
+struct Outlet {
+    lines: Lines,
+    log: Log,
+    /// For those who say themselves when they are ready.
+    notify: Option<NotifySocket>,
+}
+
+/// The supervisor and all that its decisions are carried out with.
+struct Runner<'a> {
+    supervisor: Supervisor,
+    outlets: Vec<Outlet>,
+    looks: Vec<Look>,
+    clients: Vec<Client>,
+    listener: &'a UnixListener,
+    signals: Signals,
+    began: Instant,
+    journal: Option<Journal>,
+    parent: Notifier,
+    outcome: Option<Outcome>,
+}
+
+/// What can be ready.
+#[derive(Clone, Copy)]
+enum Source {
+    Signals,
+    Listener,
+    Output(UnitId),
+    Notify(UnitId),
+    Look(usize),
+    Client(usize),
+}
+
+impl<'a> Runner<'a> {
+    fn new(plan: &NodePlan, units: Units, listener: &'a UnixListener) -> Result<Self, SupervisorError> {
+        let failed = |step| move |source| SupervisorError::Loop { step, source };
+        let signals = Signals::block().map_err(failed("signals"))?;
+        prctl::set_child_subreaper(true).map_err(|errno| failed("subreaper")(errno.into()))?;
+        let outlet = |unit: &Unit| {
+            let notify = (unit.ready == Readiness::Notify).then(NotifySocket::new).transpose()?;
+            let log = Log::new(&plan.log_dir, &unit.name, Bounds::default());
+            Ok(Outlet { lines: Lines::new()?, log, notify })
+        };
+        let outlets = units.iter().map(|(_, unit)| outlet(unit)).collect::<io::Result<_>>();
+        let instance = plan.control.parent().and_then(Path::file_name).unwrap_or_default();
+        let journal = match plan.journal {
+            unit::Journal::Off => None,
+            unit::Journal::On => Journal::connect(&instance.to_string_lossy())
+                .inspect_err(|error| info!("lines go to files only: no journal ({error})"))
+                .ok(),
+        };
+        Ok(Runner {
+            supervisor: Supervisor::new(units, Moment::ZERO),
+            outlets: outlets.map_err(failed("pipes and sockets of units"))?,
+            looks: Vec::new(),
+            clients: Vec::new(),
+            listener,
+            signals,
+            began: Instant::now(),
+            journal,
+            parent: Notifier::from_environment(),
+            outcome: None,
+        })
+    }
+
+    fn run(mut self) -> Result<(), SupervisorError> {
+        let outcome = loop {
+            let failed = |step| move |source| SupervisorError::Loop { step, source };
+            self.perform_all();
+            if let Some(outcome) = self.outcome.take() {
+                break outcome;
+            }
+            self.serve_clients();
+            for source in self.wait().map_err(failed("poll"))? {
+                self.handle(source)?;
+            }
+            self.tidy();
+            let now = self.now();
+            self.supervisor.handle_timeout(now);
+        };
+        self.finish(outcome)
+    }
+
+    fn now(&self) -> Moment {
+        self.began.elapsed()
+    }
+
+    /// Gives the supervisor a fact, and does what it decides.
+    fn put(&mut self, event: Event) {
+        let now = self.now();
+        self.supervisor.handle_event(now, event);
+        self.perform_all();
+    }
+
+    fn name(&self, unit: UnitId) -> &str {
+        self.supervisor.units().get(unit).map_or("", |unit| &unit.name)
+    }
+
+    /// Waits until something is ready, or due.
+    fn wait(&self) -> io::Result<Vec<Source>> {
+        let mut sources = vec![Source::Signals, Source::Listener];
+        let mut fds = vec![readable(self.signals.as_fd()), readable(self.listener.as_fd())];
+        for (unit, outlet) in self.supervisor.units().ids().zip(&self.outlets) {
+            sources.push(Source::Output(unit));
+            fds.push(readable(outlet.lines.reader().as_fd()));
+            if let Some(notify) = &outlet.notify {
+                sources.push(Source::Notify(unit));
+                fds.push(readable(notify.as_fd()));
+            }
+        }
+        // The last ones first: handling one may take it out.
+        for (place, look) in self.looks.iter().enumerate().rev() {
+            sources.push(Source::Look(place));
+            fds.push(PollFd::new(look.as_fd(), look.interest()));
+        }
+        for (place, client) in self.clients.iter().enumerate().rev() {
+            sources.push(Source::Client(place));
+            fds.push(PollFd::new(client.as_fd(), client.interest()));
+        }
+        match poll(&mut fds, self.timeout()) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        }
+        let ready = sources.into_iter().zip(&fds).filter(|(_, fd)| fd.any().unwrap_or(false));
+        Ok(ready.map(|(source, _)| source).collect())
+    }
+
+    fn timeout(&self) -> PollTimeout {
+        let looks = self.looks.iter().map(|look| look.deadline);
+        let clients = self.clients.iter().filter_map(Client::deadline);
+        let due = looks.chain(clients).chain(self.supervisor.poll_timeout()).min();
+        let Some(due) = due else { return PollTimeout::NONE };
+        // Not a moment early: that would be a turn for nothing.
+        let left = due.saturating_sub(self.now()).saturating_add(Duration::from_micros(999));
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    }
+
+    fn handle(&mut self, source: Source) -> Result<(), SupervisorError> {
+        let failed = |step| move |source| SupervisorError::Loop { step, source };
+        match source {
+            Source::Signals => self.handle_signals().map_err(failed("signalfd and waitid")),
+            Source::Listener => {
+                self.accept();
+                Ok(())
+            }
+            Source::Output(unit) => self.read_output(unit).map_err(failed("output of a unit")),
+            Source::Notify(unit) => {
+                let notify = self.outlets.get(unit.index()).and_then(|outlet| outlet.notify.as_ref());
+                let is_ready = notify.map_or(Ok(false), NotifySocket::receive);
+                if is_ready.map_err(failed("notify socket of a unit"))? {
+                    self.put(Event::Notified { unit });
+                }
+                Ok(())
+            }
+            Source::Look(place) => {
+                let seen = self.looks.get_mut(place).and_then(Look::go_on);
+                if let Some(observation) = seen {
+                    let Look { unit, run, .. } = self.looks.swap_remove(place);
+                    self.put(Event::Observed { unit, run, observation });
+                }
+                Ok(())
+            }
+            Source::Client(place) => {
+                self.handle_client(place);
+                Ok(())
+            }
+        }
+    }
+
+    fn handle_signals(&mut self) -> io::Result<()> {
+        while let Some(Received { signal, .. }) = self.signals.next()? {
+            match signal {
+                libc::SIGCHLD => {}
+                libc::SIGTERM | libc::SIGINT | libc::SIGHUP | libc::SIGQUIT => {
+                    let again = self.supervisor.is_stopping();
+                    self.put(Event::Stop(if again { Manner::AtOnce } else { Manner::Orderly }));
+                }
+                other => debug!("signal {other} means nothing here"),
+            }
+        }
+        // One SIGCHLD may stand for many.
+        loop {
+            let unit_of = |pid: Pid| {
+                let is_its = |unit: &UnitId| {
+                    self.supervisor.view(*unit).is_some_and(|view| view.pid == Some(pid.as_raw()))
+                };
+                self.supervisor.units().ids().find(is_its)
+            };
+            let Some((pid, ending)) = spawn::reap(|pid| unit_of(pid).is_some())? else { return Ok(()) };
+            match unit_of(pid) {
+                Some(unit) => self.handle_end(unit, pid, ending)?,
+                None => debug!("an orphan, process {pid}, {ending}"),
+            }
+        }
+    }
+
+    fn handle_end(&mut self, unit: UnitId, pid: Pid, ending: Ending) -> io::Result<()> {
+        // What it wrote comes before the news of its end.
+        self.read_output(unit)?;
+        self.remark(unit, &format!("process {pid} {ending}"));
+        self.put(Event::Ended { unit, ending });
+        Ok(())
+    }
+
+    fn read_output(&mut self, unit: UnitId) -> io::Result<()> {
+        let Some(outlet) = self.outlets.get_mut(unit.index()) else { return Ok(()) };
+        let mut bytes = [0; 16 << 10];
+        let mut total = 0;
+        while total < MAX_OUTPUT {
+            match outlet.lines.reader().read(&mut bytes) {
+                Ok(count) => {
+                    total += count;
+                    outlet.log.handle_output(bytes.get(..count).unwrap_or_default(), self.journal.as_ref());
+                    if count < bytes.len() {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn remark(&mut self, unit: UnitId, text: &str) {
+        if let Some(outlet) = self.outlets.get_mut(unit.index()) {
+            outlet.log.remark(SystemTime::now(), text, self.journal.as_ref());
+        }
+    }
+
+    fn perform_all(&mut self) {
+        while let Some(action) = self.supervisor.poll_action() {
+            if let Some(answer) = self.perform(action) {
+                let now = self.now();
+                self.supervisor.handle_event(now, answer);
+            }
+        }
+    }
+
+    /// Does one thing; returns the answer, if it has one at once.
+    fn perform(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Spawn { unit } => return self.spawn(unit),
+            Action::Signal { unit } => {
+                self.signal(unit, libc::SIGTERM);
+                // A stopped process hears nothing.
+                self.signal(unit, libc::SIGCONT);
+            }
+            Action::Kill { unit } => {
+                self.remark(unit, "it did not end when asked; killed");
+                self.signal(unit, libc::SIGKILL);
+            }
+            Action::Probe { unit, run } => return self.look(unit, run),
+            Action::Notify(notice) => self.tell(notice),
+            Action::Exit(outcome) => self.outcome = Some(outcome),
+        }
+        None
+    }
+
+    fn spawn(&mut self, unit: UnitId) -> Option<Event> {
+        let (spec, outlet) = (self.supervisor.units().get(unit)?, self.outlets.get(unit.index())?);
+        match spawn::spawn(spec, &outlet.lines, outlet.notify.as_ref()) {
+            Ok(pid) => {
+                self.remark(unit, &format!("process {pid} started"));
+                Some(Event::Started { unit, pid: pid.as_raw() })
+            }
+            Err(error) => {
+                let program = spec.argv.first().map_or("", String::as_str);
+                let why = format!("{program}: {error}");
+                self.remark(unit, &format!("not started: {why}"));
+                Some(Event::NotStarted { unit, why })
+            }
+        }
+    }
+
+    fn signal(&self, unit: UnitId, signal: i32) {
+        // Not reaped yet, so the number is its own.
+        if let Some(pid) = self.supervisor.view(unit).and_then(|view| view.pid) {
+            let _ = wait::kill(Pid::from_raw(pid), signal);
+        }
+    }
+
+    fn look(&mut self, unit: UnitId, run: u32) -> Option<Event> {
+        let spec = self.supervisor.units().get(unit)?;
+        match observe::look(unit, run, &spec.ready, self.now()) {
+            Seen::Now(observation) => Some(Event::Observed { unit, run, observation }),
+            Seen::Later(look) => {
+                self.looks.push(look);
+                None
+            }
+        }
+    }
+
+    fn tell(&mut self, notice: Notice) {
+        match notice {
+            Notice::Changed(unit) => {
+                let Some(view) = self.supervisor.view(unit) else { return };
+                let (name, state) = (self.name(unit), view.state.name());
+                let log = self.outlets.get(unit.index()).map(|outlet| outlet.log.path().display());
+                match (view.state, view.why, log) {
+                    // While all is being stopped, ends are no news.
+                    (State::Paused | State::Failed, Some(why), Some(log))
+                        if !self.supervisor.is_stopping() =>
+                    {
+                        let next = if view.state == State::Paused {
+                            "it will be started again"
+                        } else {
+                            "it stays down"
+                        };
+                        warn!("unit {name} {why}; {next}; its log is {log}");
+                    }
+                    _ => info!("unit {name}: {state}"),
+                }
+                self.tell_progress();
+            }
+            Notice::Ready => {
+                info!("every unit is ready");
+                self.parent.say("READY=1");
+            }
+            Notice::Stopping => self.parent.say("STOPPING=1"),
+        }
+    }
+
+    fn tell_progress(&self) {
+        let units = self.supervisor.units();
+        let is_good = |unit: &UnitId| {
+            self.supervisor.view(*unit).is_some_and(|view| matches!(view.state, State::Ready | State::Done))
+        };
+        let bad: Vec<&str> = units.ids().filter(|unit| !is_good(unit)).map(|unit| self.name(unit)).collect();
+        let text = match bad.as_slice() {
+            [] => "STATUS=every unit is ready".to_owned(),
+            bad => format!(
+                "STATUS={} of {} units ready; not {}",
+                units.len() - bad.len(),
+                units.len(),
+                bad.join(", ")
+            ),
+        };
+        self.parent.mention(&text);
+    }
+
+    fn accept(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            let Ok(mut client) = Client::new(stream, self.now()) else { continue };
+            if self.clients.len() >= MAX_CLIENTS {
+                let refusal = Refusal::new(503, format!("{MAX_CLIENTS} others are connected already"));
+                client.answer(self.now(), &control::refuse(&refusal), Waiting::Taking);
+                // As much as goes at once; who then wants more is not waited for.
+                let _ = client.send(self.now());
+                continue;
+            }
+            self.clients.push(client);
+        }
+    }
+
+    /// A client that is gone, or has said too much, is forgotten.
+    fn handle_client(&mut self, place: usize) {
+        let Some(client) = self.clients.get_mut(place) else { return };
+        if !client.interest().contains(PollFlags::POLLIN) {
+            return;
+        }
+        match client.receive() {
+            Ok(None) => {}
+            Ok(Some(request)) => {
+                let (bytes, then) = match request.and_then(|command| self.answer(command)) {
+                    Ok(answer) => answer,
+                    Err(refusal) => (control::refuse(&refusal), Waiting::Taking),
+                };
+                let now = self.now();
+                if let Some(client) = self.clients.get_mut(place) {
+                    client.answer(now, &bytes, then);
+                }
+            }
+            Err(error) => {
+                debug!("a client of the control socket is gone: {error}");
+                self.clients.swap_remove(place);
+            }
+        }
+    }
+
+    fn answer(&mut self, command: Command) -> Result<(Vec<u8>, Waiting), Refusal> {
+        match command {
+            Command::Status => {
+                Ok((control::answer(200, Content::Json, &control::json(&self.status())), Waiting::Taking))
+            }
+            Command::Log { unit, lines, follow } => {
+                let unit = self.find(&unit)?;
+                let Some(outlet) = self.outlets.get(unit.index()) else { return Err(gone()) };
+                let next = outlet.log.place_of_last(lines);
+                let head = control::head(200, Content::Lines);
+                match follow {
+                    Follow::Yes => Ok((head, Waiting::Lines { unit, next })),
+                    Follow::No => {
+                        let mut bytes = head;
+                        outlet.log.last(lines).for_each(|line| push_line(&mut bytes, line));
+                        Ok((bytes, Waiting::Taking))
+                    }
+                }
+            }
+            Command::Restart { unit } => {
+                let unit = self.find(&unit)?;
+                if self.supervisor.is_stopping() {
+                    return Err(Refusal::new(409, "everything is being stopped"));
+                }
+                let runs = self.supervisor.view(unit).map_or(0, |view| view.runs);
+                self.put(Event::Restart { unit });
+                Ok((control::head(200, Content::Json), Waiting::Restart { unit, runs }))
+            }
+            Command::Stop => {
+                self.put(Event::Stop(Manner::Orderly));
+                Ok((control::answer(202, Content::Json, b"{}"), Waiting::Taking))
+            }
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<UnitId, Refusal> {
+        let units = self.supervisor.units();
+        units.find(name).ok_or_else(|| {
+            let names: Vec<&str> = units.iter().map(|(_, unit)| unit.name.as_str()).collect();
+            Refusal::new(404, format!("there is no unit {name:?}; there are {}", names.join(", ")))
+        })
+    }
+
+    /// Gives everybody what he waits for, as far as it is there and he takes it.
+    fn serve_clients(&mut self) {
+        let now = self.now();
+        let mut clients = std::mem::take(&mut self.clients);
+        clients.retain_mut(|client| {
+            let served = self.serve(client, now);
+            served.is_ok() && !client.is_over(now)
+        });
+        self.clients = clients;
+    }
+
+    fn serve(&self, client: &mut Client, now: Moment) -> io::Result<()> {
+        client.send(now)?;
+        match *client.waiting() {
+            Waiting::Lines { unit, next } => {
+                let Some(outlet) = self.outlets.get(unit.index()) else { return Ok(()) };
+                let mut next = next;
+                while client.has_room()
+                    && let Some((number, line)) = outlet.log.line(next)
+                {
+                    let mut bytes = Vec::with_capacity(line.len() + 1);
+                    if number > next {
+                        let note = format!("-- {} lines came too fast to be shown --", number - next);
+                        push_line(&mut bytes, note.as_bytes());
+                    }
+                    push_line(&mut bytes, line);
+                    next = number + 1;
+                    client.answer(now, &bytes, Waiting::Lines { unit, next });
+                    // With nothing left to send, nobody would wake us for the rest.
+                    if !client.has_room() || outlet.log.line(next).is_none() {
+                        client.send(now)?;
+                    }
+                }
+                Ok(())
+            }
+            Waiting::Restart { unit, runs } => {
+                let Some(view) = self.supervisor.view(unit) else { return Ok(()) };
+                let is_settled = match view.state {
+                    State::Ready | State::Done | State::Paused | State::Failed => view.runs > runs,
+                    State::Stopped => true,
+                    _ => false,
+                };
+                if let Some(status) = is_settled.then(|| self.unit_status(unit)).flatten() {
+                    client.answer(now, &control::json(&status), Waiting::Taking);
+                }
+                client.send(now)
+            }
+            Waiting::Request(_) | Waiting::Taking => Ok(()),
+        }
+    }
+
+    /// Forgets what takes too long.
+    fn tidy(&mut self) {
+        let now = self.now();
+        let is_late = |look: &Look| look.deadline <= now;
+        while let Some(place) = self.looks.iter().position(is_late) {
+            let Look { unit, run, .. } = self.looks.swap_remove(place);
+            self.put(Event::Observed { unit, run, observation: super::probe::Observation::Silent });
+        }
+    }
+
+    fn status(&self) -> NodeStatus {
+        let units = self.supervisor.units();
+        let longest: Duration = units.iter().map(|(_, unit)| unit.stop_timeout).sum();
+        NodeStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: Pid::this().as_raw(),
+            ready: self.supervisor.is_ready(),
+            stopping: self.supervisor.is_stopping(),
+            stop_seconds: longest.saturating_add(GIVE_UP).as_secs(),
+            units: units.ids().filter_map(|unit| self.unit_status(unit)).collect(),
+        }
+    }
+
+    fn unit_status(&self, unit: UnitId) -> Option<UnitStatus> {
+        let (spec, view) = (self.supervisor.units().get(unit)?, self.supervisor.view(unit)?);
+        let age = self.now().saturating_sub(view.since);
+        let log = self.outlets.get(unit.index())?.log.path().display().to_string();
+        Some(UnitStatus::new(spec, &view, SystemTime::now(), age, log))
+    }
+
+    /// Everything has ended: takes along what units left running, and the last words.
+    fn finish(mut self, outcome: Outcome) -> Result<(), SupervisorError> {
+        for unit in &outcome.left {
+            warn!("unit {} does not die; it is left to the kernel", self.name(*unit));
+        }
+        // One that does not die would be waited for.
+        if outcome.left.is_empty() {
+            match spawn::kill_orphans() {
+                Ok(0) => {}
+                Ok(count) => debug!("{count} processes that units left were killed"),
+                Err(error) => warn!("cannot kill what units left: {error}"),
+            }
+        }
+        let units: Vec<UnitId> = self.supervisor.units().ids().collect();
+        for unit in units {
+            // What is lost here is said of a node that has ended.
+            let _ = self.read_output(unit);
+        }
+        self.serve_clients();
+        let Some((unit, why)) = outcome.failure else { return Ok(()) };
+        let outlet = self.outlets.get(unit.index());
+        let lines = outlet.into_iter().flat_map(|outlet| outlet.log.last(STORY));
+        Err(SupervisorError::Failed {
+            unit: self.name(unit).to_owned(),
+            why,
+            lines: lines.map(|line| String::from_utf8_lossy(line).into_owned()).collect(),
+            log: outlet.map(|outlet| outlet.log.path().to_owned()).unwrap_or_default(),
+        })
+    }
+}
+
+fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::new(fd, PollFlags::POLLIN)
+}
+
+fn push_line(bytes: &mut Vec<u8>, line: &[u8]) {
+    bytes.extend_from_slice(line);
+    bytes.push(b'\n');
+}
+
+fn gone() -> Refusal {
+    Refusal::new(404, "that unit is gone")
+}
