@@ -8,8 +8,14 @@
 
 use crate::{
     instance::Instance,
-    process::{Finished, run},
+    process::{DEADLINE, Finished, run},
+    stream::{Pattern, StreamHash},
     world::{HOST4, Netns, World},
+};
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    thread,
 };
 
 /// Addresses of the hosts, which are those of the nodes' peers.
@@ -61,6 +67,18 @@ pub fn nodes(world: &World, devices: Devices, args: &[&str]) -> [Node; 2] {
 #[track_caller]
 #[must_use]
 pub fn node(world: &World, devices: Devices, this: usize, args: &[&str]) -> Node {
+    let node = bare_node(world, this, args);
+    make_devices(&node.child, &node.pod, devices, this, "tap0");
+    node
+}
+
+/// One of the nodes without any device, for somebody else to make them.
+///
+/// # Panics
+/// When it cannot be had.
+#[track_caller]
+#[must_use]
+pub fn bare_node(world: &World, this: usize, args: &[&str]) -> Node {
     let peer = format!("--overlay-peer={}", HOSTS[1 - this]);
     let mut all = vec!["--overlay-port=8472"];
     all.extend(args);
@@ -71,9 +89,7 @@ pub fn node(world: &World, devices: Devices, this: usize, args: &[&str]) -> Node
     let instance = Instance::on(host, &world.dir().join(format!("node{this}")), &all);
     let child = instance.child(world);
     let pod = world.beside();
-    let node = Node { instance, child, pod };
-    make_devices(&node.child, &node.pod, devices, this, "tap0");
-    node
+    Node { instance, child, pod }
 }
 
 /// Makes the devices of node `this` in `child`, whose way out is `uplink`, and a pod of `pod`.
@@ -90,20 +106,19 @@ pub fn make_devices(child: &Netns, pod: &Netns, devices: Devices, this: usize, u
     let mac = format!("02:00:00:00:00:0{other}");
     let forward = ["bridge", "fdb", "add", &mac, "dst", HOSTS[other], "dev", "flannel.1"];
     let _ = child.run(&forward).success();
-    make_pod(child, pod, mtu, this);
+    make_pod(child, pod, mtu, &format!("10.244.{this}"));
 }
 
-/// Makes a bridge in `child`, with a pod behind it.
-pub fn make_pod(child: &Netns, pod: &Netns, mtu: u16, this: usize) {
+/// Makes a bridge in `child` with the first address of the /24 `subnet`, and a pod with the fifth behind it.
+pub fn make_pod(child: &Netns, pod: &Netns, mtu: u16, subnet: &str) {
     child.ip(&format!(
-        "link add cni0 mtu {mtu} type bridge\naddr add 10.244.{this}.1/24 dev cni0\nlink set cni0 up\n\
+        "link add cni0 mtu {mtu} type bridge\naddr add {subnet}.1/24 dev cni0\nlink set cni0 up\n\
          link add vp mtu {mtu} type veth peer name eth0 netns {}\nlink set vp mtu {mtu} master cni0 up\n",
         pod.pid()
     ));
     child.sysctl("net/ipv4/ip_forward", "1");
     pod.ip(&format!(
-        "link set eth0 mtu {mtu} up\naddr add {}/24 dev eth0\nroute add default via 10.244.{this}.1\n",
-        PODS[this]
+        "link set eth0 mtu {mtu} up\naddr add {subnet}.5/24 dev eth0\nroute add default via {subnet}.1\n"
     ));
 }
 
@@ -114,4 +129,38 @@ impl Node {
         let argv = [&["ping", "-n", "-W5", "-i0.2"], args, &[to]].concat();
         run(self.pod.program(&argv))
     }
+}
+
+/// Sends `total` bytes from one pod to the other and compares their sums.
+///
+/// # Panics
+/// When they are not the same.
+#[track_caller]
+pub fn transfer(from: &Netns, to: &Netns, to_address: &str, total: usize) {
+    let listener: TcpListener = to.listen(&format!("{to_address}:0"));
+    let address = listener.local_addr().expect("a connection").to_string();
+    let received = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a connection");
+        let (mut hash, mut buffer, mut len) = (StreamHash::default(), vec![0; 1 << 16], 0);
+        loop {
+            match stream.read(&mut buffer).expect("a connection") {
+                0 => return (len, hash.sum()),
+                n => {
+                    hash.update(&buffer[..n]);
+                    len += n;
+                }
+            }
+        }
+    });
+    let mut stream: TcpStream = from.connect(&address).expect("a connection");
+    stream.set_write_timeout(Some(DEADLINE)).expect("a connection");
+    let (mut pattern, mut hash, mut buffer) = (Pattern::new(7), StreamHash::default(), vec![0; 1 << 16]);
+    for _ in 0..total / buffer.len() {
+        pattern.fill(&mut buffer);
+        hash.update(&buffer);
+        stream.write_all(&buffer).expect("a connection");
+    }
+    drop(stream);
+    assert_eq!(received.join().expect("a connection"), (total, hash.sum()));
 }

@@ -1,51 +1,16 @@
 //! Pods of two nodes, whose VXLAN the engines carry between the hosts.
 
-use std::{
-    io::{Read, Write},
-    net::{TcpListener, TcpStream, UdpSocket},
-    thread,
-};
+use std::{net::UdpSocket, thread};
 
 use tests::{
     instance::eventually,
-    overlay::{Devices, HOSTS, PODS, node, nodes},
+    overlay::{Devices, HOSTS, PODS, node, nodes, transfer},
     process::DEADLINE,
-    stream::{Pattern, StreamHash},
+    stream::Pattern,
     world::{Netns, ROUTER4, World},
 };
 
 const MIB: usize = 1 << 20;
-
-/// Sends `total` bytes from one pod to the other and compares their sums.
-#[track_caller]
-fn transfer(from: &Netns, to: &Netns, to_address: &str, total: usize) {
-    let listener: TcpListener = to.listen(&format!("{to_address}:0"));
-    let address = listener.local_addr().unwrap().to_string();
-    let received = thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let (mut hash, mut buffer, mut len) = (StreamHash::default(), vec![0; 1 << 16], 0);
-        loop {
-            match stream.read(&mut buffer).unwrap() {
-                0 => return (len, hash.sum()),
-                n => {
-                    hash.update(&buffer[..n]);
-                    len += n;
-                }
-            }
-        }
-    });
-    let mut stream: TcpStream = from.connect(&address).unwrap();
-    stream.set_write_timeout(Some(DEADLINE)).unwrap();
-    let (mut pattern, mut hash, mut buffer) = (Pattern::new(7), StreamHash::default(), vec![0; 1 << 16]);
-    for _ in 0..total / buffer.len() {
-        pattern.fill(&mut buffer);
-        hash.update(&buffer);
-        stream.write_all(&buffer).unwrap();
-    }
-    drop(stream);
-    assert_eq!(received.join().unwrap(), (total, hash.sum()));
-}
 
 /// The counter of /proc/net/snmp of a host.
 #[track_caller]
