@@ -151,7 +151,9 @@ pub fn tunnel(data: &[u8]) {
     }
     let Some((header, frame)) = data.split_first_chunk::<{ vnet_hdr::TUNNEL_LEN }>() else { return };
     let mut frame = frame.to_vec();
-    let Ok(Offload { gso: Gso::Tunnel(gso), .. }) = vnet_hdr::accept_tunnel(header, &mut frame) else { return };
+    let Ok(Offload { gso: Gso::Tunnel(gso), .. }) = vnet_hdr::accept_tunnel(header, &mut frame) else {
+        return;
+    };
     let (mut headers, mut cuts) = (Vec::new(), Vec::new());
     let range = usize::from(gso.payload)..frame.len();
     let Ok(count) = tunnel::split(&frame, range, gso, &mut headers, |cut| cuts.push(cut)) else { return };

@@ -453,13 +453,9 @@ pub enum OffloadArg {
 impl From<OffloadArg> for LinkCapabilities {
     fn from(arg: OffloadArg) -> Self {
         match arg {
-            OffloadArg::Auto => LinkCapabilities {
-                checksum: true,
-                tso4: true,
-                tso6: true,
-                uso: true,
-                tunnel: true,
-            },
+            OffloadArg::Auto => {
+                LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: true, tunnel: true }
+            }
             OffloadArg::Checksum => LinkCapabilities { checksum: true, ..LinkCapabilities::default() },
             OffloadArg::None => LinkCapabilities::default(),
         }

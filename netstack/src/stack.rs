@@ -52,8 +52,8 @@ use crate::udp::reassembly::{FragmentKey, MoreFragments, Reassembly};
 use crate::udp::{Aliases, UdpBinding, UdpSession};
 
 pub use self::forward::Session;
-pub use self::overlay::OverlayPeer;
 pub use self::host_relay::{RelayEnd, Relaying};
+pub use self::overlay::OverlayPeer;
 pub use self::settings::HostAddresses;
 pub use self::tcp::HostIo;
 pub use self::udp::{Datagram, ToChild};

@@ -46,7 +46,9 @@ fn pods_of_two_nodes_reach_each_other() {
 #[test]
 fn segments_are_intact_however_the_tunnel_and_the_tap_leave_checksums() {
     // Outer checksums are Linux' default for IPv6; pods do not know of either.
-    for (vxlan, args) in [("udpcsum", &[][..]), ("", &["--offload=checksum"]), ("udpcsum", &["--offload=none"])] {
+    for (vxlan, args) in
+        [("udpcsum", &[][..]), ("", &["--offload=checksum"]), ("udpcsum", &["--offload=none"])]
+    {
         let world = World::new();
         let [a, b] = nodes(&world, Devices { vxlan, ..Devices::default() }, args);
         transfer(&a.pod, &b.pod, PODS[1], 4 * MIB);
@@ -131,4 +133,3 @@ fn a_taken_port_ends_the_launch_with_a_sentence() {
     assert!(!finished.status.success());
     assert!(finished.stderr.contains("UDP port 8472 of the host cannot be bound"), "{}", finished.describe());
 }
-

@@ -59,10 +59,9 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
         seeds.push(("tunnel", format!("datagram{family}"), vxlan(&segment.frame())));
         let (l4, tunnel) = if family == "4" { (34u16, 0x20u8) } else { (54, 0x40) };
         let inner_udp = frames::udp(at(child, 4000), at(world, 9), &[7; 250]);
-        for (name, kind, offset, inner) in [
-            ("tcp", if family == "4" { 1 } else { 4 }, 16u16, segment.frame()),
-            ("udp", 5, 6, inner_udp),
-        ] {
+        for (name, kind, offset, inner) in
+            [("tcp", if family == "4" { 1 } else { 4 }, 16u16, segment.frame()), ("udp", 5, 6, inner_udp)]
+        {
             let mut bytes = vec![1, kind | tunnel];
             for field in [0, 100, l4 + 8 + 8 + l4, offset, 0, 0, 0, 0, 0, l4, l4 + 8 + 8 + 14] {
                 bytes.extend_from_slice(&u16::to_le_bytes(field));

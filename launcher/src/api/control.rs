@@ -15,8 +15,8 @@ use forwarder::driver::{Connection, EgressAbility, ForwardStats, Handle};
 use forwarder::error::PortError;
 use forwarder::spec::Family;
 use netstack::DropReason;
-use netstack::config::IpNet;
 use netstack::capture::{CaptureLimit, CaptureState, CaptureStatus};
+use netstack::config::IpNet;
 use netstack::driver::{DnsUpstream, DriverHandle};
 use netstack::flow::policy::{EgressPolicy, Rule};
 use netstack::flow::{OpenedBy, Protocol};
@@ -27,8 +27,9 @@ use netstack::{Driver, Stack};
 
 use super::model::{
     Capture, CaptureEnd, Dns, DnsChange, Drops, Egress, EgressMode, EgressPath, EgressState, Flow, FlowList,
-    FlowPath, FlowProtocol, FlowQuery, ForwardStatistics, Health, HealthStatus, Info, NetworkDriver, Overlay, OverlayPeer, Policy,
-    PortDriver, PortSpec, PortStatus, Position, RelayStatistics, Side, StaticName, Statistics,
+    FlowPath, FlowProtocol, FlowQuery, ForwardStatistics, Health, HealthStatus, Info, NetworkDriver, Overlay,
+    OverlayPeer, Policy, PortDriver, PortSpec, PortStatus, Position, RelayStatistics, Side, StaticName,
+    Statistics,
 };
 use super::{Control, Refusal, Reply, VERSION};
 use crate::holder::TakenPort;

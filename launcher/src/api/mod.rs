@@ -26,8 +26,8 @@ use netstack::flow::policy::{EgressPolicy, Rule};
 use tokio::sync::oneshot;
 
 use self::model::{
-    Capture, Dns, DnsChange, FlowList, FlowQuery, Health, Info, Overlay, Policy, PortSpec, PortStatus, Position,
-    Statistics,
+    Capture, Dns, DnsChange, FlowList, FlowQuery, Health, Info, Overlay, Policy, PortSpec, PortStatus,
+    Position, Statistics,
 };
 use crate::holder::TakenPort;
 

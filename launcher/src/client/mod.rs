@@ -19,13 +19,14 @@ use serde_json::json;
 use thiserror::Error;
 
 use self::args::{
-    CaptureCommand, ClientCommand, DnsCommand, FlowArgs, OverlayCommand, Plain, PolicyCommand, PortCommand, PortName, Which,
+    CaptureCommand, ClientCommand, DnsCommand, FlowArgs, OverlayCommand, Plain, PolicyCommand, PortCommand,
+    PortName, Which,
 };
 use self::http::{HttpError, Request};
 use self::show::Show;
 use crate::api::model::{
-    Capture, Dns, DnsChange, ErrorBody, FlowList, Info, Overlay, PeerList, Policy, PolicyAddition, PortEvent, PortSpec,
-    PortStatus, Position, StaticName, Statistics,
+    Capture, Dns, DnsChange, ErrorBody, FlowList, Info, Overlay, PeerList, Policy, PolicyAddition, PortEvent,
+    PortSpec, PortStatus, Position, StaticName, Statistics,
 };
 use crate::enter::{self, EnterError};
 use crate::state_dir::{Instance, Place, STATE_DIR_VARIABLE};

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use forwarder::spec::{Origin, PortFields};
 
 use crate::api::model::{
-    Capture, CaptureEnd, Dns, EgressPath, EgressState, FlowList, Info, Overlay, OverlayPeer, Policy, PortChange, PortEvent,
-    PortSpec, PortStatus, Side, Statistics, Traffic,
+    Capture, CaptureEnd, Dns, EgressPath, EgressState, FlowList, Info, Overlay, OverlayPeer, Policy,
+    PortChange, PortEvent, PortSpec, PortStatus, Side, Statistics, Traffic,
 };
 use crate::state_dir::Instance;
 
@@ -229,7 +229,8 @@ impl Show for Overlay {
         if self.peers.is_empty() {
             return text;
         }
-        let mut table = Table::new(&["PEER", "FROM CHILD", "", "TO CHILD", "", "IDLE"]).right([1, 2, 3, 4, 5]);
+        let mut table =
+            Table::new(&["PEER", "FROM CHILD", "", "TO CHILD", "", "IDLE"]).right([1, 2, 3, 4, 5]);
         for OverlayPeer { address, traffic, idle_seconds } in &self.peers {
             table.row([
                 &address.to_string(),

@@ -183,8 +183,9 @@ impl Driver {
             };
             let Parts { parts, headers, .. } = into;
             let frame = datagram.bytes.buffer(&self.slots);
-            let add =
-                |cut: Cut| parts.push(Part { owner, headers: cut.headers, bytes: cut.payload, segment: None });
+            let add = |cut: Cut| {
+                parts.push(Part { owner, headers: cut.headers, bytes: cut.payload, segment: None })
+            };
             if let Err(reason) = tunnel::split(frame, bytes, gso, headers, add) {
                 self.stack.count_drop(reason);
             }
@@ -498,7 +499,13 @@ impl Driver {
     }
 
     /// Sends datagrams of one peer to the child, in as few frames as the link takes.
-    fn join_and_send(&mut self, now: Instant, session: Session, from: SocketAddr, datagrams: &[Range<usize>]) {
+    fn join_and_send(
+        &mut self,
+        now: Instant,
+        session: Session,
+        from: SocketAddr,
+        datagrams: &[Range<usize>],
+    ) {
         let Session { flow, version, ready } = session;
         let link = self.stack.link();
         let mut limits = RunLimits::for_link(self.stack.config().mtu(), version);

@@ -167,7 +167,12 @@ impl HostSockets {
     ///
     /// # Errors
     /// bind(2): the port is taken, or the address is not there.
-    pub(super) fn open_overlay(&mut self, flow: FlowId, port: u16, ipv6: bool) -> io::Result<Option<SocketAddr>> {
+    pub(super) fn open_overlay(
+        &mut self,
+        flow: FlowId,
+        port: u16,
+        ipv6: bool,
+    ) -> io::Result<Option<SocketAddr>> {
         let fd = match socket::open(Kind::Udp, ipv6) {
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => return Ok(None),
             opened => opened?,

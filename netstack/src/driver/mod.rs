@@ -121,7 +121,9 @@ pub enum DriverError {
         source: io::Error,
     },
     /// The overlay's port cannot be used.
-    #[error("UDP port {port} of the host cannot be bound for the overlay: another program or node may have it")]
+    #[error(
+        "UDP port {port} of the host cannot be bound for the overlay: another program or node may have it"
+    )]
     Overlay {
         /// The port.
         port: u16,

@@ -291,7 +291,8 @@ impl Segment {
             [0x08, 0x00] => {
                 let header = ip.first_chunk::<{ v4::LEN }>()?;
                 let fragment = number16(header, v4::FRAGMENT) & !v4::DONT_FRAGMENT;
-                let is_plain = header[0] == v4::PLAIN && fragment == 0 && header[v4::PROTOCOL] == tcp::PROTOCOL;
+                let is_plain =
+                    header[0] == v4::PLAIN && fragment == 0 && header[v4::PROTOCOL] == tcp::PROTOCOL;
                 let whole = usize::from(number16(header, v4::TOTAL_LENGTH)) == ip.len();
                 (is_plain && whole && checksum::verify(header, 0)).then_some((IpVersion::V4, v4::LEN))?
             }
@@ -307,7 +308,9 @@ impl Segment {
         let header = segment.first_chunk::<{ tcp::LEN }>()?;
         let tcp_len = usize::from(header[tcp::DATA_OFFSET] >> 4) * 4;
         let flags = header[tcp::FLAGS];
-        if flags & !(tcp::FIN | tcp::PSH | tcp::ECE) != tcp::ACK || tcp_len < tcp::LEN || segment.len() <= tcp_len
+        if flags & !(tcp::FIN | tcp::PSH | tcp::ECE) != tcp::ACK
+            || tcp_len < tcp::LEN
+            || segment.len() <= tcp_len
         {
             return None;
         }
@@ -514,7 +517,8 @@ mod tests {
         };
         let tcp = |flags: fn(etherparse::PacketBuilderStep<etherparse::TcpHeader>) -> _, payload: &[u8]| {
             let builder = PacketBuilder::ethernet2([2; 6], [4; 6]).ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
-            let builder: etherparse::PacketBuilderStep<etherparse::TcpHeader> = flags(builder.tcp(1, 2, 3, 4));
+            let builder: etherparse::PacketBuilderStep<etherparse::TcpHeader> =
+                flags(builder.tcp(1, 2, 3, 4));
             let mut frame = Vec::new();
             builder.write(&mut frame, payload).unwrap();
             frame

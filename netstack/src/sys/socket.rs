@@ -122,8 +122,11 @@ pub(crate) fn path_mtu(remote: SocketAddr) -> io::Result<u32> {
     let fd = open(Kind::Udp, remote.is_ipv6())?;
     let fd = std::os::fd::AsFd::as_fd(&fd);
     connect(fd, remote)?;
-    let (level, option) =
-        if remote.is_ipv6() { (libc::IPPROTO_IPV6, libc::IPV6_MTU) } else { (libc::IPPROTO_IP, libc::IP_MTU) };
+    let (level, option) = if remote.is_ipv6() {
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_MTU)
+    };
     get_int(fd, level, option).map(|mtu| mtu.unsigned_abs())
 }
 

@@ -94,8 +94,13 @@ impl Tap {
         }
         let vnet_header = flags & libc::IFF_VNET_HDR != 0;
         set_nonblocking(fd.as_fd()).map_err(TapError::NonBlocking)?;
-        let mut tap =
-            Tap { fd, name: request.name(), vnet_header, header_len: 0, capabilities: LinkCapabilities::default() };
+        let mut tap = Tap {
+            fd,
+            name: request.name(),
+            vnet_header,
+            header_len: 0,
+            capabilities: LinkCapabilities::default(),
+        };
         if vnet_header {
             set_header_size(tap.fd.as_fd(), VirtioNetHdr::LEN as i32).map_err(TapError::SetHeaderSize)?;
             tap.header_len = VirtioNetHdr::LEN;
@@ -207,7 +212,13 @@ impl Tap {
     fn probe_offloads(&self, wanted: LinkCapabilities) -> LinkCapabilities {
         let tso = wanted.checksum && wanted.tso4 && wanted.tso6;
         let steps = [
-            LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: wanted.uso && tso, tunnel: false },
+            LinkCapabilities {
+                checksum: true,
+                tso4: true,
+                tso6: true,
+                uso: wanted.uso && tso,
+                tunnel: false,
+            },
             LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: false, tunnel: false },
             LinkCapabilities { checksum: true, tso4: true, ..LinkCapabilities::default() },
             LinkCapabilities { checksum: true, ..LinkCapabilities::default() },

@@ -24,8 +24,8 @@ use crate::config::{Config, ConfigBuilder, Ipv6Mode};
 use crate::error::{DropReason, ForwardError};
 use crate::flow::FlowId;
 use crate::forward::{ForwardId, UdpForward};
-use crate::offload::IpVersion;
 use crate::frame::{Frame, LinkCapabilities, Offload};
+use crate::offload::IpVersion;
 use crate::stack::{FRAME_BUFFER, Stack};
 use crate::time::{Duration, Instant};
 

@@ -87,7 +87,8 @@ pub fn run(bytes: &[u8]) {
     let setup = bytes.next().unwrap_or(0);
     let limits = Limits { udp_bindings: 8, udp_sessions: SESSIONS, icmp_bindings: 4, ..Limits::default() };
     let capabilities = if setup & 1 == 0 { ALL_OFFLOADS } else { NO_OFFLOADS };
-    let overlay = (setup & 0x40 != 0).then(|| OverlayConfig { port: OverlayConfig::FLANNEL, peers: Vec::new() });
+    let overlay =
+        (setup & 0x40 != 0).then(|| OverlayConfig { port: OverlayConfig::FLANNEL, peers: Vec::new() });
     let mut harness = Harness::new(config().limits(limits).overlay(overlay.clone()), capabilities);
     harness.host.record = false;
     harness.child.set_rings(CHILD_RING);

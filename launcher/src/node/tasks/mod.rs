@@ -4,6 +4,7 @@ mod annotate;
 mod flannel_link;
 mod host_ports;
 mod images;
+mod overlay_peers;
 mod programs;
 
 use std::io;
@@ -51,6 +52,8 @@ pub enum Task {
         #[arg(long)]
         local: Option<Ipv4Addr>,
     },
+    /// Let those send by the overlay that flannel sends to
+    OverlayPeers,
     /// Tell other nodes where this one is
     Annotate {
         /// The cluster's client.
@@ -96,6 +99,7 @@ impl Task {
                 let local = local.map(|local| format!("--local={local}"));
                 std::iter::once("flannel-link".into()).chain(local).collect()
             }
+            Task::OverlayPeers => vec!["overlay-peers".into()],
             Task::Annotate { kubectl, kubeconfig, node, public_ip } => vec![
                 "annotate".into(),
                 format!("--kubectl={}", kubectl.display()),
@@ -178,6 +182,7 @@ pub fn main(task: &Task) -> ExitCode {
         }
         Task::Images { ctr, snapshotter, archives } => images::run(ctr, snapshotter, archives),
         Task::FlannelLink { local } => flannel_link::run(*local),
+        Task::OverlayPeers => overlay_peers::run(),
         Task::Annotate { kubectl, kubeconfig, node, public_ip } => {
             annotate::run(kubectl, kubeconfig, node, *public_ip)
         }

@@ -45,7 +45,10 @@ fn thousands_of_one_way_flows_share_one_socket_per_family() {
     assert!(due.is_none_or(|at| at > h.now + Duration::from_secs(1)), "and no timer");
     let mut peers: Vec<_> = h.stack.overlay_peers().collect();
     peers.sort_by_key(|peer| peer.address);
-    assert_eq!(peers.iter().map(|peer| peer.address).collect::<Vec<_>>(), [IpAddr::from(WORLD), WORLD6.into()]);
+    assert_eq!(
+        peers.iter().map(|peer| peer.address).collect::<Vec<_>>(),
+        [IpAddr::from(WORLD), WORLD6.into()]
+    );
     let traffic = peers[0].traffic;
     assert_eq!((traffic.packets_from_child, traffic.bytes_from_child), (3000, 15_000));
     assert_eq!(h.stack.stats().overlay.packets_from_child, 6000);
