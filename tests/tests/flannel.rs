@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 use tests::{
     components::Components,
     instance::eventually,
+    locate,
     overlay::{HOSTS, Node, bare_node, make_pod, transfer},
     process::{Process, run},
     world::{Netns, ROUTER4, World},
@@ -75,6 +76,16 @@ fn subnet(file: &Path) -> Option<String> {
     text.contains("FLANNEL_IPMASQ=").then(|| line.rsplit_once('.').map(|(subnet, _)| subnet.to_owned()))?
 }
 
+/// The task of a node that keeps the list of peers what flanneld says.
+fn follow_peers(node: &Node) -> Process {
+    let program = locate::rootless_launch().expect("rootless-launch is built").display().to_string();
+    let mut command = node.child.command(&[program, "node-task".into(), "overlay-peers".into()]);
+    command.env("ROOTLESSKIT_STATE_DIR", node.instance.directory());
+    let mut task = Process::spawn(command);
+    task.close_stdin();
+    task
+}
+
 /// What ethtool says of the VXLAN device's checksums.
 fn checksums(child: &Netns) -> String {
     let features = child.run(&["ethtool", "-k", "flannel.1"]).success().stdout;
@@ -86,7 +97,9 @@ fn checksums(child: &Netns) -> String {
 fn pods_of_two_nodes_reach_each_other_by_the_real_flanneld() {
     let Ok(components) = Components::find() else { return };
     let world = World::new();
-    let nodes = [0, 1].map(|this| bare_node(&world, this, &[]));
+    // Nobody has listed the other node; flanneld will.
+    let nodes = [0, 1].map(|this| bare_node(&world, this, &["--overlay-peer=203.0.113.99"]));
+    let followers = nodes.each_ref().map(follow_peers);
     let mut flannel = Flannel::start(&world, components);
     let subnets = [0, 1].map(|this| flannel.join(&world, &nodes[this], this));
     for (node, subnet) in nodes.iter().zip(&subnets) {
@@ -105,6 +118,8 @@ fn pods_of_two_nodes_reach_each_other_by_the_real_flanneld() {
     }
     eventually("flanneld knows the other node", || a.ping(&pods[1], &["-c1", "-W1"]).status.success());
     let _ = b.ping(&pods[0], &["-c3"]).success();
+    let listed = a.instance.client(&["overlay", "list"]);
+    assert!(listed.contains(&format!("may send: 203.0.113.99, {}\n", HOSTS[1])), "{listed}");
 
     // Nobody has to complete checksums: they are offloaded, and the engine is the one to whom.
     assert_eq!(checksums(&a.child), "on");
@@ -122,4 +137,13 @@ fn pods_of_two_nodes_reach_each_other_by_the_real_flanneld() {
     }
     let _ = a.ping(&pods[1], &["-c3"]).success();
     let _ = b.ping(&pods[0], &["-c3"]).success();
+
+    // A node that leaves may send no more.
+    let table = a.child.run(&["bridge", "fdb", "show", "dev", "flannel.1"]).success().stdout;
+    let entry = table.lines().find(|line| line.contains(HOSTS[1])).expect("flanneld's entry");
+    let mac = entry.split_whitespace().next().expect("an address");
+    drop(flannel);
+    let _ = a.child.run(&["bridge", "fdb", "del", mac, "dst", HOSTS[1], "dev", "flannel.1"]).success();
+    a.instance.until(&["overlay", "list"], |listed| listed.contains("may send: 203.0.113.99\n"));
+    drop(followers);
 }

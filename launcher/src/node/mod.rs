@@ -25,8 +25,12 @@ use thiserror::Error;
 use self::args::{Cni, ConfigFileError, NodeArgs};
 use self::plan::NodeError;
 use crate::apply;
+<<<<<<< HEAD
 use crate::cli::{RunArgs, SurroundingsArg};
 use crate::components::flannel;
+=======
+use crate::cli::{RunArgs, SdNotifyArg, SurroundingsArg};
+>>>>>>> main
 use crate::error::{Ending, LaunchError, UsageError};
 use crate::parent;
 use crate::plan::cgroup::{CgroupMode, CgroupPlan, NoDelegation};
@@ -86,6 +90,8 @@ pub fn run(args: NodeArgs, words: &[OsString]) -> Result<Ending, NodeFailure> {
     let mut args = args.with_file(words)?;
     make_absolute(&mut args);
     args.run.surroundings = SurroundingsArg::Node;
+    // The supervisor knows when the node is ready.
+    args.run.sdnotify = SdNotifyArg::Command;
     if args.run.name.is_none() && args.run.state_dir.is_none() {
         args.run.name = Some(InstanceName::node());
     }
