@@ -5,7 +5,7 @@
 
 use benches::{
     bars::{Bars, ratio},
-    comparison::{Column as _, Comparison, Options, print_head},
+    comparison::{Comparison, Options, print_head},
     measure::Sample,
 };
 use clap::Parser;
@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tests::{
-    overlay::{Devices, Node, PODS, make_devices, nodes},
+    overlay::{Devices, PODS, make_devices, nodes},
     world::{Netns, World},
 };
 
@@ -135,8 +135,10 @@ impl benches::comparison::Lab for Lab {
                 self.throughput(&pods[0], &pods[1])
             }
             Column::Ours => {
-                let [a, b]: [Node; 2] = nodes(&world, Devices::default(), &[]);
-                [&a, &b].map(|node| set_checksums(&node.child, row));
+                let [a, b] = nodes(&world, Devices::default(), &[]);
+                for node in [&a, &b] {
+                    set_checksums(&node.child, row);
+                }
                 self.throughput(&a.pod, &b.pod)
             }
         };

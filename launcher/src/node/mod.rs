@@ -25,12 +25,8 @@ use thiserror::Error;
 use self::args::{Cni, ConfigFileError, NodeArgs};
 use self::plan::NodeError;
 use crate::apply;
-<<<<<<< HEAD
-use crate::cli::{RunArgs, SurroundingsArg};
-use crate::components::flannel;
-=======
 use crate::cli::{RunArgs, SdNotifyArg, SurroundingsArg};
->>>>>>> main
+use crate::components::flannel;
 use crate::error::{Ending, LaunchError, UsageError};
 use crate::parent;
 use crate::plan::cgroup::{CgroupMode, CgroupPlan, NoDelegation};
