@@ -399,6 +399,7 @@ impl<'a> Composer<'a> {
         };
         self.file(layout::FLANNEL_NETWORK, flannel.network());
         self.task("flannel-link", &Task::FlannelLink { local }, &[], Readiness::Started, Restart::Always);
+        self.task("overlay-peers", &Task::OverlayPeers, &[], Readiness::Started, Restart::Always);
         self.units.push(flannel.unit());
         Ok(())
     }
