@@ -195,6 +195,7 @@ pub fn main(task: &Task) -> ExitCode {
         Task::Images { .. } => c"rl-images",
         Task::FlannelLink { .. } => c"rl-flannel-link",
         Task::OciRuntime { .. } => c"rl-oci-runtime",
+        Task::OverlayPeers => c"rl-peers",
         Task::Annotate { .. } => c"rl-annotate",
     };
     // For people only.
