@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netstack::Driver;
+use netstack::config::IpNet;
 use netstack::driver::DnsUpstream;
 use netstack::error::ConfigError;
 use netstack::flow::policy::{EgressPolicy, Rule};
@@ -34,6 +35,8 @@ pub struct Settings {
     pub servers: Vec<SocketAddr>,
     /// Static names.
     pub names: Vec<StaticName>,
+    /// Who may send by the overlay.
+    pub peers: Vec<String>,
 }
 
 /// Why an engine cannot go on with the settings of the last.
@@ -52,6 +55,9 @@ pub enum SettingsError {
     /// The policy that was there is none.
     #[error("egress policy")]
     Policy(#[source] ConfigError),
+    /// A peer of the overlay that was there is none.
+    #[error("overlay peer {0:?}")]
+    Peer(String),
     /// A name that was there is none.
     #[error("static names: {0}")]
     Names(String),
@@ -72,6 +78,7 @@ impl Settings {
             names: names
                 .map(|(name, address)| StaticName { name: name.clone(), address: *address })
                 .collect(),
+            peers: stack.overlay_allowed().iter().map(IpNet::to_string).collect(),
         }
     }
 
@@ -86,6 +93,13 @@ impl Settings {
         let stack = driver.stack_mut();
         stack.set_policy(policy);
         replace_names(stack, &self.names).map_err(|refusal| SettingsError::Names(refusal.message))?;
+        for net in stack.overlay_allowed().to_vec() {
+            stack.forbid_overlay_peers(net);
+        }
+        for peer in &self.peers {
+            let allowed = peer.parse().and_then(|net| stack.allow_overlay_peers(net));
+            allowed.map_err(|_| SettingsError::Peer(peer.clone()))?;
+        }
         if !self.servers.is_empty() {
             driver.set_dns_upstream(DnsUpstream::Servers(self.servers.clone()))?;
         }
@@ -200,6 +214,7 @@ mod tests {
             policy: (0..rules).map(|n| format!("deny tcp 10.0.0.{n}")).collect(),
             servers: vec!["192.0.2.53:53".parse().unwrap()],
             names: vec![StaticName { name: "a.test".into(), address: "192.0.2.7".parse().unwrap() }],
+            peers: vec!["198.51.100.0/24".to_owned()],
         }
     }
 

@@ -103,7 +103,7 @@ impl Engine {
         let page = self.page.clone();
         self.post(reply, move |driver, reply| {
             let changed = change(driver);
-            if let (Ok(_), Some(page)) = (&changed, page)
+            if let Some(page) = page
                 && let Err(error) = page.save(&Settings::of(driver))
             {
                 warn!(
@@ -272,27 +272,24 @@ impl Control for Engine {
     }
 
     fn allow_peers(&self, peers: Vec<IpNet>, reply: Reply<Overlay>) {
-        self.post(reply, move |driver, reply| {
+        self.change(reply, move |driver| {
             let allow = |peer| driver.stack_mut().allow_overlay_peers(peer).map(drop);
             let allowed = peers.into_iter().try_for_each(allow);
             let allowed = allowed.map_err(|error| Refusal::bad_request(error.to_string()));
-            reply.send(allowed.and_then(|()| overlay(driver)));
+            allowed.and_then(|()| overlay(driver))
         });
     }
 
     fn forbid_peers(&self, peers: Vec<IpNet>, reply: Reply<Overlay>) {
-        self.post(reply, move |driver, reply| {
+        self.change(reply, move |driver| {
             let stack = driver.stack_mut();
-            let unknown = peers.iter().find(|peer| !stack.overlay_allowed().contains(peer));
-            reply.send(match unknown {
-                Some(peer) => Err(Refusal::bad_request(format!("{peer} is not listed"))),
-                None => {
-                    for peer in peers {
-                        stack.forbid_overlay_peers(peer);
-                    }
-                    overlay(driver)
-                }
-            });
+            if let Some(peer) = peers.iter().find(|peer| !stack.overlay_allowed().contains(peer)) {
+                return Err(Refusal::bad_request(format!("{peer} is not listed")));
+            }
+            for peer in peers {
+                stack.forbid_overlay_peers(peer);
+            }
+            overlay(driver)
         });
     }
 
