@@ -109,9 +109,9 @@ pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
         report: report(args),
         sandbox: args.sandbox.into(),
         state: state.as_ref(),
-        notifier,
     };
     let mut processes = Processes::start(&launch)?;
+    processes.notifier = notifier;
     drop((pcap, api, metrics));
     processes.supervise(&signals, link(&plan), state.as_ref())
 }
@@ -138,7 +138,6 @@ struct Launch<'a> {
     report: Report,
     sandbox: Mode,
     state: Option<&'a StateDir>,
-    notifier: Option<Notifier>,
 }
 
 /// Only a command with a cgroup namespace can make use of cgroups.
@@ -301,7 +300,7 @@ impl Processes {
             to_engine: None,
             agent: AgentState::Absent,
             entered: launch.state.map(StateDir::entered),
-            notifier: launch.notifier.clone(),
+            notifier: None,
         };
         // The child's cgroup namespace has its root already.
         if let Some(cgroup) = Cgroup::of(&plan.cgroup) {
@@ -523,7 +522,7 @@ impl Processes {
                     state.publish(child)?;
                 }
                 let _ = self.tell_child(&Message::Execute);
-                self.tell_manager(&[State::Ready]);
+                self.tell_manager(&State::Ready);
                 Ok(())
             }
             Action::Fail(failure) => Err(failure.into()),
@@ -542,8 +541,8 @@ impl Processes {
         self.to_engine.as_ref().map_or(Ok(()), |channel| channel.send(message, fd))
     }
 
-    fn tell_manager(&self, states: &[State]) {
-        self.notifier.iter().for_each(|notifier| notifier.tell(states));
+    fn tell_manager(&self, state: &State) {
+        self.notifier.iter().for_each(|notifier| notifier.tell(state));
     }
 
     /// Hands to CMD what was sent to the launcher alone. What the terminal sends goes to the whole process group,
@@ -635,7 +634,7 @@ impl Processes {
 
     /// CMD is dead: ends what it left, then the engine.
     fn finish(&mut self, ending: Ending) -> Result<Ending, LaunchError> {
-        self.tell_manager(&[State::Stopping]);
+        self.tell_manager(&State::Stopping);
         self.sweep();
         // If the engine died in this moment, CMD's own end counts.
         let _ = self.tell_engine(&Message::Stop, None);

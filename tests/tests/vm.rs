@@ -27,10 +27,10 @@ fn a_stock_machine() {
         step(&mut vm);
         eprintln!("{:4} s: {name}", started.elapsed().as_secs());
     };
-    step("check", check_finds_what_is_lacking_and_its_commands_mend_it);
     step("limits in a scope", limits_are_enforced_from_a_terminals_session);
     step("no service manager", without_a_service_manager_it_runs_without_limits_and_says_so);
     step("modules on demand", modules_are_loaded_on_demand);
+    step("check", check_finds_what_is_lacking_and_its_commands_mend_it);
     step("a node as a service", an_installed_node_runs_a_pod_within_its_limits);
     step("logout and reboot", with_lingering_the_node_survives_logout_and_reboot);
     step("uninstall", uninstall_leaves_nothing);
@@ -43,7 +43,6 @@ fn check_finds_what_is_lacking_and_its_commands_mend_it(vm: &mut Vm) {
         sysctl -q -w user.max_user_namespaces=0 kernel.unprivileged_userns_clone=0";
     let check =
         |vm: &Vm, options: &str| vm.run("ann", &format!("rootless-launch check --for=node {options}"));
-    assert!(check(vm, "").status.success(), "{}", check(vm, "").describe());
     let _ = vm.run("root", SPOIL).success();
     let mut rounds = 0;
     loop {

@@ -16,7 +16,6 @@
 
 pub mod control;
 pub mod log;
-pub mod notify;
 pub mod observe;
 pub mod probe;
 pub mod run;

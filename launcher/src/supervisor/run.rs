@@ -21,13 +21,13 @@ use thiserror::Error;
 
 use super::control::{self, Command, Content, Follow, NodeStatus, Refusal, UnitStatus};
 use super::log::{Bounds, Journal, Log};
-use super::notify::Notifier;
 use super::observe::{self, Look, Seen};
 use super::serve::{Client, Waiting};
 use super::spawn::{self, Lines, NotifySocket};
 use super::unit::{self, NodePlan, PlannedDirectory, PlannedFile, Readiness, Unit, UnitError, UnitId, Units};
 use super::{Action, Event, GIVE_UP, Manner, Moment, Notice, Outcome, State, Supervisor, Why};
 use crate::error::{Ending, with_causes};
+use crate::notify::{self, Notifier};
 use crate::signals::{Received, Signals};
 use crate::state_dir::listen_at;
 use crate::sys::{fd, wait};
@@ -240,7 +240,7 @@ struct Runner<'a> {
     signals: Signals,
     began: Instant,
     journal: Option<Journal>,
-    parent: Notifier,
+    parent: Option<Notifier>,
     outcome: Option<Outcome>,
 }
 
@@ -541,10 +541,14 @@ impl<'a> Runner<'a> {
             }
             Notice::Ready => {
                 info!("every unit is ready");
-                self.parent.say("READY=1");
+                self.tell_parent(&notify::State::Ready);
             }
-            Notice::Stopping => self.parent.say("STOPPING=1"),
+            Notice::Stopping => self.tell_parent(&notify::State::Stopping),
         }
+    }
+
+    fn tell_parent(&self, state: &notify::State) {
+        self.parent.iter().for_each(|parent| parent.tell(state));
     }
 
     fn tell_progress(&self) {
@@ -554,15 +558,13 @@ impl<'a> Runner<'a> {
         };
         let bad: Vec<&str> = units.ids().filter(|unit| !is_good(unit)).map(|unit| self.name(unit)).collect();
         let text = match bad.as_slice() {
-            [] => "STATUS=every unit is ready".to_owned(),
-            bad => format!(
-                "STATUS={} of {} units ready; not {}",
-                units.len() - bad.len(),
-                units.len(),
-                bad.join(", ")
-            ),
+            [] => "every unit is ready".to_owned(),
+            bad => {
+                format!("{} of {} units ready; not {}", units.len() - bad.len(), units.len(), bad.join(", "))
+            }
         };
-        self.parent.mention(&text);
+        // The next one says it better.
+        self.parent.iter().for_each(|parent| parent.mention(&notify::State::Status(text.clone())));
     }
 
     fn accept(&mut self) {
