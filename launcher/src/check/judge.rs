@@ -8,7 +8,7 @@ use super::facts::{
 };
 use super::finding::{Finding, Purpose, Remedy, State};
 use crate::apply::programs::{Answer, Installed};
-use crate::components::programs::{Program, Suitability};
+use crate::components::programs::{Origin, Program, Suitability};
 use crate::hint;
 use crate::plan::cgroup::{CgroupMode, Hierarchy};
 use crate::plan::facts::HostFacts;
@@ -23,7 +23,7 @@ const WANTED_CONTROLLERS: [&str; 2] = ["cpuset", "io"];
 /// Files that a container runtime wants to have open (kind's entry point asks for as many).
 const OPEN_FILES: u64 = 64_000;
 /// Processes below which a handful of pods is all that runs.
-const PROCESSES: u64 = 4096;
+const PROCESSES: u64 = 1024;
 /// inotify instances and watches as kind's documentation recommends ("Pod errors due to too many open files").
 const INOTIFY: [(&str, u64); 2] =
     [("fs.inotify.max_user_instances", 512), ("fs.inotify.max_user_watches", 524_288)];
@@ -42,7 +42,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     if let Some(node) = &facts.node {
         findings.extend(namespaces_of_a_node(facts, node));
         findings.extend(session(facts, node));
-        findings.extend(limits(node));
+        findings.extend(limits(node, facts.host.uid));
         findings.push(data(&node.data));
         findings.extend(node.ports.iter().map(port));
         findings.extend(host(node));
@@ -209,11 +209,9 @@ fn namespaces_of_a_node(facts: &Facts, node: &NodeFacts) -> Vec<Finding> {
         };
         findings.push(match outcome {
             Ok(()) => Finding::good(GROUP, label, "can be mounted"),
-            // cgroups have a finding of their own, and a node can do without.
-            Err(failure) if label == "cgroup file system" => {
-                Finding::less(GROUP, label, format!("{failure}: {why}"))
-            }
-            Err(failure) => Finding::stops(GROUP, label, format!("{failure}: {why}")),
+            Err(failure) if label == "proc" => Finding::stops(GROUP, label, format!("{failure}: {why}")),
+            // A node does with the host's.
+            Err(failure) => Finding::less(GROUP, label, format!("{failure}: {why}")),
         });
     }
     findings.push(overlay(&inside.overlay, node));
@@ -269,7 +267,7 @@ fn overlay(outcome: &Outcome, node: &NodeFacts) -> Finding {
     }
     for program in [Program::FuseOverlayfs, Program::MountFuse3, Program::FuseOverlayfsSnapshotter] {
         if !has(program) {
-            lacks.push(format!("no {program} ({})", program.origin()));
+            lacks.push(missing(&[program]));
         }
     }
     let selinux = if node.selinux { "; SELinux enforces, which needs Linux 5.13 for this" } else { "" };
@@ -373,8 +371,9 @@ fn session(facts: &Facts, node: &NodeFacts) -> Vec<Finding> {
             format!("not set, as after su or sudo -u; export XDG_RUNTIME_DIR={}", path.display()),
         ),
         RuntimeDirectory::Missing if node.systemd => {
-            let finding = "not set and not there: no session of this user, and no lingering";
-            Finding::stops(GROUP, "XDG_RUNTIME_DIR", finding).mended_by([Remedy::Linger(user.clone())])
+            let finding =
+                "not set and not there (no session of this user, no lingering): state is kept below /tmp";
+            Finding::less(GROUP, "XDG_RUNTIME_DIR", finding).mended_by([Remedy::Linger(user.clone())])
         }
         RuntimeDirectory::Missing => {
             Finding::less(GROUP, "XDG_RUNTIME_DIR", "not set; state is kept below /tmp instead")
@@ -386,7 +385,7 @@ fn session(facts: &Facts, node: &NodeFacts) -> Vec<Finding> {
     if let Some(lingers) = node.lingers {
         findings.push(match lingers {
             true => Finding::good(GROUP, "linger", "services go on after logout"),
-            false => Finding::stops(
+            false => Finding::less(
                 GROUP,
                 "linger",
                 "a node ends when its user logs out, and does not come back at boot",
@@ -445,7 +444,7 @@ fn cgroups(node: &NodeFacts, user: &str) -> Finding {
     Finding::good(Purpose::Node, NAME, format!("one is delegated, with {}", controllers.join(", ")))
 }
 
-fn limits(node: &NodeFacts) -> Vec<Finding> {
+fn limits(node: &NodeFacts, uid: u32) -> Vec<Finding> {
     const GROUP: Purpose = Purpose::Node;
     let mut findings = Vec::new();
     let value = |name| node.sysctls.get(name).copied();
@@ -488,11 +487,12 @@ fn limits(node: &NodeFacts) -> Vec<Finding> {
         Finding::good(GROUP, "open files", format!("up to {}", node.open_files))
     });
     findings.push(match node.processes {
-        count @ ..PROCESSES => Finding::less(
-            GROUP,
-            "processes",
-            format!("no more than {count} (RLIMIT_NPROC, or the cgroup's pids.max)"),
-        ),
+        count @ ..PROCESSES => {
+            let finding = format!("no more than {count} (RLIMIT_NPROC, or a cgroup's pids.max)");
+            let slice = format!("systemctl set-property user-{uid}.slice TasksMax=infinity");
+            Finding::less(GROUP, "processes", finding)
+                .mended_by(node.systemd.then_some(Remedy::Command(slice)))
+        }
         u64::MAX => Finding::good(GROUP, "processes", "no limit"),
         count => Finding::good(GROUP, "processes", format!("up to {count}")),
     });
@@ -627,41 +627,48 @@ fn programs(node: &NodeFacts) -> Vec<Finding> {
 /// Programs without which `group` cannot be served.
 fn needed(node: &NodeFacts, group: Purpose, label: &'static str, programs: &[Program]) -> Finding {
     let (mut there, mut lacks, mut doubts) = (Vec::new(), Vec::new(), Vec::new());
-    let mut remedies = Vec::new();
+    let absent: Vec<Program> =
+        programs.iter().copied().filter(|program| !node.programs.contains_key(program)).collect();
+    // Those of one package in one go.
+    let packages = absent.chunk_by(|one, other| remedy(*one).is_some() && remedy(*one) == remedy(*other));
+    lacks.extend(packages.map(missing));
     for &program in programs {
-        let Some(installed) = node.programs.get(&program) else {
-            lacks.push(format!("no {program} ({})", program.origin()));
-            remedies.extend(remedy(program));
-            continue;
-        };
+        let Some(installed) = node.programs.get(&program) else { continue };
         let name = named(program, installed);
         match (&installed.answer, installed.version().map(|version| program.suitability(version))) {
             (Answer::Failed(why), _) => lacks.push(format!("{name} does not run: {why}")),
             (_, Some(Suitability::TooOld { minimum, needed })) => {
-                lacks.push(format!(
-                    "{name} is older than {minimum}, which has {needed} ({})",
-                    program.origin()
-                ));
+                let origin = Origin::of_all(&[program]);
+                lacks.push(format!("{name} is older than {minimum}, which has {needed} ({origin})"));
             }
             (_, Some(Suitability::Faulty(why))) => doubts.push(format!("{name}: {why}")),
             _ => there.push(name),
         }
     }
-    match (&lacks[..], &doubts[..]) {
-        ([], []) => Finding::good(group, label, there.join(", ")),
-        ([], doubts) => Finding::less(group, label, doubts.join(", ")),
-        (lacks, doubts) => {
-            Finding::stops(group, label, [lacks, doubts].concat().join("; ")).mended_by(remedies)
-        }
+    if lacks.is_empty() {
+        return match &doubts[..] {
+            [] => Finding::good(group, label, there.join(", ")),
+            doubts => Finding::less(group, label, doubts.join(", ")),
+        };
     }
+    lacks.append(&mut doubts);
+    Finding::stops(group, label, lacks.join("; "))
+        .mended_by(absent.into_iter().filter_map(remedy).collect::<Vec<_>>())
+}
+
+/// Which are missing, and where to get them.
+fn missing(programs: &[Program]) -> String {
+    let names: Vec<String> = programs.iter().map(Program::to_string).collect();
+    format!("no {} ({})", names.join(", "), Origin::of_all(programs))
 }
 
 /// A program that one can do without.
 fn useful(node: &NodeFacts, group: Purpose, label: &'static str, program: Program, why: &str) -> Finding {
     match node.programs.get(&program) {
         Some(installed) => Finding::good(group, label, named(program, installed)),
-        None => Finding::less(group, label, format!("not there ({}); {why}", program.origin()))
-            .mended_by(remedy(program)),
+        None => {
+            Finding::less(group, label, format!("{}; {why}", missing(&[program]))).mended_by(remedy(program))
+        }
     }
 }
 
@@ -1025,11 +1032,11 @@ mod tests {
 
     #[test]
     fn a_session_is_told_what_it_lacks() {
-        expect(told(|node| node.lingers = Some(false)), "wFF", "linger", "loginctl enable-linger ann");
+        expect(told(|node| node.lingers = Some(false)), "www", "linger", "loginctl enable-linger ann");
         expect(told(|node| node.bus = false), "www", "user bus", "apt-get install dbus-user-session");
         let directory = |directory| told(|node| node.runtime_directory = directory);
         expect(directory(RuntimeDirectory::Unset("/run/user/1000".into())), "www", "XDG_RUNTIME_DIR", "");
-        expect(directory(RuntimeDirectory::Missing), "wFF", "XDG_RUNTIME_DIR", "loginctl enable-linger ann");
+        expect(directory(RuntimeDirectory::Missing), "www", "XDG_RUNTIME_DIR", "loginctl enable-linger ann");
         expect(directory(RuntimeDirectory::Bad("/x".into(), "why")), "wFF", "XDG_RUNTIME_DIR", "");
         let finding = bad(|facts, _| facts.host.uid = 0);
         assert_eq!((finding.name, finding.state), ("user", State::Less));
@@ -1064,7 +1071,7 @@ mod tests {
         );
         expect(set("net.ipv4.conf.all.rp_filter", 1), "www", "rp_filter", "net.ipv4.conf.all.rp_filter=2");
         expect(told(|node| node.open_files = 20_000), "www", "open files", "nofile");
-        expect(told(|node| node.processes = 100), "www", "processes", "");
+        expect(told(|node| node.processes = 100), "www", "processes", "user-1000.slice TasksMax=infinity");
     }
 
     #[test]
