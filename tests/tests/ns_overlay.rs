@@ -125,6 +125,22 @@ fn a_path_that_is_too_narrow_is_told_to_the_pods() {
 }
 
 #[test]
+fn an_engine_that_was_killed_is_back_with_its_port_and_its_peers() {
+    let world = World::new();
+    let [a, b] = nodes(&world, Devices::default(), &["--overlay-peer=203.0.113.99"]);
+    for (node, peer) in [(&a, HOSTS[1]), (&b, HOSTS[0])] {
+        node.instance.client(&["overlay", "add", peer]);
+    }
+    let _ = a.ping(PODS[1], &["-c1"]).success();
+    b.instance.kill(b.instance.pid_of("rl-engine"));
+    b.instance.until(&["stats", "--json"], |stats| stats.contains("\"engineRestarts\":1"));
+    let listed = b.instance.client(&["overlay", "list"]);
+    assert!(listed.contains(&format!("may send: 203.0.113.99, {}\n", HOSTS[0])), "{listed}");
+    let _ = a.ping(PODS[1], &["-c3"]).success();
+    transfer(&a.pod, &b.pod, PODS[1], 4 * MIB);
+}
+
+#[test]
 fn a_taken_port_ends_the_launch_with_a_sentence() {
     let world = World::new();
     let _taken = world.host.udp("0.0.0.0:8472");

@@ -3,7 +3,7 @@
 //! The socket of an overlay sends without "don't fragment", so the kernel never says that something is too long. It is
 //! asked instead, once a minute and peer, and only for what is longer than every IPv6 path takes.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::sys::socket;
@@ -19,7 +19,7 @@ const SHORT: usize = 1280 - 48;
 /// Path MTUs by address.
 #[derive(Default)]
 pub(super) struct Paths {
-    known: HashMap<IpAddr, Path>,
+    known: BTreeMap<IpAddr, Path>,
 }
 
 #[derive(Clone, Copy)]
