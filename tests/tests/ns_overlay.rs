@@ -17,9 +17,9 @@ const MIB: usize = 1 << 20;
 fn ip_counter(host: &Netns, name: &str) -> u64 {
     let text = host.run(&["cat", "/proc/net/snmp"]).success().stdout;
     let mut lines = text.lines().filter(|line| line.starts_with("Ip:")).map(str::split_whitespace);
-    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-    let (_, value) = names.zip(values).find(|(other, _)| *other == name).unwrap();
-    value.parse().unwrap()
+    let (names, values) = (lines.next().expect("a counter"), lines.next().expect("a counter"));
+    let (_, value) = names.zip(values).find(|(other, _)| *other == name).expect("a counter");
+    value.parse().expect("a counter")
 }
 
 #[test]
