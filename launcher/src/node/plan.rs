@@ -567,7 +567,7 @@ mod tests {
     ];
 
     fn names(plan: &NodePlan) -> Vec<String> {
-        let unit = |unit: &Unit| [&[unit.name.clone()], &unit.after[..]].concat().join(" < ");
+        let unit = |unit: &Unit| [std::slice::from_ref(&unit.name), &unit.after].concat().join(" < ");
         plan.units.iter().map(unit).collect()
     }
 
