@@ -103,7 +103,10 @@ impl Engine {
             if let (Ok(_), Some(page)) = (&changed, page)
                 && let Err(error) = page.save(&Settings::of(driver))
             {
-                warn!("an engine that takes this one's place will not have its settings: {}", with_causes(&error));
+                warn!(
+                    "an engine that takes this one's place will not have its settings: {}",
+                    with_causes(&error)
+                );
             }
             reply.send(changed);
         });
