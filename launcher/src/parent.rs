@@ -340,7 +340,8 @@ impl Processes {
             if ready.child {
                 self.handle_child(&mut handshake, launch, signals)?;
             }
-            if ready.signals {
+            // What an init says may have stopped us, and signals that came then have been taken.
+            if ready.signals || ready.child {
                 self.forward(signals, Continue::PassOn)?;
                 if let Some(ending) = self.handle_children(signals)? {
                     // What it said before it died says more.
@@ -545,12 +546,8 @@ impl Processes {
     /// CMD was stopped, for the `count`th time: stops the launcher likewise, so that the shell sees it, until it is continued.
     /// The init knows whether CMD still stands then.
     fn stop_until_resumed(&self, signal: i32, count: u32, signals: &Signals) -> Result<(), LaunchError> {
-        // What the init has said meanwhile is newer.
-        let is_more = |channel: &Channel| {
-            let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-            poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-        };
-        if self.to_child.as_ref().is_some_and(is_more) {
+        // The terminal may have stopped us with CMD, and the shell have continued both, before this was read.
+        if !self.command.as_ref().is_some_and(pidfd::is_stopped) {
             return Ok(());
         }
         Signals::stop_self(signal).map_err(prepare("stopping"))?;

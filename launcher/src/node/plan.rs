@@ -407,6 +407,7 @@ impl<'a> Composer<'a> {
         };
         self.file(layout::FLANNEL_NETWORK, flannel.network());
         self.task("flannel-link", &Task::FlannelLink { local }, &[], Readiness::Started, Restart::Always);
+        self.task("overlay-peers", &Task::OverlayPeers, &[], Readiness::Started, Restart::Always);
         self.units.push(flannel.unit());
         Ok(())
     }
@@ -575,7 +576,7 @@ mod tests {
     ];
 
     fn names(plan: &NodePlan) -> Vec<String> {
-        let unit = |unit: &Unit| [std::slice::from_ref(&unit.name), &unit.after].concat().join(" < ");
+        let unit = |unit: &Unit| [std::slice::from_ref(&unit.name), &unit.after[..]].concat().join(" < ");
         plan.units.iter().map(unit).collect()
     }
 

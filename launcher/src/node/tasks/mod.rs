@@ -5,6 +5,7 @@ mod flannel_link;
 mod host_ports;
 mod images;
 pub(super) mod oci_runtime;
+mod overlay_peers;
 mod programs;
 
 use std::ffi::OsString;
@@ -63,6 +64,8 @@ pub enum Task {
         #[arg(last = true)]
         arguments: Vec<OsString>,
     },
+    /// Let those send by the overlay that flannel sends to
+    OverlayPeers,
     /// Tell other nodes where this one is
     Annotate {
         /// The cluster's client.
@@ -110,6 +113,7 @@ impl Task {
             }
             // A script starts it.
             Task::OciRuntime { .. } => Vec::new(),
+            Task::OverlayPeers => vec!["overlay-peers".into()],
             Task::Annotate { kubectl, kubeconfig, node, public_ip } => vec![
                 "annotate".into(),
                 format!("--kubectl={}", kubectl.display()),
@@ -191,6 +195,7 @@ pub fn main(task: &Task) -> ExitCode {
         Task::Images { .. } => c"rl-images",
         Task::FlannelLink { .. } => c"rl-flannel-link",
         Task::OciRuntime { .. } => c"rl-oci-runtime",
+        Task::OverlayPeers => c"rl-peers",
         Task::Annotate { .. } => c"rl-annotate",
     };
     // For people only.
@@ -202,6 +207,7 @@ pub fn main(task: &Task) -> ExitCode {
         Task::Images { ctr, snapshotter, archives } => images::run(ctr, snapshotter, archives),
         Task::FlannelLink { local } => flannel_link::run(*local),
         Task::OciRuntime { program, arguments } => oci_runtime::run(program, arguments),
+        Task::OverlayPeers => overlay_peers::run(),
         Task::Annotate { kubectl, kubeconfig, node, public_ip } => {
             annotate::run(kubectl, kubeconfig, node, *public_ip)
         }
