@@ -210,8 +210,12 @@ impl Store {
         self.line = None;
         self.sockets = 0;
         let forwards = std::mem::take(&mut self.forwards).into_iter();
-        let forwards =
-            forwards.map(|(id, Kept { spec, origin, sockets })| InheritedForward { id, spec, origin, sockets });
+        let forwards = forwards.map(|(id, Kept { spec, origin, sockets })| InheritedForward {
+            id,
+            spec,
+            origin,
+            sockets,
+        });
         Inheritance { last_id: self.last_id, forwards: forwards.collect() }
     }
 

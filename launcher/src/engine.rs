@@ -59,8 +59,11 @@ pub struct EngineFiles {
 impl EngineFiles {
     fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let EngineFiles { pcap, api, metrics } = self;
-        let [pcap, api, metrics] =
-            [pcap.as_ref().map(AsFd::as_fd), api.as_ref().map(AsFd::as_fd), metrics.as_ref().map(AsFd::as_fd)];
+        let [pcap, api, metrics] = [
+            pcap.as_ref().map(AsFd::as_fd),
+            api.as_ref().map(AsFd::as_fd),
+            metrics.as_ref().map(AsFd::as_fd),
+        ];
         [pcap, api, metrics].into_iter().flatten()
     }
 }

@@ -181,7 +181,9 @@ impl EngineProcess {
     /// fcntl(2).
     pub fn prepare_agent(&mut self, target: Target) -> io::Result<()> {
         match std::mem::replace(&mut self.agent, AgentState::Absent) {
-            AgentState::Awaited(line) => self.agent = AgentState::Prepared(Agent::new(line, target.try_clone()?)),
+            AgentState::Awaited(line) => {
+                self.agent = AgentState::Prepared(Agent::new(line, target.try_clone()?))
+            }
             other => self.agent = other,
         }
         self.target = Some(target);
@@ -204,7 +206,9 @@ impl EngineProcess {
         match agent.start() {
             Ok(process) => self.agent = AgentState::Running(process),
             Err(error) => {
-                warn!("published ports and outbound connections go by the TAP: their agent cannot be started: {error}");
+                warn!(
+                    "published ports and outbound connections go by the TAP: their agent cannot be started: {error}"
+                );
             }
         }
     }
@@ -230,21 +234,28 @@ impl EngineProcess {
         // What it has handed over before it died counts.
         self.store.receive();
         self.end_agent();
-        self.plan_restart(&format!("the engine process {ending}"), words)
-            .map_err(|words| words.map_or(LaunchError::EngineKeepsDying { ending, times: LIMIT }, LaunchError::Failed))
+        self.plan_restart(&format!("the engine process {ending}"), words).map_err(|words| {
+            words.map_or(LaunchError::EngineKeepsDying { ending, times: LIMIT }, LaunchError::Failed)
+        })
     }
 
     /// Starts the next engine if it is time. Says whether it did.
     ///
     /// # Errors
     /// It cannot be started, for the last time.
-    pub fn restart_if_due(&mut self, start: &EngineStart<'_>, guard: Option<&Guard>) -> Result<bool, LaunchError> {
+    pub fn restart_if_due(
+        &mut self,
+        start: &EngineStart<'_>,
+        guard: Option<&Guard>,
+    ) -> Result<bool, LaunchError> {
         if self.due.is_none_or(|due| Instant::now() < due) {
             return Ok(false);
         }
         self.due = None;
         if let Err(failure) = self.fork(start) {
-            let last = |words: Option<Failure>| words.map_or(LaunchError::EngineDied(Ending::Exited(1)), LaunchError::Failed);
+            let last = |words: Option<Failure>| {
+                words.map_or(LaunchError::EngineDied(Ending::Exited(1)), LaunchError::Failed)
+            };
             return self.plan_restart("the engine process", Some(failure)).map_err(last).map(|()| false);
         }
         self.show_to(guard);

@@ -44,6 +44,7 @@ use crate::plan::surroundings::Kind;
 use crate::sandbox::Mode;
 use crate::signals::{Received, Signals};
 use crate::state_dir::{InstanceName, Place, StateDir};
+use crate::supervisor::unit::NodePlan;
 use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork};
 use crate::sys::pidfd;
@@ -55,12 +56,21 @@ use crate::sys::wait::{self, AfterStop, Event};
 /// # Errors
 /// The launch failed, or the engine died before CMD.
 pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
+    run_node(args, None)
+}
+
+/// The same, CMD being the supervisor of a node; what that does is for `--dry-run` to show.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_node(args: &RunArgs, node: Option<&NodePlan>) -> Result<Ending, LaunchError> {
     let place = place(args);
     let facts = HostFacts { state_dir: place.path(), ..apply::facts::collect() };
     let mut plan = Plan::new(args, &policy_text(&args.policy)?, &port_files(&args.publish_file)?, &facts)?;
     plan.cgroup = cgroup(args, &plan)?;
     if let Some(format) = args.dry_run {
-        show(&Shown::new(&plan, args, &facts.state_dir), format).map_err(prepare("standard output"))?;
+        show(&Shown::new(&plan, args, &facts.state_dir).with(node), format)
+            .map_err(prepare("standard output"))?;
         return Ok(Ending::Exited(0));
     }
     let pcap = args.pcap.as_ref().map(|path| {

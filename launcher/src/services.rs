@@ -33,8 +33,8 @@ use crate::handshake::channel::Channel;
 use crate::handshake::message::Message;
 use crate::holder::TakenPort;
 use crate::plan::forwards::ForwardPlan;
-use crate::settings::Page;
 use crate::sandbox::{Confinement, SandboxError, ThreadRole};
+use crate::settings::Page;
 
 /// What the services work with.
 #[derive(Debug)]

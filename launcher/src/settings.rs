@@ -69,7 +69,9 @@ impl Settings {
         Settings {
             policy: stack.policy().rules().iter().map(Rule::to_string).collect(),
             servers,
-            names: names.map(|(name, address)| StaticName { name: name.clone(), address: *address }).collect(),
+            names: names
+                .map(|(name, address)| StaticName { name: name.clone(), address: *address })
+                .collect(),
         }
     }
 

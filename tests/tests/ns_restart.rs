@@ -207,8 +207,7 @@ fn what_was_changed_by_the_api_stays() {
     let upstream = format!("{SERVICE4}:{}", server.port());
     instance.client(&["dns", "set", "--dns-name=name.test=192.0.2.7", "--server", &upstream]);
     instance.client(&["policy", "add", "deny tcp 198.51.100.0/24"]);
-    let (dns, policy) =
-        (instance.client(&["dns", "get"]), instance.client(&["policy", "get", "--json"]));
+    let (dns, policy) = (instance.client(&["dns", "get"]), instance.client(&["policy", "get", "--json"]));
     for _ in 0..2 {
         replace_engine(&instance);
         assert_eq!(instance.client(&["dns", "get"]), dns);
@@ -276,7 +275,8 @@ fn an_engine_that_keeps_dying_ends_the_launch() {
     let (_world, instance, _child) = lab(&[]);
     let mut last = None;
     for _ in 0..5 {
-        let engine = || instance.processes().into_iter().find(|(name, _)| name == "rl-engine").map(|(_, pid)| pid);
+        let engine =
+            || instance.processes().into_iter().find(|(name, _)| name == "rl-engine").map(|(_, pid)| pid);
         eventually("an engine runs", || engine().is_some_and(|pid| Some(pid) != last));
         last = engine();
         instance.kill(last.expect("it runs"));
@@ -304,13 +304,19 @@ fn before_the_command_runs_and_where_nobody_wants_another_death_is_the_end() {
     let instance = Instance::start(&world, &["--engine-restart=never"]);
     instance.kill(instance.pid_of("rl-engine"));
     let finished = instance.process.finish();
-    assert_eq!((finished.status.code(), finished.stderr.contains(end)), (Some(1), true), "{}", finished.stderr);
+    assert_eq!(
+        (finished.status.code(), finished.stderr.contains(end)),
+        (Some(1), true),
+        "{}",
+        finished.stderr
+    );
 
     // An engine that is stopped as soon as it is seen has seldom got further.
     for _ in 0..50 {
         let directory = world.dir().join("early");
         let instance = Instance::running(&world, &directory, &[], &["sleep", "1000"]);
-        let engine = || instance.processes().into_iter().find(|(name, _)| name == "rl-engine").map(|(_, pid)| pid);
+        let engine =
+            || instance.processes().into_iter().find(|(name, _)| name == "rl-engine").map(|(_, pid)| pid);
         let deadline = Instant::now() + DEADLINE;
         let engine = loop {
             if let Some(engine) = engine() {
@@ -327,7 +333,12 @@ fn before_the_command_runs_and_where_nobody_wants_another_death_is_the_end() {
         }
         instance.kill(engine);
         let finished = instance.process.finish();
-        assert_eq!((finished.status.code(), finished.stderr.contains(end)), (Some(1), true), "{}", finished.stderr);
+        assert_eq!(
+            (finished.status.code(), finished.stderr.contains(end)),
+            (Some(1), true),
+            "{}",
+            finished.stderr
+        );
         return;
     }
     panic!("the engine was always ready at once");

@@ -282,7 +282,8 @@ mod tests {
             let mut driver = ForwardDriver::new(Config::default(), None, None).unwrap();
             let line = store.connect().unwrap();
             driver.set_store(line, copy(store));
-            let (handle, stop) = (driver.handle(), Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap()));
+            let (handle, stop) =
+                (driver.handle(), Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap()));
             let until = stop.clone();
             let thread = std::thread::spawn(move || driver.run_until(&*until).unwrap());
             Running { handle, stop, thread }
@@ -419,7 +420,8 @@ mod tests {
         let mut store = Store::default();
         let line = store.connect().unwrap();
         let spec: PortSpec = "127.0.0.1:0:80/tcp4".parse().unwrap();
-        let forward = InheritedForward { id: 3, spec: spec.clone(), origin: Origin::Auto, sockets: Vec::new() };
+        let forward =
+            InheritedForward { id: 3, spec: spec.clone(), origin: Origin::Auto, sockets: Vec::new() };
         let config = Config { auto: Some(Auto::default()), ..Config::default() };
         let mut driver = ForwardDriver::new(config, None, None).unwrap();
         driver.set_store(line, Inheritance { last_id: 3, forwards: vec![forward] });
