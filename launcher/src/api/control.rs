@@ -273,10 +273,10 @@ impl Control for Engine {
 
     fn allow_peers(&self, peers: Vec<IpNet>, reply: Reply<Overlay>) {
         self.change(reply, move |driver| {
-            let allow = |peer| driver.stack_mut().allow_overlay_peers(peer).map(drop);
-            let allowed = peers.into_iter().try_for_each(allow);
-            let allowed = allowed.map_err(|error| Refusal::bad_request(error.to_string()));
-            allowed.and_then(|()| overlay(driver))
+            let mut allow = |peer| driver.stack_mut().allow_overlay_peers(peer).map(drop);
+            let allowed = peers.into_iter().try_for_each(&mut allow);
+            allowed.map_err(|error| Refusal::bad_request(error.to_string()))?;
+            overlay(driver)
         });
     }
 
