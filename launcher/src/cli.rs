@@ -114,11 +114,11 @@ pub struct CheckArgs {
     #[arg(long, conflicts_with = "json")]
     pub commands: bool,
 
-    /// A directory of programs and CNI plugins, before those of PATH; repeat for more
+    /// A directory of programs, before those of PATH, and of CNI plugins, or these in a directory cni beside it; repeat for more
     #[arg(long, value_name = "DIR")]
     pub bin_dir: Vec<PathBuf>,
 
-    /// A directory of CNI plugins; repeat for more
+    /// A directory of CNI plugins, before /opt/cni/bin and where distributions have them; repeat for more
     #[arg(long, value_name = "DIR")]
     pub cni_bin_dir: Vec<PathBuf>,
 

@@ -7,9 +7,13 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 use log::debug;
 use nix::unistd::Pid;
+
+/// Longest wait for a service manager whose queue is full.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Names the service manager's socket.
 pub const VARIABLE: &str = "NOTIFY_SOCKET";
@@ -74,8 +78,13 @@ impl Notifier {
     /// Tells all of it in one message. Whoever cannot be told has no bearing on what is told.
     pub fn tell(&self, states: &[State]) {
         let text = states.iter().map(|state| format!("{state}\n")).collect::<String>();
-        let sent =
-            UnixDatagram::unbound().and_then(|socket| socket.send_to_addr(text.as_bytes(), &self.address));
+        let send = || {
+            let socket = UnixDatagram::unbound()?;
+            // Somebody who reads nothing holds nobody up for long.
+            socket.set_write_timeout(Some(PATIENCE))?;
+            socket.send_to_addr(text.as_bytes(), &self.address)
+        };
+        let sent = send();
         if let Err(error) = sent {
             debug!("the service manager cannot be told {text:?}: {error}");
         }

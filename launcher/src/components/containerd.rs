@@ -3,7 +3,7 @@
 //! Sources: containerd's docs/cri/config.md and docs/man/containerd-config.toml.5.md, of 1.7 and 2.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -78,6 +78,7 @@ impl Containerd {
 
     fn version_2(&self) -> Value {
         let mut cri = self.cri();
+        cri["disable_cgroup"] = json!(self.cgroups == Cgroups::Withheld);
         cri["sandbox_image"] = json!(self.pause_image);
         cri["registry"] = json!({ "config_path": layout::CONTAINERD_REGISTRIES });
         cri["cni"] = json!({ "bin_dir": self.cni_bin_dir, "conf_dir": layout::CNI_CONFIG_DIRECTORY });
@@ -108,9 +109,12 @@ impl Containerd {
 
     /// What is the same in both formats, at another place.
     fn cri(&self) -> Value {
+        let program = match self.needs_shelter() {
+            true => Path::new(layout::OCI_RUNTIME),
+            false => &self.runtime.program,
+        };
         json!({
             "disable_apparmor": true,
-            "disable_cgroup": self.cgroups == Cgroups::Withheld,
             "disable_hugetlb_controller": true,
             "restrict_oom_score_adj": true,
             "enable_unprivileged_icmp": true,
@@ -120,7 +124,7 @@ impl Containerd {
                 "runtimes": {
                     self.runtime.name: {
                         "runtime_type": "io.containerd.runc.v2",
-                        "options": { "BinaryName": self.runtime.program, "SystemdCgroup": false },
+                        "options": { "BinaryName": program, "SystemdCgroup": false },
                     },
                 },
             },
@@ -140,6 +144,11 @@ impl Containerd {
             config["proxy_plugins"] = json!({ "fuse-overlayfs": plugin });
         }
         config
+    }
+
+    /// Whether the runtime has to be kept from cgroups by somebody else: version 2 has no setting for that.
+    pub fn needs_shelter(&self) -> bool {
+        self.cgroups == Cgroups::Withheld && self.version.major >= 2
     }
 
     /// containerd, and before it what it asks for snapshots.
@@ -222,10 +231,10 @@ mod tests {
 
     #[test]
     fn without_delegation_cgroups_are_left_alone() {
-        for version in ["1.7.24", "2.3.4"] {
-            let config = Containerd { cgroups: Cgroups::Withheld, ..containerd(version) }.config();
-            assert!(config.contains("\ndisable_cgroup = true\n"), "{config}");
-        }
+        let config = |version| Containerd { cgroups: Cgroups::Withheld, ..containerd(version) }.config();
+        assert!(config("1.7.24").contains("\ndisable_cgroup = true\n"));
+        assert!(config("1.7.24").contains("BinaryName = \"/usr/bin/crun\"\n"));
+        assert!(config("2.3.4").contains("BinaryName = \"/run/rootless-launch/oci-runtime\"\n"));
     }
 
     #[test]
