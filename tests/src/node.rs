@@ -57,6 +57,12 @@ impl<'a> Site<'a> {
         self.home.join(".local/share/rootless-launch/node")
     }
 
+    /// The state directory of a node called "node".
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.home.join("run/rootless-launch/node")
+    }
+
     /// Writes a manifest, whole at once, as kubelet watches.
     ///
     /// # Panics
@@ -85,6 +91,16 @@ impl<'a> Site<'a> {
     /// The same with another directory of programs before the usual one.
     #[must_use]
     pub fn start_with(&self, programs: &Path, args: &[&str]) -> Node<'_> {
+        let archive = |name: &str| format!("--image-archive={}", self.components.image(name).display());
+        let (pause, busybox) = (archive("pause"), archive("busybox"));
+        let args: Vec<&str> =
+            [&pause, &busybox].into_iter().map(String::as_str).chain(args.iter().copied()).collect();
+        self.start_without_images(programs, &args)
+    }
+
+    /// The same without images.
+    #[must_use]
+    pub fn start_without_images(&self, programs: &Path, args: &[&str]) -> Node<'_> {
         let flag = |name: &str, path: &Path| format!("--{name}={}", path.display());
         let mut words = vec![
             "node".to_owned(),
@@ -92,14 +108,11 @@ impl<'a> Site<'a> {
             flag("bin-dir", &self.components.programs()),
             flag("cni-bin-dir", &self.components.cni_plugins()),
             flag("static-pods", &self.pods()),
-            flag("image-archive", &self.components.image("pause")),
-            flag("image-archive", &self.components.image("busybox")),
             format!("--pause-image={PAUSE}"),
             "--node-name=lab".to_owned(),
         ];
         words.extend(args.iter().map(ToString::to_string));
-        let process = Process::spawn(self.command(&words)).within(3 * DEADLINE);
-        Node { site: self, process }
+        Node::of(self, &words.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// The program under test, as the user of this home.
@@ -148,20 +161,28 @@ impl Drop for Site<'_> {
 /// A node, until it is dropped.
 #[derive(Debug)]
 pub struct Node<'a> {
-    /// The launcher.
-    pub process: Process,
+    /// The launcher, until it has ended.
+    process: Option<Process>,
     site: &'a Site<'a>,
 }
 
 impl Drop for Node<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("--- the launcher\n{}", self.process.said());
+        if let Some(process) = self.process.as_mut().filter(|_| std::thread::panicking()) {
+            eprintln!("--- the launcher\n{}", process.said());
         }
     }
 }
 
-impl Node<'_> {
+impl<'a> Node<'a> {
+    /// With these words on the command line.
+    #[must_use]
+    pub fn of(site: &'a Site<'a>, words: &[&str]) -> Self {
+        let words: Vec<String> = words.iter().map(ToString::to_string).collect();
+        let process = Process::spawn(site.command(&words)).within(3 * DEADLINE);
+        Self { site, process: Some(process) }
+    }
+
     /// A client command for it.
     #[must_use]
     pub fn client(&self, args: &[&str]) -> Command {
@@ -208,14 +229,24 @@ impl Node<'_> {
     pub fn ours(&self) -> Vec<(String, u64)> {
         let program = fs::canonicalize(locate::rootless_launch().expect("it is built")).ok();
         let is_ours = |pid: &Pid| fs::read_link(format!("/proc/{pid}/exe")).ok() == program;
-        descendants(self.process.pid()).into_iter().filter(is_ours).filter_map(resident).collect()
+        let launcher = self.process.as_ref().expect("it has not ended").pid();
+        descendants(launcher).into_iter().filter(is_ours).filter_map(resident).collect()
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn end(mut self) -> Finished {
+        self.process.take().expect("it has not ended").finish()
     }
 
     /// Ends it as a user does, and waits.
     #[track_caller]
-    pub fn stop(mut self) {
+    pub fn stop(self) {
         let _ = run(self.client(&["stop"])).success();
-        assert!(self.process.ends_before(Instant::now() + DEADLINE), "{}", self.process.said());
+        let _ = self.end();
     }
 }
 

@@ -227,22 +227,29 @@ impl<'a> Composer<'a> {
         let facts = self.facts;
         let snapshotter = self.snapshotter();
         self.warn_of_copies(snapshotter == Snapshotter::Native);
+        let version = version(facts, Program::Containerd);
         let containerd = Containerd {
             program: path(facts, Program::Containerd),
-            version: version(facts, Program::Containerd),
+            version,
             snapshotter,
-            runtime: self.runtime.clone(),
+            runtime: if version.major < 2 { self.runtime.clone() } else { self.sheltered() },
             cgroups: facts.cgroups,
             pause_image: self.args.pause_image.clone(),
             cni_bin_dir: self.cni_bin_dir.clone(),
         };
         self.file(layout::CONTAINERD_CONFIG, containerd.config());
-        if containerd.needs_shelter() {
-            let text = oci_runtime::script(&facts.ourselves, &self.runtime.program);
-            self.files.push(PlannedFile { path: layout::OCI_RUNTIME.into(), mode: 0o755, text });
-        }
         self.units.extend(containerd.units());
         containerd::NAME
+    }
+
+    /// The OCI runtime, kept from cgroups where there are none.
+    fn sheltered(&mut self) -> OciRuntime {
+        if self.facts.cgroups != Cgroups::Withheld {
+            return self.runtime.clone();
+        }
+        let text = oci_runtime::script(&self.facts.ourselves, &self.runtime.program);
+        self.files.push(PlannedFile { path: layout::OCI_RUNTIME.into(), mode: 0o755, text });
+        OciRuntime { program: layout::OCI_RUNTIME.into(), ..self.runtime.clone() }
     }
 
     fn snapshotter(&self) -> Snapshotter {
@@ -277,7 +284,8 @@ impl<'a> Composer<'a> {
             conmon: path(facts, Program::Conmon),
             pinns: path(facts, Program::Pinns),
             storage,
-            runtime: self.runtime.clone(),
+            runtime: self.sheltered(),
+            cgroups: facts.cgroups,
             pause_image: self.args.pause_image.clone(),
             pause_command: String::new(),
             cni_bin_dir: self.cni_bin_dir.clone(),
@@ -632,6 +640,21 @@ mod tests {
         assert_eq!(with("", true), "BinaryName = \"/usr/bin/crun\"");
         assert_eq!(with("", false), "BinaryName = \"/usr/bin/runc\"");
         assert_eq!(with("runc", false), "BinaryName = \"/usr/bin/crun\"");
+    }
+
+    #[test]
+    fn without_delegation_version_2_gets_a_runtime_without_cgroups() {
+        let programs = ALL.map(|(program, version)| match program {
+            Program::Containerd => (program, "2.3.4"),
+            program => (program, version),
+        });
+        let facts = facts(&programs);
+        let (plan, _) = compose(&args(&[]), &facts).unwrap();
+        assert!(text(&plan, "/run/rootless-launch/oci-runtime").ends_with("exec '/usr/bin/crun' \"$@\"\n"));
+        let config = text(&plan, "/etc/containerd/config.toml");
+        assert!(config.contains("BinaryName = \"/run/rootless-launch/oci-runtime\"\n"), "{config}");
+        let (plan, _) = compose(&args(&[]), &NodeFacts { cgroups: Cgroups::Delegated, ..facts }).unwrap();
+        assert!(text(&plan, "/etc/containerd/config.toml").contains("BinaryName = \"/usr/bin/crun\"\n"));
     }
 
     #[test]
