@@ -44,6 +44,7 @@ use crate::plan::surroundings::Kind;
 use crate::sandbox::Mode;
 use crate::signals::{Received, Signals};
 use crate::state_dir::{InstanceName, Place, StateDir};
+use crate::supervisor::unit::NodePlan;
 use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork};
 use crate::sys::pidfd;
@@ -55,12 +56,21 @@ use crate::sys::wait::{self, AfterStop, Event};
 /// # Errors
 /// The launch failed, or the engine died before CMD.
 pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
+    run_node(args, None)
+}
+
+/// The same, CMD being the supervisor of a node; what that does is for `--dry-run` to show.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_node(args: &RunArgs, node: Option<&NodePlan>) -> Result<Ending, LaunchError> {
     let place = place(args);
     let facts = HostFacts { state_dir: place.path(), ..apply::facts::collect() };
     let mut plan = Plan::new(args, &policy_text(&args.policy)?, &port_files(&args.publish_file)?, &facts)?;
     plan.cgroup = cgroup(args, &plan)?;
     if let Some(format) = args.dry_run {
-        show(&Shown::new(&plan, args, &facts.state_dir), format).map_err(prepare("standard output"))?;
+        show(&Shown::new(&plan, args, &facts.state_dir).with(node), format)
+            .map_err(prepare("standard output"))?;
         return Ok(Ending::Exited(0));
     }
     let pcap = args.pcap.as_ref().map(|path| {
@@ -329,7 +339,8 @@ impl Processes {
             if ready.child {
                 self.handle_child(&mut handshake, launch, signals)?;
             }
-            if ready.signals {
+            // What an init says may have stopped us, and signals that came then have been taken.
+            if ready.signals || ready.child {
                 self.forward(signals, Continue::PassOn)?;
                 if let Some(ending) = self.handle_children(signals)? {
                     // What it said before it died says more.
@@ -534,12 +545,8 @@ impl Processes {
     /// CMD was stopped, for the `count`th time: stops the launcher likewise, so that the shell sees it, until it is continued.
     /// The init knows whether CMD still stands then.
     fn stop_until_resumed(&self, signal: i32, count: u32, signals: &Signals) -> Result<(), LaunchError> {
-        // What the init has said meanwhile is newer.
-        let is_more = |channel: &Channel| {
-            let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-            poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-        };
-        if self.to_child.as_ref().is_some_and(is_more) {
+        // The terminal may have stopped us with CMD, and the shell have continued both, before this was read.
+        if !self.command.as_ref().is_some_and(pidfd::is_stopped) {
             return Ok(());
         }
         Signals::stop_self(signal).map_err(prepare("stopping"))?;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::containerd::OciRuntime;
-use super::{layout, toml};
+use super::{Cgroups, layout, toml};
 use crate::supervisor::unit::{Readiness, Restart, Unit};
 
 /// What CRI-O is told.
@@ -29,6 +29,8 @@ pub struct Crio {
     pub storage: Storage,
     /// What starts containers.
     pub runtime: OciRuntime,
+    /// Whether limits can be enforced.
+    pub cgroups: Cgroups,
     /// The image of the container that holds a pod's namespaces.
     pub pause_image: String,
     /// What that container runs; empty: what the image says.
@@ -63,6 +65,8 @@ impl Crio {
             "conmon_cgroup": "pod",
             "conmon": self.conmon,
             "pinns_path": self.pinns,
+            // A pod without a container of its own gets a cgroup of CRI-O's, or does not start.
+            "drop_infra_ctr": self.cgroups != Cgroups::Withheld,
             "namespaces_dir": "/run/crio/ns",
             "container_exits_dir": "/run/crio/exits",
             "container_attach_socket_dir": "/run/crio/attach",
@@ -142,6 +146,7 @@ mod tests {
             pinns: "/b/pinns".into(),
             storage,
             runtime: OciRuntime { name: "crun", program: "/usr/bin/crun".into() },
+            cgroups: Cgroups::Delegated,
             pause_image: "localhost/pause:1".to_owned(),
             pause_command: String::new(),
             cni_bin_dir: "/opt/cni/bin".into(),
@@ -158,6 +163,12 @@ mod tests {
         let config = crio(Storage::FuseOverlayfs("/usr/bin/fuse-overlayfs".into())).config();
         let option = "storage_option = [\"overlay.mount_program=/usr/bin/fuse-overlayfs\"]\n";
         assert!(config.contains(option) && config.contains("storage_driver = \"overlay\"\n"), "{config}");
+    }
+
+    #[test]
+    fn without_delegation_a_container_holds_the_namespaces() {
+        let crio = Crio { cgroups: Cgroups::Withheld, ..crio(Storage::Overlay) };
+        assert!(crio.config().contains("\ndrop_infra_ctr = false\n"));
     }
 
     #[test]

@@ -12,6 +12,9 @@ pub const CONTAINERD_STATE: &str = "/run/containerd";
 /// Hosts files of registries, see hosts.toml of containerd.
 pub const CONTAINERD_REGISTRIES: &str = "/etc/containerd/certs.d";
 
+/// What stands before the OCI runtime where there are no cgroups and the CRI runtime will not leave them alone.
+pub const OCI_RUNTIME: &str = "/run/rootless-launch/oci-runtime";
+
 /// Socket of the fuse-overlayfs snapshotter.
 pub const FUSE_OVERLAYFS_SOCKET: &str = "/run/containerd-fuse-overlayfs.sock";
 /// What the fuse-overlayfs snapshotter keeps.

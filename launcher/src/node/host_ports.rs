@@ -5,8 +5,8 @@
 //! "result caching"): it appears when the network is set up and goes when the pod does. It holds what the runtime wanted
 //! mapped (the capability `portMappings`) and the addresses that the pod got.
 //!
-//! A hostPort leads to the node's own address, where portmap's rules take it on to the pod. One that names an address of
-//! the host leads straight to the pod, because portmap's rule is for an address that the node does not have.
+//! A hostPort leads straight to the pod, through the TAP, from the client's own address. portmap's rules do the same for the
+//! node's own address, and those are for clients inside: a rule for an address of the host (hostIP) would never match there.
 //!
 //! Not handled: SCTP, IPv6 (pods have none), pods in the host's network (CNI does not hear of them).
 
@@ -84,7 +84,9 @@ pub enum Unpublished {
 /// A file that is half written is `None` too: whoever watches hears when it is whole.
 pub fn parse(text: &str) -> Option<Pod> {
     let cached: Cached = serde_json::from_str(text).ok()?;
-    if cached.kind != CACHE_KIND || cached.capabilities.mappings.is_empty() {
+    // Runtimes want the same of the pod's loopback, which is a network, too.
+    let is_about_ports = cached.kind == CACHE_KIND && cached.interface != "lo";
+    if !is_about_ports || cached.capabilities.mappings.is_empty() {
         return None;
     }
     let argument = |wanted: &str| {
@@ -151,9 +153,10 @@ fn spec(policy: &Policy, pod: &Pod, mapping: &Mapping) -> Result<Option<PortSpec
         })?,
         false => port,
     };
-    let (child_ip, child_port) = match (given, pod.address) {
-        (Some(_), Some(address)) => (Some(IpAddr::V4(address)), mapping.container_port),
-        _ => (None, port),
+    let (child_ip, child_port) = match pod.address {
+        Some(address) => (Some(IpAddr::V4(address)), mapping.container_port),
+        // Nothing else is known; portmap will lead it on.
+        None => (None, port),
     };
     let fields = PortFields {
         parent_ip: parent_ip.map(IpAddr::V4),
@@ -172,6 +175,8 @@ struct Cached {
     kind: String,
     #[serde(rename = "containerId", default)]
     container_id: String,
+    #[serde(rename = "ifName", default)]
+    interface: String,
     #[serde(rename = "cniArgs", default)]
     arguments: Vec<(String, String)>,
     #[serde(rename = "capabilityArgs", default)]
@@ -233,20 +238,20 @@ mod tests {
     }
 
     #[test]
-    fn ports_lead_to_the_node() {
+    fn ports_lead_to_the_pod() {
         let containerd = r#"[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":""}]"#;
         let crio = r#"[{"hostPort":8080,"containerPort":80,"protocol":"TCP","hostIP":""}]"#;
         for mappings in [containerd, crio] {
-            assert_eq!(published(LOOPBACK, mappings), ["127.0.0.1:8080:8080/tcp4"]);
+            assert_eq!(published(LOOPBACK, mappings), ["127.0.0.1:8080:10.244.0.5:80/tcp4"]);
             let all = Policy { host_ports: HostPorts::All, ..LOOPBACK };
-            assert_eq!(published(all, mappings), ["8080:8080/tcp4"]);
+            assert_eq!(published(all, mappings), ["8080:10.244.0.5:80/tcp4"]);
             let off = Policy { host_ports: HostPorts::Off, ..LOOPBACK };
             assert!(published(off, mappings).is_empty());
         }
     }
 
     #[test]
-    fn a_port_at_an_address_leads_to_the_pod() {
+    fn a_port_may_have_an_address() {
         let mappings = r#"[{"HostPort":53,"ContainerPort":5353,"Protocol":"udp","HostIP":"127.0.0.2"},
             {"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"192.0.2.1"}]"#;
         assert_eq!(
@@ -268,7 +273,10 @@ mod tests {
         let policy = Policy { low_port_offset: 10000, ..LOOPBACK };
         let mappings = r#"[{"HostPort":80,"ContainerPort":80,"Protocol":"tcp"},
             {"HostPort":8080,"ContainerPort":80,"Protocol":"tcp"}]"#;
-        assert_eq!(published(policy, mappings), ["127.0.0.1:8080:8080/tcp4", "127.0.0.1:10080:80/tcp4"]);
+        assert_eq!(
+            published(policy, mappings),
+            ["127.0.0.1:8080:10.244.0.5:80/tcp4", "127.0.0.1:10080:10.244.0.5:80/tcp4"]
+        );
         let policy = Policy { low_port_offset: u16::MAX, ..LOOPBACK };
         let told =
             "hostPort 80 of pod default/web is not published: with --low-port-offset=65535 it is above 65535";
@@ -299,5 +307,6 @@ mod tests {
             assert_eq!(text.get(..end).and_then(parse), None);
         }
         assert_eq!(parse(&cached("[]")), None);
+        assert_eq!(parse(&text.replace("eth0", "lo")), None);
     }
 }

@@ -8,12 +8,14 @@ use forwarder::spec::PortSpec;
 use serde::Serialize;
 
 use super::Plan;
+use super::cgroup::CgroupPlan;
 use super::idmap::IdMapPlan;
 use super::mounts::MountStep;
 use super::namespaces::NamespacePlan;
 use super::net::{EnginePlan, NetPlan, TAP_NAME};
 use super::surroundings::{Kind, Sysctl};
 use crate::cli::RunArgs;
+use crate::supervisor::unit::NodePlan;
 
 /// What a launch will do.
 #[derive(Debug, Serialize)]
@@ -26,9 +28,12 @@ pub struct Shown<'a> {
     ids: &'a IdMapPlan,
     network: Network<'a>,
     sysctls: &'a [Sysctl],
+    cgroup: &'a CgroupPlan,
     mounts: &'a [MountStep],
     publish: Publish<'a>,
     command: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<&'a NodePlan>,
     warnings: &'a [String],
 }
 
@@ -73,14 +78,21 @@ impl<'a> Shown<'a> {
             ids: &plan.ids,
             network: Network::of(&plan.net),
             sysctls: &plan.surroundings.sysctls,
+            cgroup: &plan.cgroup,
             mounts: &plan.mounts.steps,
             publish: Publish {
                 ports: &plan.forwards.ports,
                 auto: plan.forwards.auto.as_ref().map(ToString::to_string),
             },
             command: args.cmd.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+            node: None,
             warnings: &plan.warnings,
         }
+    }
+
+    /// The same with what the command, a supervisor, will do.
+    pub fn with(self, node: Option<&'a NodePlan>) -> Self {
+        Shown { node, ..self }
     }
 }
 
@@ -127,12 +139,33 @@ impl fmt::Display for Shown<'_> {
         writeln!(f, "user ids (inside outside count): {}", self.ids.users)?;
         writeln!(f, "group ids: {}", self.ids.groups)?;
         writeln!(f, "network: {}", self.network)?;
+        if *self.cgroup != CgroupPlan::Untouched {
+            writeln!(f, "in {}", self.cgroup)?;
+        }
         self.sysctls.iter().try_for_each(|sysctl| writeln!(f, "set {sysctl}"))?;
         self.mounts.iter().try_for_each(|step| writeln!(f, "{step}"))?;
         self.publish.ports.iter().try_for_each(|port| writeln!(f, "publish {port}"))?;
         self.publish.auto.iter().try_for_each(|rules| writeln!(f, "publish {rules}"))?;
-        writeln!(f, "execute {}", self.command.join(" "))
+        writeln!(f, "execute {}", self.command.join(" "))?;
+        self.node.map_or(Ok(()), |node| inside(f, node))
     }
+}
+
+fn inside(f: &mut fmt::Formatter<'_>, node: &NodePlan) -> fmt::Result {
+    let directories = node.directories.iter();
+    directories.map(|made| &made.path).try_for_each(|path| writeln!(f, "inside: make {}", path.display()))?;
+    for file in &node.files {
+        writeln!(f, "inside: write {}", file.path.display())?;
+        file.text.lines().try_for_each(|line| writeln!(f, "    {line}"))?;
+    }
+    for unit in &node.units {
+        write!(f, "inside: start {}", unit.name)?;
+        if !unit.after.is_empty() {
+            write!(f, " after {}", unit.after.join(" and "))?;
+        }
+        writeln!(f, ", and wait until {}\n    {}", unit.ready, unit.argv.join(" "))?;
+    }
+    writeln!(f, "inside: keep logs in {}", node.log_dir.display())
 }
 
 impl fmt::Display for Network<'_> {
@@ -233,6 +266,7 @@ execute sh -c x
             value["ids"]["users"]["helper"]["extents"][1],
             json!({"inside": 1, "outside": 100000, "count": 65536})
         );
+        assert_eq!(value["cgroup"], "untouched");
         assert_eq!(value["sysctls"][0], json!({"name": "net/ipv4/ip_forward", "value": "1"}));
         let mounts = value["mounts"].as_array().unwrap();
         assert_eq!(mounts[0], json!({"step": "propagation", "propagation": "rslave"}));

@@ -4,16 +4,21 @@ mod annotate;
 mod flannel_link;
 mod host_ports;
 mod images;
+pub(super) mod oci_runtime;
+mod overlay_peers;
 mod programs;
 
+use std::ffi::OsString;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use nix::sys::prctl;
 use thiserror::Error;
 
+pub(super) use self::annotate::ANNOTATION;
 use super::args::HostPorts;
 use super::host_ports::Policy;
 use crate::error::with_causes;
@@ -51,6 +56,16 @@ pub enum Task {
         #[arg(long)]
         local: Option<Ipv4Addr>,
     },
+    /// Start containers without cgroups
+    OciRuntime {
+        /// crun or runc.
+        program: PathBuf,
+        /// What it is called with.
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Let those send by the overlay that flannel sends to
+    OverlayPeers,
     /// Tell other nodes where this one is
     Annotate {
         /// The cluster's client.
@@ -96,6 +111,9 @@ impl Task {
                 let local = local.map(|local| format!("--local={local}"));
                 std::iter::once("flannel-link".into()).chain(local).collect()
             }
+            // A script starts it.
+            Task::OciRuntime { .. } => Vec::new(),
+            Task::OverlayPeers => vec!["overlay-peers".into()],
             Task::Annotate { kubectl, kubeconfig, node, public_ip } => vec![
                 "annotate".into(),
                 format!("--kubectl={}", kubectl.display()),
@@ -172,12 +190,24 @@ pub enum TaskError {
 
 /// Runs it; it ends when its work is done, or never.
 pub fn main(task: &Task) -> ExitCode {
+    let name = match task {
+        Task::HostPorts { .. } => c"rl-host-ports",
+        Task::Images { .. } => c"rl-images",
+        Task::FlannelLink { .. } => c"rl-flannel-link",
+        Task::OciRuntime { .. } => c"rl-oci-runtime",
+        Task::OverlayPeers => c"rl-peers",
+        Task::Annotate { .. } => c"rl-annotate",
+    };
+    // For people only.
+    let _ = prctl::set_name(name);
     let result = match task {
         &Task::HostPorts { at: host_ports, first_unprivileged, low_port_offset } => {
             host_ports::run(&Policy { host_ports, first_unprivileged, low_port_offset })
         }
         Task::Images { ctr, snapshotter, archives } => images::run(ctr, snapshotter, archives),
         Task::FlannelLink { local } => flannel_link::run(*local),
+        Task::OciRuntime { program, arguments } => oci_runtime::run(program, arguments),
+        Task::OverlayPeers => overlay_peers::run(),
         Task::Annotate { kubectl, kubeconfig, node, public_ip } => {
             annotate::run(kubectl, kubeconfig, node, *public_ip)
         }
