@@ -207,8 +207,16 @@ impl<'a> Composer<'a> {
             format!("runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\n"),
         );
         self.network();
-        if self.args.host_ports != HostPorts::Off {
-            self.task("host-ports", &self.host_ports(), &[], Readiness::Started, Restart::Always);
+        match (self.args.host_ports, self.args.cri) {
+            (HostPorts::Off, _) => {}
+            (_, Cri::Containerd) => {
+                self.task("host-ports", &self.host_ports(), &[], Readiness::Started, Restart::Always);
+            }
+            // It maps ports by itself and tells CNI nothing of them.
+            (_, Cri::Crio) => {
+                let why = "with CRI-O hostPorts of pods stay inside the node: publish them by --publish";
+                self.warnings.push(why.to_owned());
+            }
         }
         let mut before_kubelet = vec![runtime];
         if !self.args.image_archive.is_empty() {
