@@ -118,9 +118,9 @@ pub fn run_node(args: &RunArgs, node: Option<&NodePlan>) -> Result<Ending, Launc
         sandbox: args.sandbox.into(),
         on_death: args.engine_restart.into(),
         state: state.as_ref(),
-        notifier,
     };
     let mut processes = Processes::start(&launch, EngineFiles { pcap, api, metrics })?;
+    processes.notifier = notifier;
     processes.supervise(&signals, &launch)
 }
 
@@ -146,7 +146,6 @@ struct Launch<'a> {
     sandbox: Mode,
     on_death: OnDeath,
     state: Option<&'a StateDir>,
-    notifier: Option<Notifier>,
 }
 
 impl<'a> Launch<'a> {
@@ -274,7 +273,7 @@ impl Processes {
             namespace: None,
             to_child: Some(to_child),
             entered: launch.state.map(StateDir::entered),
-            notifier: launch.notifier.clone(),
+            notifier: None,
         };
         // The child's cgroup namespace has its root already.
         if let Some(cgroup) = Cgroup::of(&plan.cgroup) {
@@ -492,7 +491,7 @@ impl Processes {
                     state.publish(child)?;
                 }
                 let _ = self.tell_child(&Message::Execute);
-                self.tell_manager(&[State::Ready]);
+                self.tell_manager(&State::Ready);
                 Ok(())
             }
             Action::Fail(failure) => Err(failure.into()),
@@ -507,8 +506,8 @@ impl Processes {
         self.to_child.as_ref().map_or(Ok(()), |channel| channel.send(message, None))
     }
 
-    fn tell_manager(&self, states: &[State]) {
-        self.notifier.iter().for_each(|notifier| notifier.tell(states));
+    fn tell_manager(&self, state: &State) {
+        self.notifier.iter().for_each(|notifier| notifier.tell(state));
     }
 
     /// Hands to CMD what was sent to the launcher alone. What the terminal sends goes to the whole process group,
@@ -596,7 +595,7 @@ impl Processes {
 
     /// CMD is dead: ends what it left, then the engine.
     fn finish(&mut self, ending: Ending) -> Result<Ending, LaunchError> {
-        self.tell_manager(&[State::Stopping]);
+        self.tell_manager(&State::Stopping);
         self.engine.iter_mut().for_each(EngineProcess::release);
         self.sweep();
         // If the engine died in this moment, CMD's own end counts.

@@ -17,9 +17,9 @@ const MIB: usize = 1 << 20;
 fn ip_counter(host: &Netns, name: &str) -> u64 {
     let text = host.run(&["cat", "/proc/net/snmp"]).success().stdout;
     let mut lines = text.lines().filter(|line| line.starts_with("Ip:")).map(str::split_whitespace);
-    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-    let (_, value) = names.zip(values).find(|(other, _)| *other == name).unwrap();
-    value.parse().unwrap()
+    let (names, values) = (lines.next().expect("a counter"), lines.next().expect("a counter"));
+    let (_, value) = names.zip(values).find(|(other, _)| *other == name).expect("a counter");
+    value.parse().expect("a counter")
 }
 
 #[test]
@@ -122,6 +122,22 @@ fn a_path_that_is_too_narrow_is_told_to_the_pods() {
     };
     eventually("the pod hears of the MTU between the hosts", learnt);
     let _ = a.ping(PODS[1], &["-c1", "-s3000"]).success();
+}
+
+#[test]
+fn an_engine_that_was_killed_is_back_with_its_port_and_its_peers() {
+    let world = World::new();
+    let [a, b] = nodes(&world, Devices::default(), &["--overlay-peer=203.0.113.99"]);
+    for (node, peer) in [(&a, HOSTS[1]), (&b, HOSTS[0])] {
+        node.instance.client(&["overlay", "add", peer]);
+    }
+    let _ = a.ping(PODS[1], &["-c1"]).success();
+    b.instance.kill(b.instance.pid_of("rl-engine"));
+    b.instance.until(&["stats", "--json"], |stats| stats.contains("\"engineRestarts\":1"));
+    let listed = b.instance.client(&["overlay", "list"]);
+    assert!(listed.contains(&format!("may send: 203.0.113.99, {}", HOSTS[0])), "{listed}");
+    let _ = a.ping(PODS[1], &["-c3"]).success();
+    transfer(&a.pod, &b.pod, PODS[1], 4 * MIB);
 }
 
 #[test]

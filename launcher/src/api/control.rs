@@ -272,27 +272,24 @@ impl Control for Engine {
     }
 
     fn allow_peers(&self, peers: Vec<IpNet>, reply: Reply<Overlay>) {
-        self.post(reply, move |driver, reply| {
-            let allow = |peer| driver.stack_mut().allow_overlay_peers(peer).map(drop);
-            let allowed = peers.into_iter().try_for_each(allow);
-            let allowed = allowed.map_err(|error| Refusal::bad_request(error.to_string()));
-            reply.send(allowed.and_then(|()| overlay(driver)));
+        self.change(reply, move |driver| {
+            let mut allow = |peer| driver.stack_mut().allow_overlay_peers(peer).map(drop);
+            let allowed = peers.into_iter().try_for_each(&mut allow);
+            allowed.map_err(|error| Refusal::bad_request(error.to_string()))?;
+            overlay(driver)
         });
     }
 
     fn forbid_peers(&self, peers: Vec<IpNet>, reply: Reply<Overlay>) {
-        self.post(reply, move |driver, reply| {
+        self.change(reply, move |driver| {
             let stack = driver.stack_mut();
-            let unknown = peers.iter().find(|peer| !stack.overlay_allowed().contains(peer));
-            reply.send(match unknown {
-                Some(peer) => Err(Refusal::bad_request(format!("{peer} is not listed"))),
-                None => {
-                    for peer in peers {
-                        stack.forbid_overlay_peers(peer);
-                    }
-                    overlay(driver)
-                }
-            });
+            if let Some(peer) = peers.iter().find(|peer| !stack.overlay_allowed().contains(peer)) {
+                return Err(Refusal::bad_request(format!("{peer} is not listed")));
+            }
+            for peer in peers {
+                stack.forbid_overlay_peers(peer);
+            }
+            overlay(driver)
         });
     }
 

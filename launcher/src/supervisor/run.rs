@@ -415,10 +415,14 @@ impl<'a> Runner<'a> {
             }
             Notice::Ready => {
                 info!("every unit is ready");
-                self.tell_parent(notify::State::Ready);
+                self.tell_parent(&notify::State::Ready);
             }
-            Notice::Stopping => self.tell_parent(notify::State::Stopping),
+            Notice::Stopping => self.tell_parent(&notify::State::Stopping),
         }
+    }
+
+    fn tell_parent(&self, state: &notify::State) {
+        self.parent.iter().for_each(|parent| parent.tell(state));
     }
 
     fn tell_progress(&self) {
@@ -432,11 +436,8 @@ impl<'a> Runner<'a> {
             [] => "every unit is ready".to_owned(),
             bad => format!("{} of {count} units ready; not {}", count - bad.len(), bad.join(", ")),
         };
-        self.tell_parent(notify::State::Status(text));
-    }
-
-    fn tell_parent(&self, state: notify::State) {
-        self.parent.iter().for_each(|parent| parent.tell(std::slice::from_ref(&state)));
+        // The next one says it better.
+        self.parent.iter().for_each(|parent| parent.mention(&notify::State::Status(text.clone())));
     }
 
     fn accept(&mut self) {

@@ -199,6 +199,20 @@ impl Stack {
         overlay.allowed.len() < before
     }
 
+    /// Replaces the networks that may send.
+    ///
+    /// # Errors
+    /// There is no overlay, or they are too many: the list stays what it was.
+    pub fn set_overlay_peers(&mut self, nets: Vec<IpNet>) -> Result<(), ConfigError> {
+        let overlay = self.overlay.as_mut().ok_or(ConfigError::NoOverlay)?;
+        if nets.len() > MAX_OVERLAY_NETS {
+            return Err(ConfigError::TooManyPeers(MAX_OVERLAY_NETS));
+        }
+        overlay.allowed = nets;
+        overlay.relist();
+        Ok(())
+    }
+
     pub(super) fn begin_overlay(&mut self, config: OverlayConfig) {
         let OverlayConfig { port, peers } = config;
         let children = [IpAddr::from(self.config.ipv4.child), self.config.ipv6.child.into()];
