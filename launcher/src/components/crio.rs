@@ -48,16 +48,30 @@ pub enum Storage {
     Vfs,
 }
 
-impl Crio {
-    /// crio.conf.
-    pub fn config(&self) -> String {
-        let (driver, options) = match &self.storage {
+impl Storage {
+    /// What the library of CRI-O and skopeo calls it, and its options.
+    fn driver(&self) -> (&'static str, Vec<String>) {
+        match self {
             Storage::Overlay => ("overlay", Vec::new()),
             Storage::FuseOverlayfs(program) => {
                 ("overlay", vec![format!("overlay.mount_program={}", program.display())])
             }
             Storage::Vfs => ("vfs", Vec::new()),
-        };
+        }
+    }
+
+    /// CRI-O's images, as containers-transports(5) names them before an image's name.
+    pub fn transport(&self) -> String {
+        let (driver, options) = self.driver();
+        let options = options.iter().map(|option| format!(":{option}")).collect::<String>();
+        format!("containers-storage:[{driver}@{}+{}{options}]", layout::CRIO_ROOT, layout::CRIO_RUN_ROOT)
+    }
+}
+
+impl Crio {
+    /// crio.conf.
+    pub fn config(&self) -> String {
+        let (driver, options) = self.storage.driver();
         let runtime = json!({
             "cgroup_manager": "cgroupfs",
             "conmon_cgroup": "pod",
@@ -77,8 +91,8 @@ impl Crio {
         });
         toml(&json!({
             "crio": {
-                "root": "/var/lib/containers/storage",
-                "runroot": "/run/containers/storage",
+                "root": layout::CRIO_ROOT,
+                "runroot": layout::CRIO_RUN_ROOT,
                 "version_file": "/run/crio/version",
                 "version_file_persist": "/var/lib/containers/crio-version",
                 "clean_shutdown_file": "/var/lib/containers/crio-clean-shutdown",
@@ -158,6 +172,11 @@ mod tests {
         let config = crio(Storage::FuseOverlayfs("/usr/bin/fuse-overlayfs".into())).config();
         let option = "storage_option = [\"overlay.mount_program=/usr/bin/fuse-overlayfs\"]\n";
         assert!(config.contains(option) && config.contains("storage_driver = \"overlay\"\n"), "{config}");
+        let transport = Storage::FuseOverlayfs("/usr/bin/fuse-overlayfs".into()).transport();
+        assert_eq!(
+            transport,
+            "containers-storage:[overlay@/var/lib/containers/storage+/run/containers/storage:overlay.mount_program=/usr/bin/fuse-overlayfs]"
+        );
     }
 
     #[test]

@@ -28,6 +28,14 @@ pub const SIGNATURE_POLICY: &str = "/etc/containers/policy.json";
 /// Where CRI-O looks for images without a registry's name.
 pub const REGISTRIES: &str = "/etc/containers/registries.conf";
 
+/// CRI-O's images and containers.
+pub const CRIO_ROOT: &str = "/var/lib/containers/storage";
+/// What CRI-O's storage forgets when the node ends.
+pub const CRIO_RUN_ROOT: &str = "/run/containers/storage";
+
+/// Directory of a program that runs crun or runc without cgroups, and has its name.
+pub const OCI_RUNTIME: &str = "/run/rootless-launch-oci";
+
 /// CNI's configuration.
 pub const CNI_CONFIG_DIRECTORY: &str = "/etc/cni/net.d";
 /// What CNI's library and host-local remember: about pods of this life of the node only.

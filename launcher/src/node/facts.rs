@@ -57,6 +57,8 @@ pub(super) fn collect(
     let host_name = gethostname().ok().and_then(|name| name.into_string().ok());
     let works = |works: bool| if works { Works::Yes } else { Works::No };
     Ok(NodeFacts {
+        // Where /proc is not, nothing that follows works either.
+        ourselves: env::current_exe().unwrap_or_default(),
         programs: survey(&programs(args), &search),
         path: path.collect::<Vec<_>>().join(":"),
         cgroups: cgroups(cgroup),

@@ -17,12 +17,15 @@ use crate::components::flannel::{EtcdTls, Flannel, Store};
 use crate::components::kubelet::{self, Cluster, Kubelet, Patch, PatchError};
 use crate::components::programs::{Program, Suitability, Version};
 use crate::components::{Cgroups, layout};
+use crate::personality::oci_runtime;
 use crate::plan::net::TAP_NAME;
 use crate::supervisor::unit::{Journal, NodePlan, PlannedDirectory, PlannedFile, Readiness, Restart, Unit};
 
 /// What is known of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeFacts {
+    /// This program.
+    pub ourselves: PathBuf,
     /// Programs that are there.
     pub programs: BTreeMap<Program, Installed>,
     /// PATH for what runs inside.
@@ -96,11 +99,6 @@ pub enum NodeError {
         "the host has no default route, so the address that other nodes reach it at is not known: give it by --public-ip"
     )]
     NoPublicIp,
-    /// CRI-O imports no archives.
-    #[error(
-        "--image-archive works with containerd; CRI-O takes images from registries and from /var/lib/containers only"
-    )]
-    NoImport,
     /// A file that kubelet or flanneld will want.
     #[error("{option} {path:?}: {reason}")]
     File {
@@ -125,7 +123,7 @@ pub fn programs(args: &NodeArgs) -> Vec<Program> {
             Program::Ctr,
             Program::FuseOverlayfsSnapshotter,
         ]),
-        Cri::Crio => programs.extend([Program::Crio, Program::Conmon, Program::Pinns]),
+        Cri::Crio => programs.extend([Program::Crio, Program::Conmon, Program::Pinns, Program::Skopeo]),
     }
     if args.cni == Cni::Flannel {
         programs.extend([Program::Flanneld, Program::CniFlannel]);
@@ -164,8 +162,11 @@ impl<'a> Composer<'a> {
             Cri::Containerd => wanted.extend([Program::Containerd, Program::ContainerdShim]),
             Cri::Crio => wanted.extend([Program::Crio, Program::Conmon, Program::Pinns]),
         }
-        if args.cri == Cri::Containerd && !args.image_archive.is_empty() {
-            wanted.push(Program::Ctr);
+        if !args.image_archive.is_empty() {
+            wanted.push(match args.cri {
+                Cri::Containerd => Program::Ctr,
+                Cri::Crio => Program::Skopeo,
+            });
         }
         if args.cni == Cni::Flannel {
             wanted.extend([Program::Flanneld, Program::CniFlannel]);
@@ -197,7 +198,7 @@ impl<'a> Composer<'a> {
     fn compose(mut self) -> Result<(NodePlan, Vec<String>), NodeError> {
         let (runtime, socket) = match self.args.cri {
             Cri::Containerd => (self.containerd(), layout::CONTAINERD_SOCKET),
-            Cri::Crio => (self.crio()?, layout::CRIO_SOCKET),
+            Cri::Crio => (self.crio(), layout::CRIO_SOCKET),
         };
         let endpoint = format!("unix://{socket}");
         self.file(
@@ -211,7 +212,7 @@ impl<'a> Composer<'a> {
         let mut before_kubelet = vec![runtime];
         if !self.args.image_archive.is_empty() {
             let images = self.images();
-            self.task("images", &images, &[containerd::NAME], Readiness::Exited, Restart::OnFailure);
+            self.task("images", &images, &[runtime], Readiness::Exited, Restart::OnFailure);
             before_kubelet.push("images");
         }
         self.kubelet(socket, &before_kubelet)?;
@@ -223,6 +224,9 @@ impl<'a> Composer<'a> {
 
     fn containerd(&mut self) -> &'static str {
         let facts = self.facts;
+        let version = version(facts, Program::Containerd);
+        // 1.7 can leave cgroups alone by itself.
+        let runtime = if version.major >= 2 { self.runtime_without_cgroups() } else { self.runtime.clone() };
         let fuse = [Program::FuseOverlayfs, Program::FuseOverlayfsSnapshotter];
         let has_fuse =
             facts.fuse == Works::Yes && fuse.iter().all(|program| facts.programs.contains_key(program));
@@ -236,9 +240,9 @@ impl<'a> Composer<'a> {
         self.warn_of_copies(snapshotter == Snapshotter::Native);
         let containerd = Containerd {
             program: path(facts, Program::Containerd),
-            version: version(facts, Program::Containerd),
+            version,
             snapshotter,
-            runtime: self.runtime.clone(),
+            runtime,
             cgroups: facts.cgroups,
             pause_image: self.args.pause_image.clone(),
             cni_bin_dir: self.cni_bin_dir.clone(),
@@ -248,25 +252,16 @@ impl<'a> Composer<'a> {
         containerd::NAME
     }
 
-    fn crio(&mut self) -> Result<&'static str, NodeError> {
-        if !self.args.image_archive.is_empty() {
-            return Err(NodeError::NoImport);
-        }
+    fn crio(&mut self) -> &'static str {
         let facts = self.facts;
-        let storage = match facts.overlayfs {
-            Works::Yes => Storage::Overlay,
-            Works::No if facts.fuse == Works::Yes && facts.programs.contains_key(&Program::FuseOverlayfs) => {
-                Storage::FuseOverlayfs(path(facts, Program::FuseOverlayfs))
-            }
-            Works::No => Storage::Vfs,
-        };
+        let storage = self.crio_storage();
         self.warn_of_copies(storage == Storage::Vfs);
         let crio = Crio {
             program: path(facts, Program::Crio),
             conmon: path(facts, Program::Conmon),
             pinns: path(facts, Program::Pinns),
             storage,
-            runtime: self.runtime.clone(),
+            runtime: self.runtime_without_cgroups(),
             pause_image: self.args.pause_image.clone(),
             pause_command: String::new(),
             cni_bin_dir: self.cni_bin_dir.clone(),
@@ -275,7 +270,30 @@ impl<'a> Composer<'a> {
         self.file(layout::SIGNATURE_POLICY, crio.signature_policy());
         self.file(layout::REGISTRIES, crio.registries());
         self.units.push(crio.unit());
-        Ok(crio::NAME)
+        crio::NAME
+    }
+
+    fn crio_storage(&self) -> Storage {
+        let facts = self.facts;
+        match facts.overlayfs {
+            Works::Yes => Storage::Overlay,
+            Works::No if facts.fuse == Works::Yes && facts.programs.contains_key(&Program::FuseOverlayfs) => {
+                Storage::FuseOverlayfs(path(facts, Program::FuseOverlayfs))
+            }
+            Works::No => Storage::Vfs,
+        }
+    }
+
+    /// What starts containers, behind a program of ours where no cgroup is delegated.
+    fn runtime_without_cgroups(&mut self) -> OciRuntime {
+        let runtime = self.runtime.clone();
+        if self.facts.cgroups != Cgroups::Withheld {
+            return runtime;
+        }
+        let program = PathBuf::from(layout::OCI_RUNTIME).join(runtime.name);
+        let text = oci_runtime::script(&self.facts.ourselves, &runtime.program);
+        self.files.push(PlannedFile { path: program.clone(), mode: 0o755, text });
+        OciRuntime { program, ..runtime }
     }
 
     fn warn_of_copies(&mut self, copies: bool) {
@@ -303,15 +321,16 @@ impl<'a> Composer<'a> {
     }
 
     fn images(&self) -> Task {
+        let archives = self.args.image_archive.clone();
+        if self.args.cri == Cri::Crio {
+            let skopeo = path(self.facts, Program::Skopeo);
+            return Task::CrioImages { skopeo, storage: self.crio_storage().transport(), archives };
+        }
         let snapshotter = match self.facts.overlayfs {
             Works::Yes => "overlayfs",
             Works::No => "native",
         };
-        Task::Images {
-            ctr: path(self.facts, Program::Ctr),
-            snapshotter: snapshotter.to_owned(),
-            archives: self.args.image_archive.clone(),
-        }
+        Task::Images { ctr: path(self.facts, Program::Ctr), snapshotter: snapshotter.to_owned(), archives }
     }
 
     fn kubelet(&mut self, socket: &'static str, after: &[&str]) -> Result<(), NodeError> {

@@ -44,7 +44,7 @@ const COPIED_UP: [(&str, &[&str]); 4] = [
 ];
 
 /// Directories that outlive the node, below its data directory. Those of /var/lib and /etc hide the host's.
-const PERSISTENT: [&str; 11] = [
+const PERSISTENT: [&str; 10] = [
     "/var/lib/kubelet",
     "/var/lib/containerd",
     "/var/lib/containers",
@@ -52,7 +52,6 @@ const PERSISTENT: [&str; 11] = [
     "/var/lib/etcd",
     "/var/lib/rancher",
     "/var/log",
-    "/var/cache",
     "/etc/cni/net.d",
     "/etc/containerd",
     "/etc/kubernetes",

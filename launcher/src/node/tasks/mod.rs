@@ -1,6 +1,7 @@
 //! Small programs of ours that run inside a node, started by its supervisor: `rootless-launch node-task NAME`.
 
 mod annotate;
+mod crio_images;
 mod flannel_link;
 mod host_ports;
 mod images;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use thiserror::Error;
 
+use self::crio_images::ArchiveError;
 use super::args::HostPorts;
 use super::host_ports::Policy;
 use crate::error::with_causes;
@@ -42,6 +44,18 @@ pub enum Task {
         #[arg(long)]
         snapshotter: String,
         /// Archives.
+        #[arg(required = true)]
+        archives: Vec<PathBuf>,
+    },
+    /// Bring images to where CRI-O keeps them
+    CrioImages {
+        /// What copies images.
+        #[arg(long)]
+        skopeo: PathBuf,
+        /// Where to, as containers-transports(5) says, without the image's name.
+        #[arg(long)]
+        storage: String,
+        /// OCI archives.
         #[arg(required = true)]
         archives: Vec<PathBuf>,
     },
@@ -87,6 +101,16 @@ impl Task {
                     "images".into(),
                     format!("--ctr={}", ctr.display()),
                     format!("--snapshotter={snapshotter}"),
+                    "--".into(),
+                ];
+                words.extend(archives.iter().map(|archive| archive.display().to_string()));
+                words
+            }
+            Task::CrioImages { skopeo, storage, archives } => {
+                let mut words = vec![
+                    "crio-images".into(),
+                    format!("--skopeo={}", skopeo.display()),
+                    format!("--storage={storage}"),
                     "--".into(),
                 ];
                 words.extend(archives.iter().map(|archive| archive.display().to_string()));
@@ -148,6 +172,15 @@ pub enum TaskError {
     /// A directory that should hold images holds none.
     #[error("no image archive (*.tar, *.tar.gz, *.tar.zst, *.tgz) is in --image-archive {0:?}")]
     NoArchive(PathBuf),
+    /// An archive that skopeo would not know how to call.
+    #[error("{archive:?} cannot be given to CRI-O")]
+    Archive {
+        /// Which.
+        archive: PathBuf,
+        /// Why.
+        #[source]
+        source: ArchiveError,
+    },
     /// A program could not be started.
     #[error("cannot start {program:?}")]
     Start {
@@ -176,7 +209,8 @@ pub fn main(task: &Task) -> ExitCode {
         &Task::HostPorts { at: host_ports, first_unprivileged, low_port_offset } => {
             host_ports::run(&Policy { host_ports, first_unprivileged, low_port_offset })
         }
-        Task::Images { ctr, snapshotter, archives } => images::run(ctr, snapshotter, archives),
+        Task::Images { ctr, snapshotter, archives } => images::import(ctr, snapshotter, archives),
+        Task::CrioImages { skopeo, storage, archives } => crio_images::copy(skopeo, storage, archives),
         Task::FlannelLink { local } => flannel_link::run(*local),
         Task::Annotate { kubectl, kubeconfig, node, public_ip } => {
             annotate::run(kubectl, kubeconfig, node, *public_ip)
