@@ -24,7 +24,7 @@ pub struct Containerd {
     pub snapshotter: Snapshotter,
     /// What starts containers.
     pub runtime: OciRuntime,
-    /// Whether limits can be enforced.
+    /// Whether limits can be enforced. Of 2.0 and later the runtime has to know by itself.
     pub cgroups: Cgroups,
     /// The image of the container that holds a pod's namespaces.
     pub pause_image: String,
@@ -78,6 +78,8 @@ impl Containerd {
 
     fn version_2(&self) -> Value {
         let mut cri = self.cri();
+        // 2.0 has lost it: there the runtime has to be told, see crate::personality::oci_runtime.
+        cri["disable_cgroup"] = json!(self.cgroups == Cgroups::Withheld);
         cri["sandbox_image"] = json!(self.pause_image);
         cri["registry"] = json!({ "config_path": layout::CONTAINERD_REGISTRIES });
         cri["cni"] = json!({ "bin_dir": self.cni_bin_dir, "conf_dir": layout::CNI_CONFIG_DIRECTORY });
@@ -110,7 +112,6 @@ impl Containerd {
     fn cri(&self) -> Value {
         json!({
             "disable_apparmor": true,
-            "disable_cgroup": self.cgroups == Cgroups::Withheld,
             "disable_hugetlb_controller": true,
             "restrict_oom_score_adj": true,
             "enable_unprivileged_icmp": true,
@@ -222,10 +223,8 @@ mod tests {
 
     #[test]
     fn without_delegation_cgroups_are_left_alone() {
-        for version in ["1.7.24", "2.3.4"] {
-            let config = Containerd { cgroups: Cgroups::Withheld, ..containerd(version) }.config();
-            assert!(config.contains("\ndisable_cgroup = true\n"), "{config}");
-        }
+        let config = Containerd { cgroups: Cgroups::Withheld, ..containerd("1.7.24") }.config();
+        assert!(config.contains("\ndisable_cgroup = true\n"), "{config}");
     }
 
     #[test]

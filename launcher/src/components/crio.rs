@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::containerd::OciRuntime;
-use super::{layout, toml};
+use super::{Cgroups, layout, toml};
 use crate::supervisor::unit::{Readiness, Restart, Unit};
 
 /// What CRI-O is told.
@@ -27,8 +27,10 @@ pub struct Crio {
     pub pinns: PathBuf,
     /// How layers of images become a file system.
     pub storage: Storage,
-    /// What starts containers.
+    /// What starts containers. Where no cgroup is delegated it has to be one that makes none.
     pub runtime: OciRuntime,
+    /// Whether limits can be enforced.
+    pub cgroups: Cgroups,
     /// The image of the container that holds a pod's namespaces.
     pub pause_image: String,
     /// What that container runs; empty: what the image says.
@@ -81,6 +83,8 @@ impl Crio {
             "container_exits_dir": "/run/crio/exits",
             "container_attach_socket_dir": "/run/crio/attach",
             "default_runtime": self.runtime.name,
+            // A pod without a container of its own is given a cgroup instead.
+            "drop_infra_ctr": self.cgroups != Cgroups::Withheld,
             "apparmor_profile": "unconfined",
             "runtimes": {
                 self.runtime.name: {
@@ -156,6 +160,7 @@ mod tests {
             pinns: "/b/pinns".into(),
             storage,
             runtime: OciRuntime { name: "crun", program: "/usr/bin/crun".into() },
+            cgroups: Cgroups::Delegated,
             pause_image: "localhost/pause:1".to_owned(),
             pause_command: String::new(),
             cni_bin_dir: "/opt/cni/bin".into(),
@@ -177,6 +182,12 @@ mod tests {
             transport,
             "containers-storage:[overlay@/var/lib/containers/storage+/run/containers/storage:overlay.mount_program=/usr/bin/fuse-overlayfs]"
         );
+    }
+
+    #[test]
+    fn a_pod_without_cgroups_has_a_container_of_its_own() {
+        let config = Crio { cgroups: Cgroups::Withheld, ..crio(Storage::Overlay) }.config();
+        assert!(config.contains("\ndrop_infra_ctr = false\n"), "{config}");
     }
 
     #[test]

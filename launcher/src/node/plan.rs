@@ -262,6 +262,7 @@ impl<'a> Composer<'a> {
             pinns: path(facts, Program::Pinns),
             storage,
             runtime: self.runtime_without_cgroups(),
+            cgroups: facts.cgroups,
             pause_image: self.args.pause_image.clone(),
             pause_command: String::new(),
             cni_bin_dir: self.cni_bin_dir.clone(),
