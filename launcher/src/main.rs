@@ -6,7 +6,7 @@ use std::process::{self, ExitCode};
 use clap::Parser;
 use launcher::cli::{Cli, Command};
 use launcher::error::{Ending, LaunchError, with_causes};
-use launcher::node::{self, NodeFailure, tasks};
+use launcher::node::{self, NodeFailure, install, tasks};
 use launcher::personality::Personality;
 use launcher::{check, client, hint, logger, manual, parent, signals, supervisor};
 
@@ -20,6 +20,9 @@ fn main() -> ExitCode {
     match cli.command {
         Some(Command::Check(args)) => return check::run(&args),
         Some(Command::Node(args)) => {
+            if let Some(command) = &args.command {
+                return install::main(command);
+            }
             let words: Vec<_> = std::env::args_os().skip(2).collect();
             return match node::run(*args, &words) {
                 Ok(ending) => end(ending),

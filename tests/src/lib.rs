@@ -16,6 +16,7 @@ pub mod forward;
 pub mod instance;
 pub mod link;
 pub mod locate;
+pub mod node;
 pub mod podman;
 pub mod probe;
 pub mod process;

@@ -203,6 +203,14 @@ impl Process {
         readable_before(&self.exited, deadline)
     }
 
+    /// What it has written so far, to both streams.
+    pub fn said(&mut self) -> String {
+        while let Ok(line) = self.lines.try_recv() {
+            self.keep(line);
+        }
+        [self.stdout.join("\n"), self.stderr.join("\n")].join("\n")
+    }
+
     fn keep(&mut self, Line(pipe, line): Line) {
         match pipe {
             Pipe::Stdout => self.stdout.push(line),

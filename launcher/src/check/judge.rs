@@ -8,7 +8,7 @@ use super::facts::{
 };
 use super::finding::{Finding, Purpose, Remedy, State};
 use crate::apply::programs::{Answer, Installed};
-use crate::components::programs::{Program, Suitability};
+use crate::components::programs::{Origin, Program, Suitability};
 use crate::hint;
 use crate::plan::cgroup::{CgroupMode, Hierarchy};
 use crate::plan::facts::HostFacts;
@@ -23,7 +23,7 @@ const WANTED_CONTROLLERS: [&str; 2] = ["cpuset", "io"];
 /// Files that a container runtime wants to have open (kind's entry point asks for as many).
 const OPEN_FILES: u64 = 64_000;
 /// Processes below which a handful of pods is all that runs.
-const PROCESSES: u64 = 4096;
+const PROCESSES: u64 = 1024;
 /// inotify instances and watches as kind's documentation recommends ("Pod errors due to too many open files").
 const INOTIFY: [(&str, u64); 2] =
     [("fs.inotify.max_user_instances", 512), ("fs.inotify.max_user_watches", 524_288)];
@@ -42,7 +42,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     if let Some(node) = &facts.node {
         findings.extend(namespaces_of_a_node(facts, node));
         findings.extend(session(facts, node));
-        findings.extend(limits(node));
+        findings.extend(limits(node, facts.host.uid));
         findings.push(data(&node.data));
         findings.extend(node.ports.iter().map(port));
         findings.extend(host(node));
@@ -269,7 +269,7 @@ fn overlay(outcome: &Outcome, node: &NodeFacts) -> Finding {
     }
     for program in [Program::FuseOverlayfs, Program::MountFuse3, Program::FuseOverlayfsSnapshotter] {
         if !has(program) {
-            lacks.push(format!("no {program} ({})", program.origin()));
+            lacks.push(missing(&[program]));
         }
     }
     let selinux = if node.selinux { "; SELinux enforces, which needs Linux 5.13 for this" } else { "" };
@@ -445,7 +445,7 @@ fn cgroups(node: &NodeFacts, user: &str) -> Finding {
     Finding::good(Purpose::Node, NAME, format!("one is delegated, with {}", controllers.join(", ")))
 }
 
-fn limits(node: &NodeFacts) -> Vec<Finding> {
+fn limits(node: &NodeFacts, uid: u32) -> Vec<Finding> {
     const GROUP: Purpose = Purpose::Node;
     let mut findings = Vec::new();
     let value = |name| node.sysctls.get(name).copied();
@@ -488,11 +488,12 @@ fn limits(node: &NodeFacts) -> Vec<Finding> {
         Finding::good(GROUP, "open files", format!("up to {}", node.open_files))
     });
     findings.push(match node.processes {
-        count @ ..PROCESSES => Finding::less(
-            GROUP,
-            "processes",
-            format!("no more than {count} (RLIMIT_NPROC, or the cgroup's pids.max)"),
-        ),
+        count @ ..PROCESSES => {
+            let finding = format!("no more than {count} (RLIMIT_NPROC, or a cgroup's pids.max)");
+            let slice = format!("systemctl set-property user-{uid}.slice TasksMax=infinity");
+            Finding::less(GROUP, "processes", finding)
+                .mended_by(node.systemd.then_some(Remedy::Command(slice)))
+        }
         u64::MAX => Finding::good(GROUP, "processes", "no limit"),
         count => Finding::good(GROUP, "processes", format!("up to {count}")),
     });
@@ -627,41 +628,48 @@ fn programs(node: &NodeFacts) -> Vec<Finding> {
 /// Programs without which `group` cannot be served.
 fn needed(node: &NodeFacts, group: Purpose, label: &'static str, programs: &[Program]) -> Finding {
     let (mut there, mut lacks, mut doubts) = (Vec::new(), Vec::new(), Vec::new());
-    let mut remedies = Vec::new();
+    let absent: Vec<Program> =
+        programs.iter().copied().filter(|program| !node.programs.contains_key(program)).collect();
+    // Those of one package in one go.
+    let packages = absent.chunk_by(|one, other| remedy(*one).is_some() && remedy(*one) == remedy(*other));
+    lacks.extend(packages.map(missing));
     for &program in programs {
-        let Some(installed) = node.programs.get(&program) else {
-            lacks.push(format!("no {program} ({})", program.origin()));
-            remedies.extend(remedy(program));
-            continue;
-        };
+        let Some(installed) = node.programs.get(&program) else { continue };
         let name = named(program, installed);
         match (&installed.answer, installed.version().map(|version| program.suitability(version))) {
             (Answer::Failed(why), _) => lacks.push(format!("{name} does not run: {why}")),
             (_, Some(Suitability::TooOld { minimum, needed })) => {
-                lacks.push(format!(
-                    "{name} is older than {minimum}, which has {needed} ({})",
-                    program.origin()
-                ));
+                let origin = Origin::of_all(&[program]);
+                lacks.push(format!("{name} is older than {minimum}, which has {needed} ({origin})"));
             }
             (_, Some(Suitability::Faulty(why))) => doubts.push(format!("{name}: {why}")),
             _ => there.push(name),
         }
     }
-    match (&lacks[..], &doubts[..]) {
-        ([], []) => Finding::good(group, label, there.join(", ")),
-        ([], doubts) => Finding::less(group, label, doubts.join(", ")),
-        (lacks, doubts) => {
-            Finding::stops(group, label, [lacks, doubts].concat().join("; ")).mended_by(remedies)
-        }
+    if lacks.is_empty() {
+        return match &doubts[..] {
+            [] => Finding::good(group, label, there.join(", ")),
+            doubts => Finding::less(group, label, doubts.join(", ")),
+        };
     }
+    lacks.append(&mut doubts);
+    Finding::stops(group, label, lacks.join("; "))
+        .mended_by(absent.into_iter().filter_map(remedy).collect::<Vec<_>>())
+}
+
+/// Which are missing, and where to get them.
+fn missing(programs: &[Program]) -> String {
+    let names: Vec<String> = programs.iter().map(Program::to_string).collect();
+    format!("no {} ({})", names.join(", "), Origin::of_all(programs))
 }
 
 /// A program that one can do without.
 fn useful(node: &NodeFacts, group: Purpose, label: &'static str, program: Program, why: &str) -> Finding {
     match node.programs.get(&program) {
         Some(installed) => Finding::good(group, label, named(program, installed)),
-        None => Finding::less(group, label, format!("not there ({}); {why}", program.origin()))
-            .mended_by(remedy(program)),
+        None => {
+            Finding::less(group, label, format!("{}; {why}", missing(&[program]))).mended_by(remedy(program))
+        }
     }
 }
 
@@ -1064,7 +1072,7 @@ mod tests {
         );
         expect(set("net.ipv4.conf.all.rp_filter", 1), "www", "rp_filter", "net.ipv4.conf.all.rp_filter=2");
         expect(told(|node| node.open_files = 20_000), "www", "open files", "nofile");
-        expect(told(|node| node.processes = 100), "www", "processes", "");
+        expect(told(|node| node.processes = 100), "www", "processes", "user-1000.slice TasksMax=infinity");
     }
 
     #[test]

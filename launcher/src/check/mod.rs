@@ -23,7 +23,8 @@ use crate::cli::CheckArgs;
 
 /// Tries everything and prints the report; exit status 0 if what is asked for works, else 1.
 pub fn run(args: &CheckArgs) -> ExitCode {
-    let findings = judge::findings(&trials::collect(args));
+    let mut findings = judge::findings(&trials::collect(args));
+    findings.retain(|finding| args.purpose.is_none_or(|purpose| finding.group <= purpose));
     let text = if args.json {
         report::json(&findings, args.purpose)
     } else if args.commands {

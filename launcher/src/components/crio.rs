@@ -62,6 +62,11 @@ impl Storage {
         }
     }
 
+    /// Where CRI-O keeps, for each container, what it forgets when the node ends.
+    pub fn run_directory(&self) -> PathBuf {
+        PathBuf::from(layout::CRIO_RUN_ROOT).join(format!("{}-containers", self.driver().0))
+    }
+
     /// CRI-O's images, as containers-transports(5) names them before an image's name.
     pub fn transport(&self) -> String {
         let (driver, options) = self.driver();

@@ -34,7 +34,7 @@ pub const CRIO_ROOT: &str = "/var/lib/containers/storage";
 pub const CRIO_RUN_ROOT: &str = "/run/containers/storage";
 
 /// Directory of a program that runs crun or runc without cgroups, and has its name.
-pub const OCI_RUNTIME: &str = "/run/rootless-launch-oci";
+pub const OCI_RUNTIME: &str = "/run/rootless-launch/without-cgroups";
 
 /// CNI's configuration.
 pub const CNI_CONFIG_DIRECTORY: &str = "/etc/cni/net.d";

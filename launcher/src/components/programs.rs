@@ -101,19 +101,32 @@ pub struct Origin {
     pub page: Option<&'static str>,
 }
 
+impl Origin {
+    /// In words, of programs that come from the same place.
+    pub fn of_all(programs: &[Program]) -> String {
+        describe(&programs.iter().map(|program| program.origin()).collect::<Vec<_>>())
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let places = [("Debian package", self.debian), ("Go import path", self.go), ("releases:", self.page)];
-        for (index, (kind, place)) in
-            places.into_iter().filter_map(|(kind, place)| Some((kind, place?))).enumerate()
-        {
-            if index > 0 {
-                f.write_str(", ")?;
-            }
-            write!(f, "{kind} {place}")?;
-        }
-        Ok(())
+        f.write_str(&describe(&[*self]))
     }
+}
+
+fn describe(origins: &[Origin]) -> String {
+    let list = |place: fn(&Origin) -> Option<&'static str>| {
+        let mut places: Vec<&str> = origins.iter().filter_map(place).collect();
+        places.dedup();
+        (!places.is_empty()).then(|| places.join(" "))
+    };
+    let kinds = [
+        ("Debian package", list(|origin| origin.debian)),
+        ("Go import path", list(|origin| origin.go)),
+        ("releases:", list(|origin| origin.page)),
+    ];
+    let named = kinds.into_iter().filter_map(|(kind, places)| Some(format!("{kind} {}", places?)));
+    named.collect::<Vec<_>>().join(", ")
 }
 
 /// A version as far as it is compared. What follows (`~ds1`, `+unknown`, `-rc.1`) does not count.
@@ -478,9 +491,12 @@ mod tests {
             assert_ne!(program.origin(), Origin::default(), "{program}");
         }
         assert_eq!(
-            Program::Crun.origin().to_string(),
+            Origin::of_all(&[Program::Crun]),
             "Debian package crun, releases: https://github.com/containers/crun/releases"
         );
+        let both = Origin::of_all(&[Program::Containerd, Program::Ctr]);
+        assert!(both.starts_with("Debian package containerd, Go import path github.com/"), "{both}");
+        assert_eq!(both.matches("/cmd/").count(), 2, "{both}");
     }
 
     #[test]

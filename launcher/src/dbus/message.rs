@@ -372,8 +372,13 @@ mod tests {
         large[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
         assert_eq!(length_of(&large), Err(Malformed));
         // A field whose text is longer than the header.
-        let long =
-            incoming(TYPE_SIGNAL, |fields| drop(fields.structure().byte(3).signature("s").u32(1000)), &body);
+        let long = incoming(
+            TYPE_SIGNAL,
+            |fields| {
+                fields.structure().byte(3).signature("s").u32(1000);
+            },
+            &body,
+        );
         assert_eq!(parse(&long), Err(Malformed));
     }
 }

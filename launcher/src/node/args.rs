@@ -11,13 +11,19 @@ use netstack::config::Ipv4Net;
 use thiserror::Error;
 use toml::Value;
 
+use super::install::NodeCommand;
 use crate::cli::{Cli, Command, RunArgs};
 
 /// Options of `node`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 // What comes after -- is the kubelet's, and may be nothing.
 #[command(mut_arg("cmd", |arg| arg.required(false).value_name("KUBELET ARGUMENT").help("More arguments for kubelet, after --")))]
 pub struct NodeArgs {
+    /// What to do with it instead of running it.
+    #[command(subcommand)]
+    pub command: Option<NodeCommand>,
+
     /// Read options from this TOML file too; what the command line says counts more
     ///
     /// Keys are the names of options without the dashes before them. An option that may be repeated takes a list too, one

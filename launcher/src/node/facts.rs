@@ -42,9 +42,15 @@ pub(super) fn collect(
         ("--etcd-cert", &args.etcd_cert),
         ("--etcd-key", &args.etcd_key),
     ];
-    let archives = args.image_archive.iter().map(|path| ("--image-archive", path));
+    let several = [
+        ("--image-archive", &args.image_archive),
+        ("--bin-dir", &args.bin_dir),
+        ("--cni-bin-dir", &args.cni_bin_dir),
+    ];
+    let several =
+        several.into_iter().flat_map(|(option, paths)| paths.iter().map(move |path| (option, path)));
     let files = files.into_iter().filter_map(|(option, path)| Some((option, path.as_ref()?)));
-    files.chain(archives).try_for_each(|(option, path)| readable(option, path))?;
+    files.chain(several).try_for_each(|(option, path)| readable(option, path))?;
     let kubelet_patch = args.kubelet_config.as_ref().map(|path| {
         fs::read_to_string(path).map_err(|error| unusable("--kubelet-config", path, &error.to_string()))
     });

@@ -5,12 +5,16 @@
 //! "result caching"): it appears when the network is set up and goes when the pod does. It holds what the runtime wanted
 //! mapped (the capability `portMappings`) and the addresses that the pod got.
 //!
-//! A hostPort leads to the node's own address, where portmap's rules take it on to the pod. One that names an address of
-//! the host leads straight to the pod, because portmap's rule is for an address that the node does not have.
+//! A hostPort leads straight to the pod, through the TAP, from the client's own address. portmap's rules do the same for the
+//! node's own address, and those are for clients inside: a rule for an address of the host (hostIP) would never match there.
+//!
+//! CRI-O maps ports itself and does not tell CNI. It writes what is wanted into the configuration of the pod's own container, when the
+//! network is there already.
 //!
 //! Not handled: SCTP, IPv6 (pods have none), pods in the host's network (CNI does not hear of them).
 
 use std::collections::BTreeSet;
+use std::mem;
 use std::net::{IpAddr, Ipv4Addr};
 
 use forwarder::spec::{PortFields, PortSpec, Proto};
@@ -83,8 +87,23 @@ pub enum Unpublished {
 ///
 /// A file that is half written is `None` too: whoever watches hears when it is whole.
 pub fn parse(text: &str) -> Option<Pod> {
-    let cached: Cached = serde_json::from_str(text).ok()?;
-    if cached.kind != CACHE_KIND || cached.capabilities.mappings.is_empty() {
+    let mut cached = Cached::parse(text)?;
+    let mappings = mem::take(&mut cached.capabilities.mappings);
+    pod(&cached, mappings)
+}
+
+/// The same under CRI-O: `configuration` is asked for that of the container of this id.
+pub fn parse_of_crio(text: &str, configuration: impl FnOnce(&str) -> Option<String>) -> Option<Pod> {
+    let cached = Cached::parse(text)?;
+    let configuration = configuration(&cached.container_id)?;
+    let Configuration { annotations } = serde_json::from_str(&configuration).ok()?;
+    // Where no port is wanted it is null.
+    let mappings: Option<Vec<Mapping>> = serde_json::from_str(&annotations.mappings).ok()?;
+    pod(&cached, mappings.unwrap_or_default())
+}
+
+fn pod(cached: &Cached, mappings: Vec<Mapping>) -> Option<Pod> {
+    if mappings.is_empty() {
         return None;
     }
     let argument = |wanted: &str| {
@@ -100,7 +119,7 @@ pub fn parse(text: &str) -> Option<Pod> {
         IpAddr::V4(address) => Some(address),
         IpAddr::V6(_) => None,
     });
-    Some(Pod { name, address: { address }.next(), mappings: cached.capabilities.mappings })
+    Some(Pod { name, address: { address }.next(), mappings })
 }
 
 /// What is to be published for these pods, and what cannot be.
@@ -151,9 +170,10 @@ fn spec(policy: &Policy, pod: &Pod, mapping: &Mapping) -> Result<Option<PortSpec
         })?,
         false => port,
     };
-    let (child_ip, child_port) = match (given, pod.address) {
-        (Some(_), Some(address)) => (Some(IpAddr::V4(address)), mapping.container_port),
-        _ => (None, port),
+    let (child_ip, child_port) = match pod.address {
+        Some(address) => (Some(IpAddr::V4(address)), mapping.container_port),
+        // Nothing else is known; portmap will lead it on.
+        None => (None, port),
     };
     let fields = PortFields {
         parent_ip: parent_ip.map(IpAddr::V4),
@@ -172,12 +192,35 @@ struct Cached {
     kind: String,
     #[serde(rename = "containerId", default)]
     container_id: String,
+    #[serde(rename = "ifName", default)]
+    interface: String,
     #[serde(rename = "cniArgs", default)]
     arguments: Vec<(String, String)>,
     #[serde(rename = "capabilityArgs", default)]
     capabilities: Capabilities,
     #[serde(default)]
     result: CachedResult,
+}
+
+impl Cached {
+    /// If it is a file of libcni's about a network that ports can be mapped to.
+    fn parse(text: &str) -> Option<Self> {
+        let cached: Self = serde_json::from_str(text).ok()?;
+        // Runtimes want the same of the pod's loopback, which is a network, too.
+        (cached.kind == CACHE_KIND && cached.interface != "lo").then_some(cached)
+    }
+}
+
+/// What CRI-O writes of a container, as the OCI runtime specification says.
+#[derive(Debug, Deserialize)]
+struct Configuration {
+    annotations: CrioAnnotations,
+}
+
+#[derive(Debug, Deserialize)]
+struct CrioAnnotations {
+    #[serde(rename = "io.kubernetes.cri-o.PortMappings")]
+    mappings: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -233,20 +276,20 @@ mod tests {
     }
 
     #[test]
-    fn ports_lead_to_the_node() {
+    fn ports_lead_to_the_pod() {
         let containerd = r#"[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":""}]"#;
         let crio = r#"[{"hostPort":8080,"containerPort":80,"protocol":"TCP","hostIP":""}]"#;
         for mappings in [containerd, crio] {
-            assert_eq!(published(LOOPBACK, mappings), ["127.0.0.1:8080:8080/tcp4"]);
+            assert_eq!(published(LOOPBACK, mappings), ["127.0.0.1:8080:10.244.0.5:80/tcp4"]);
             let all = Policy { host_ports: HostPorts::All, ..LOOPBACK };
-            assert_eq!(published(all, mappings), ["8080:8080/tcp4"]);
+            assert_eq!(published(all, mappings), ["8080:10.244.0.5:80/tcp4"]);
             let off = Policy { host_ports: HostPorts::Off, ..LOOPBACK };
             assert!(published(off, mappings).is_empty());
         }
     }
 
     #[test]
-    fn a_port_at_an_address_leads_to_the_pod() {
+    fn a_port_may_have_an_address() {
         let mappings = r#"[{"HostPort":53,"ContainerPort":5353,"Protocol":"udp","HostIP":"127.0.0.2"},
             {"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":"192.0.2.1"}]"#;
         assert_eq!(
@@ -264,11 +307,33 @@ mod tests {
     }
 
     #[test]
+    fn crio_says_it_elsewhere() {
+        let text = cached("[]");
+        let of = |annotations: &str| {
+            let configuration = format!(r#"{{"ociVersion":"1.2.0","annotations":{annotations}}}"#);
+            let asked = |id: &str| (id == "c0ffee").then_some(configuration);
+            let pod = parse_of_crio(&text, asked)?;
+            Some(wanted(&LOOPBACK, &[pod]).0.iter().map(PortSpec::to_string).collect::<Vec<_>>())
+        };
+        let mappings = r#"[{\"HostPort\":8080,\"ContainerPort\":80,\"Protocol\":\"TCP\",\"HostIP\":\"\"}]"#;
+        let annotations = format!(r#"{{"io.kubernetes.cri-o.PortMappings":"{mappings}","other":"x"}}"#);
+        assert_eq!(of(&annotations).unwrap(), ["127.0.0.1:8080:10.244.0.5:80/tcp4"]);
+        assert_eq!(of(r#"{"io.kubernetes.cri-o.PortMappings":"null"}"#), None);
+        assert_eq!(of(r#"{"io.kubernetes.cri-o.PortMappings":"{"}"#), None);
+        assert_eq!(of("{}"), None);
+        assert_eq!(parse_of_crio(&text, |_| None), None);
+        assert_eq!(parse_of_crio(&text.replace("eth0", "lo"), |_| Some(annotations)), None);
+    }
+
+    #[test]
     fn low_ports_are_moved_up() {
         let policy = Policy { low_port_offset: 10000, ..LOOPBACK };
         let mappings = r#"[{"HostPort":80,"ContainerPort":80,"Protocol":"tcp"},
             {"HostPort":8080,"ContainerPort":80,"Protocol":"tcp"}]"#;
-        assert_eq!(published(policy, mappings), ["127.0.0.1:8080:8080/tcp4", "127.0.0.1:10080:80/tcp4"]);
+        assert_eq!(
+            published(policy, mappings),
+            ["127.0.0.1:8080:10.244.0.5:80/tcp4", "127.0.0.1:10080:10.244.0.5:80/tcp4"]
+        );
         let policy = Policy { low_port_offset: u16::MAX, ..LOOPBACK };
         let told =
             "hostPort 80 of pod default/web is not published: with --low-port-offset=65535 it is above 65535";
@@ -299,5 +364,6 @@ mod tests {
             assert_eq!(text.get(..end).and_then(parse), None);
         }
         assert_eq!(parse(&cached("[]")), None);
+        assert_eq!(parse(&text.replace("eth0", "lo")), None);
     }
 }

@@ -25,7 +25,7 @@ use thiserror::Error;
 use self::args::{ConfigFileError, NodeArgs};
 use self::plan::NodeError;
 use crate::apply;
-use crate::cli::{RunArgs, SurroundingsArg};
+use crate::cli::{RunArgs, SdNotifyArg, SurroundingsArg};
 use crate::error::{Ending, LaunchError, UsageError};
 use crate::parent;
 use crate::plan::cgroup::{CgroupMode, CgroupPlan, NoDelegation};
@@ -85,6 +85,8 @@ pub fn run(args: NodeArgs, words: &[OsString]) -> Result<Ending, NodeFailure> {
     let mut args = args.with_file(words)?;
     make_absolute(&mut args);
     args.run.surroundings = SurroundingsArg::Node;
+    // The supervisor knows when the node is ready.
+    args.run.sdnotify = SdNotifyArg::Command;
     if args.run.name.is_none() && args.run.state_dir.is_none() {
         args.run.name = Some(InstanceName::node());
     }

@@ -24,7 +24,7 @@ use crate::supervisor::unit::{Journal, NodePlan, PlannedDirectory, PlannedFile, 
 /// What is known of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeFacts {
-    /// This program.
+    /// This program's file.
     pub ourselves: PathBuf,
     /// Programs that are there.
     pub programs: BTreeMap<Program, Installed>,
@@ -314,7 +314,9 @@ impl<'a> Composer<'a> {
     }
 
     fn host_ports(&self) -> Task {
+        let sandboxes = (self.args.cri == Cri::Crio).then(|| self.crio_storage().run_directory());
         Task::HostPorts {
+            sandboxes,
             at: self.args.host_ports,
             first_unprivileged: self.facts.first_unprivileged,
             low_port_offset: self.args.low_port_offset,

@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //! Bytes go to `UNIT.log` as they come, so that a file is what the program wrote, with remarks of the supervisor
-//! (starts and ends, with the time) between. A file that has grown to [`Bounds::file_bytes`] becomes `UNIT.log.1` at
+//! (starts and ends, with the time) between. A file that would have more than [`Bounds::file_bytes`] becomes `UNIT.log.1` at
 //! the end of a line, that one `UNIT.log.2`, up to [`Bounds::kept_files`]. A disk that is full costs lines of the
 //! file, never the unit's pace: what was lost is remarked as soon as there is room again. The last lines stay in
 //! memory, numbered, for those who ask for them or follow.
@@ -162,18 +162,23 @@ struct LogFile {
 }
 
 impl LogFile {
-    /// Writes bytes; a file that gets full by them ends with the last line that they end.
+    /// Writes bytes; what would make the file too large goes to the next one, after the line that is being written.
     fn write(&mut self, bytes: &[u8]) {
         let has = self.open.as_ref().map_or(0, |(_, has)| *has);
-        let is_full = has + bytes.len() as u64 > self.bounds.file_bytes;
-        let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |place| place + 1);
-        match bytes.split_at_checked(end) {
-            Some((ended, begun)) if is_full && end > 0 => {
+        if has == 0 || has + bytes.len() as u64 <= self.bounds.file_bytes {
+            return self.append(bytes);
+        }
+        let end = match self.at_line_start {
+            true => Some(0),
+            false => bytes.iter().position(|byte| *byte == b'\n').map(|place| place + 1),
+        };
+        match end.and_then(|end| bytes.split_at_checked(end)) {
+            Some((ended, begun)) => {
                 self.append(ended);
                 self.rotate();
                 self.append(begun);
             }
-            _ => self.append(bytes),
+            None => self.append(bytes),
         }
     }
 
@@ -310,7 +315,8 @@ pub fn utc(time: SystemTime) -> String {
     const DAY: u64 = 24 * 3600;
     let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let (mut days, second) = (seconds / DAY, seconds % DAY);
-    let is_leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let is_leap =
+        |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let mut year = 1970;
     while days >= 365 + u64::from(is_leap(year)) && year < 9999 {
         days -= 365 + u64::from(is_leap(year));
@@ -386,12 +392,12 @@ mod tests {
         let scratch = Scratch::new("rotation");
         let bounds = Bounds { file_bytes: 10, ..Bounds::default() };
         let mut log = Log::new(&scratch.0, "a", bounds);
-        for text in ["first\n", "second\nthi", "rd\n", "fourth\n", "fifth\n", "sixth\n", "seventh\n"] {
+        for text in ["lost\n", "1\n", "2\nthi", "rd\n", "fourth\n", "5\n", "sixth and seventh\n", "8\n"] {
             log.handle_output(text.as_bytes(), None);
         }
-        assert_eq!(scratch.read("a.log.2"), "third\nfourth\n");
-        assert_eq!(scratch.read("a.log.1"), "fifth\nsixth\n");
-        assert_eq!(scratch.read("a.log"), "seventh\n");
+        assert_eq!(scratch.read("a.log.2"), "fourth\n5\n");
+        assert_eq!(scratch.read("a.log.1"), "sixth and seventh\n");
+        assert_eq!(scratch.read("a.log"), "8\n");
         assert!(!scratch.0.join("a.log.3").exists());
     }
 

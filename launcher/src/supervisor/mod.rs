@@ -15,9 +15,11 @@
 //! is tried for ever.
 
 pub mod control;
+pub mod error;
 pub mod log;
 pub mod notify;
 pub mod observe;
+mod prepare;
 pub mod probe;
 pub mod run;
 pub mod serve;
@@ -540,8 +542,9 @@ impl Supervisor {
                 let why = Why::NeverReady { within, until, found: found.take() };
                 self.end(now, unit, Then::Fail(why));
             }
-            Phase::Starting { probe: Some(probe), .. } => {
-                if probe.poll(now) {
+            Phase::Starting { probe, .. } => {
+                let is_due = probe.as_mut().is_some_and(|probe| probe.poll(now));
+                if is_due {
                     self.actions.push_back(Action::Probe { unit, run: cell.runs });
                 }
             }

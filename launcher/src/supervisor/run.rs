@@ -2,128 +2,33 @@
 //!
 //! One thread around poll(2). Nothing wakes it while every unit is ready and nobody asks.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use log::{debug, error, info, warn};
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::unistd::Pid;
-use thiserror::Error;
 
 use super::control::{self, Command, Content, Follow, NodeStatus, Refusal, UnitStatus};
+use super::error::{SupervisorError, UnitFailure};
 use super::log::{Bounds, Journal, Log};
 use super::notify::Notifier;
 use super::observe::{self, Look, Seen};
+use super::prepare::{listen, lock, make_directory, write_file};
 use super::serve::{Client, Waiting};
 use super::spawn::{self, Lines, NotifySocket};
-use super::unit::{self, NodePlan, PlannedDirectory, PlannedFile, Readiness, Unit, UnitError, UnitId, Units};
-use super::{Action, Event, GIVE_UP, Manner, Moment, Notice, Outcome, State, Supervisor, Why};
+use super::unit::{self, NodePlan, PlannedDirectory, Readiness, Unit, UnitId, Units};
+use super::{Action, Event, GIVE_UP, Manner, Moment, Notice, Outcome, State, Supervisor};
 use crate::error::{Ending, with_causes};
 use crate::signals::{Received, Signals};
-use crate::state_dir::listen_at;
 use crate::sys::{fd, wait};
-
-/// Why a node ended, or never began.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum SupervisorError {
-    /// The descriptor of the plan.
-    #[error("cannot read the plan from descriptor {fd}")]
-    ReadPlan {
-        /// Its number.
-        fd: RawFd,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The plan is not one.
-    #[error("the plan is not the JSON that it should be")]
-    ParsePlan(#[source] serde_json::Error),
-    /// A unit of the plan is wrong.
-    #[error("the plan cannot be done")]
-    Unit(#[from] UnitError),
-    /// A directory of the plan.
-    #[error("cannot make the directory {path:?}")]
-    Directory {
-        /// Which.
-        path: PathBuf,
-        /// mkdir(2), chmod(2).
-        #[source]
-        source: io::Error,
-    },
-    /// A file of the plan.
-    #[error("cannot write the file {path:?}")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// open(2), write(2), chmod(2).
-        #[source]
-        source: io::Error,
-    },
-    /// Another supervisor has the directory of the logs.
-    #[error("a supervisor runs already with the logs in {0:?}; stop it, or use another name")]
-    Twice(PathBuf),
-    /// The directory of the logs cannot be locked.
-    #[error("cannot lock {path:?}")]
-    Lock {
-        /// The directory.
-        path: PathBuf,
-        /// open(2), flock(2).
-        #[source]
-        source: io::Error,
-    },
-    /// Somebody else listens where the control socket has to be.
-    #[error("somebody else listens on {0:?}; stop that first")]
-    ControlTaken(PathBuf),
-    /// The control socket.
-    #[error("cannot listen on {path:?}")]
-    Control {
-        /// The socket.
-        path: PathBuf,
-        /// unlink(2), bind(2), listen(2).
-        #[source]
-        source: io::Error,
-    },
-    /// Something that the loop is made of.
-    #[error("cannot supervise: {step}")]
-    Loop {
-        /// What was to be done.
-        step: &'static str,
-        /// The system call's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// A unit failed before all were ready.
-    #[error("unit {unit} {why}\n{}", story(.lines, .log))]
-    Failed {
-        /// The unit.
-        unit: String,
-        /// Why.
-        why: Why,
-        /// The last lines of its log.
-        lines: Vec<String>,
-        /// Its log.
-        log: PathBuf,
-    },
-}
-
-fn story(lines: &[String], log: &Path) -> String {
-    let file = log.display();
-    if lines.is_empty() {
-        return format!("it has written nothing to its log, {file}");
-    }
-    let quoted: String = lines.iter().map(|line| format!("    {line}\n")).collect();
-    format!("the last lines of its log, {file}:\n{}", quoted.trim_end())
-}
 
 /// Larger plans are none.
 const MAX_PLAN: u64 = 16 << 20;
@@ -179,47 +84,6 @@ pub fn run(plan: &NodePlan) -> Result<(), SupervisorError> {
     let _ = fs::remove_file(&plan.control);
     drop(lock);
     ended
-}
-
-fn make_directory(directory: &PlannedDirectory) -> Result<(), SupervisorError> {
-    let PlannedDirectory { path, mode } = directory;
-    let made = DirBuilder::new().recursive(true).mode(0o755).create(path);
-    made.and_then(|()| fs::set_permissions(path, Permissions::from_mode(*mode)))
-        .map_err(|source| SupervisorError::Directory { path: path.clone(), source })
-}
-
-fn write_file(file: &PlannedFile) -> Result<(), SupervisorError> {
-    let PlannedFile { path, mode, text } = file;
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(*mode).open(path)?;
-        // One that was there has its own mode still, and the umask has its say otherwise.
-        file.set_permissions(Permissions::from_mode(*mode))?;
-        file.write_all(text.as_bytes())
-    };
-    write().map_err(|source| SupervisorError::File { path: path.clone(), source })
-}
-
-/// Holds as long as this process lives, however it ends; units do not inherit it.
-fn lock(directory: &Path) -> Result<Flock<File>, SupervisorError> {
-    let failed = |source| SupervisorError::Lock { path: directory.to_owned(), source };
-    let file = File::open(directory).map_err(failed)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        Errno::EWOULDBLOCK => SupervisorError::Twice(directory.to_owned()),
-        errno => failed(errno.into()),
-    })
-}
-
-fn listen(path: &Path) -> Result<UnixListener, SupervisorError> {
-    let failed = |source| SupervisorError::Control { path: path.to_owned(), source };
-    if UnixStream::connect(path).is_ok() {
-        return Err(SupervisorError::ControlTaken(path.to_owned()));
-    }
-    // What a killed supervisor left.
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    listen_at(path).map_err(failed)
 }
 
 /// What belongs to one unit for as long as the supervisor lives.
@@ -322,8 +186,8 @@ impl<'a> Runner<'a> {
 
     /// Waits until something is ready, or due.
     fn wait(&self) -> io::Result<Vec<Source>> {
-        let mut sources = vec![Source::Signals, Source::Listener];
-        let mut fds = vec![readable(self.signals.as_fd()), readable(self.listener.as_fd())];
+        let mut sources = vec![Source::Signals];
+        let mut fds = vec![readable(self.signals.as_fd())];
         for (unit, outlet) in self.supervisor.units().ids().zip(&self.outlets) {
             sources.push(Source::Output(unit));
             fds.push(readable(outlet.lines.reader().as_fd()));
@@ -341,6 +205,9 @@ impl<'a> Runner<'a> {
             sources.push(Source::Client(place));
             fds.push(PollFd::new(client.as_fd(), client.interest()));
         }
+        // After those who are leaving.
+        sources.push(Source::Listener);
+        fds.push(readable(self.listener.as_fd()));
         match poll(&mut fds, self.timeout()) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(Vec::new()),
@@ -566,16 +433,19 @@ impl<'a> Runner<'a> {
     }
 
     fn accept(&mut self) {
-        while let Ok((stream, _)) = self.listener.accept() {
+        self.serve_clients();
+        // At most as many at once as there is room for: whoever has gone already makes room for the next ones.
+        for _ in 0..MAX_CLIENTS.saturating_sub(self.clients.len()).max(1) {
+            let Ok((stream, _)) = self.listener.accept() else { return };
             let Ok(mut client) = Client::new(stream, self.now()) else { continue };
-            if self.clients.len() >= MAX_CLIENTS {
-                let refusal = Refusal::new(503, format!("{MAX_CLIENTS} others are connected already"));
-                client.answer(self.now(), &control::refuse(&refusal), Waiting::Taking);
-                // As much as goes at once; who then wants more is not waited for.
-                let _ = client.send(self.now());
+            if self.clients.len() < MAX_CLIENTS {
+                self.clients.push(client);
                 continue;
             }
-            self.clients.push(client);
+            let refusal = Refusal::new(503, format!("{MAX_CLIENTS} others are connected already"));
+            client.answer(self.now(), &control::refuse(&refusal), Waiting::Taking);
+            // As much as goes at once; nobody waits for this one.
+            let _ = client.send(self.now());
         }
     }
 
@@ -750,12 +620,12 @@ impl<'a> Runner<'a> {
         let Some((unit, why)) = outcome.failure else { return Ok(()) };
         let outlet = self.outlets.get(unit.index());
         let lines = outlet.into_iter().flat_map(|outlet| outlet.log.last(STORY));
-        Err(SupervisorError::Failed {
+        Err(SupervisorError::Failed(Box::new(UnitFailure {
             unit: self.name(unit).to_owned(),
             why,
             lines: lines.map(|line| String::from_utf8_lossy(line).into_owned()).collect(),
             log: outlet.map(|outlet| outlet.log.path().to_owned()).unwrap_or_default(),
-        })
+        })))
     }
 }
 

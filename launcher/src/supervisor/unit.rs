@@ -313,8 +313,8 @@ fn check(unit: &Unit) -> Result<(), UnitError> {
         return Err(UnitError::NoProgram { unit: named() });
     }
     let bad_name = |name: &str| name.is_empty() || name.contains(['=', '\0']);
-    let words = unit.argv.iter().chain(unit.env.iter().map(|(_, value)| value));
-    let bad_word = words.filter(|word| word.contains('\0')).next();
+    let mut words = unit.argv.iter().chain(unit.env.iter().map(|(_, value)| value));
+    let bad_word = words.find(|word| word.contains('\0'));
     let bad_variable = unit.env.iter().map(|(name, _)| name).find(|name| bad_name(name));
     if let Some(word) = bad_word.or(bad_variable) {
         return Err(UnitError::Word { unit: named(), word: word.clone() });

@@ -1,5 +1,6 @@
 //! What a new process does between fork(2) and exec(3).
 
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -8,17 +9,34 @@ use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::{Pid, getppid, setsid};
 
-/// Lets the program of `command` lead a session of its own, without a terminal, with no signal blocked, and die with
-/// the calling thread.
+use super::check;
+
+/// Lets the program of `command` lead a session of its own, without a terminal, with no signal blocked, without our
+/// caller's descriptors above standard error, and die with the calling thread.
 pub(crate) fn detach(command: &mut Command) {
     let parent = Pid::this();
     let prepare = move || {
         setsid()?;
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+        close_on_exec_above_stderr()?;
         prctl::set_pdeathsig(Signal::SIGKILL)?;
         // Too late for a parent that was dead already.
         if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
     };
     // SAFETY: nothing but async-signal-safe system calls; nothing is allocated and no lock is taken.
     unsafe { command.pre_exec(prepare) };
+}
+
+/// Not at once: the parent learns through one of them why exec(3) failed.
+fn close_on_exec_above_stderr() -> io::Result<()> {
+    let flags = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
+    let result = {
+        // SAFETY: three integers; nothing is closed before this process becomes another program.
+        unsafe { libc::syscall(libc::SYS_close_range, libc::STDERR_FILENO + 1, libc::c_int::MAX, flags) }
+    };
+    match check(result) {
+        // A kernel before 5.11 does not know the flag; ours are closed by exec anyway.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        other => other.map(drop),
+    }
 }

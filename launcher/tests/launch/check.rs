@@ -111,7 +111,8 @@ fn the_report_is_json_and_its_status_follows_the_purpose() {
         assert_eq!(output.status.code(), Some(i32::from(fails)), "{word}: {findings:#?}");
         let has = |name: &str| findings.contains_key(name);
         assert!(has("namespaces") && has("subordinate ids"), "{findings:#?}");
-        assert_eq!(has("kubelet"), purpose != Purpose::Launch, "{findings:#?}");
+        assert_eq!(has("kubelet"), purpose >= Purpose::Node, "{findings:#?}");
+        assert_eq!(has("vxlan"), purpose == Purpose::Cluster, "{findings:#?}");
     }
     // Without a purpose all is shown, and a launch is what counts.
     let output = check(&["--json"]).output().unwrap();

@@ -9,7 +9,11 @@ mod lifecycle;
 #[cfg(test)]
 mod namespaces;
 #[cfg(test)]
+mod node;
+#[cfg(test)]
 mod offload;
+#[cfg(test)]
+mod pidns;
 #[cfg(test)]
 mod sandbox;
 #[cfg(test)]

@@ -4,7 +4,9 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use launcher::sys::pidfd;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -88,8 +90,13 @@ pub(crate) struct Running {
 impl Running {
     /// Starts a shell script.
     pub(crate) fn start(options: &[&str], script: &str) -> Self {
-        let mut command = launcher(options, &["sh", "-c", script]);
-        let mut launcher = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Running::of(launcher(options, &["sh", "-c", script]))
+    }
+
+    /// Starts a command of the launcher.
+    pub(crate) fn of(mut command: Command) -> Self {
+        let mut launcher =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(launcher.stdout.take().unwrap());
         Running { launcher, stdout }
     }
@@ -116,6 +123,21 @@ impl Running {
         self.children().filter(|process| process.name.starts_with("rl-")).map(|process| process.pid)
     }
 
+    /// Everything that descends from the launcher but its guard and its engine: an init, the command and what that started.
+    pub(crate) fn descendants(&self) -> Vec<Process> {
+        let all = processes();
+        let mut known = vec![self.launcher.id().cast_signed()];
+        let mut found = Vec::new();
+        let is_helper = |process: &Process| ["rl-guard", "rl-engine", "rl-agent"].contains(&&*process.name);
+        while let Some(parent) = known.pop() {
+            for process in all.iter().filter(|process| process.parent == parent && !is_helper(process)) {
+                known.push(process.pid);
+                found.push(process.clone());
+            }
+        }
+        found
+    }
+
     fn children(&self) -> impl Iterator<Item = Process> {
         let launcher = self.launcher.id().cast_signed();
         processes().into_iter().filter(move |process| process.parent == launcher)
@@ -130,7 +152,44 @@ impl Running {
     }
 }
 
+/// A directory of the test's own, which goes with it.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// A new one.
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("rl-launch-{}-{number}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Scratch(path)
+    }
+
+    /// A path in it.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// As [`path`](Scratch::path), as text.
+    pub(crate) fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// A new named pipe.
+    pub(crate) fn fifo(&self, name: &str) -> String {
+        nix::unistd::mkfifo(&self.path(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        self.text(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 /// One process of this machine.
+#[derive(Clone)]
 pub(crate) struct Process {
     /// Its id.
     pub(crate) pid: i32,

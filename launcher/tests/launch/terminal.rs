@@ -14,6 +14,8 @@ use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 const CTRL_C: &str = "\x03";
 const CTRL_Z: &str = "\x1a";
 const CTRL_BACKSLASH: &str = "\x1c";
+/// With and without an init between the launcher and the command.
+const KINDS: [&str; 2] = ["", "--pidns"];
 
 /// An interactive bash on a terminal of its own.
 struct Terminal {
@@ -24,7 +26,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn open() -> Option<Self> {
+    fn open(kind: &str) -> Option<Self> {
         if !has_namespaces() || !has_program("setsid") || !has_program("bash") {
             return None;
         }
@@ -36,7 +38,8 @@ impl Terminal {
             OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&path).unwrap();
         let mut command = Command::new("setsid");
         command.args(["--ctty", "--wait", "bash", "--norc", "--noprofile", "--noediting", "-i"]);
-        command.env("PS1", "PROMPT> ").env("LAUNCHER", LAUNCHER).env("HISTFILE", "");
+        command.env("PS1", "PROMPT> ").env("HISTFILE", "");
+        command.env("LAUNCH", format!("{LAUNCHER} --net=none {kind} --"));
         command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
         let shell = command.spawn().unwrap();
         let mut terminal =
@@ -89,109 +92,121 @@ impl Drop for Terminal {
 
 #[test]
 fn interrupt_and_quit_end_the_command() {
-    let Some(mut terminal) = Terminal::open() else { return };
-    for (key, status) in [(CTRL_C, 130), (CTRL_BACKSLASH, 131)] {
-        terminal.type_in("$LAUNCHER --net=none -- sh -c 'echo up; exec sleep 1000'\n");
-        terminal.expect("up\r\n");
-        terminal.type_in(key);
-        terminal.expect("PROMPT> ");
-        terminal.type_in("echo status=$?\n");
-        terminal.expect(&format!("status={status}\r\n"));
+    for kind in KINDS {
+        let Some(mut terminal) = Terminal::open(kind) else { return };
+        for (key, status) in [(CTRL_C, 130), (CTRL_BACKSLASH, 131)] {
+            terminal.type_in("$LAUNCH sh -c 'echo up; exec sleep 1000'\n");
+            terminal.expect("up\r\n");
+            terminal.type_in(key);
+            terminal.expect("PROMPT> ");
+            terminal.type_in("echo status=$?\n");
+            terminal.expect(&format!("status={status}\r\n"));
+        }
     }
 }
 
 #[test]
 fn the_terminals_interrupt_comes_once() {
-    let Some(mut terminal) = Terminal::open() else { return };
-    // A command that lives on counts its interrupts; the end by a key shows that all have come.
-    let script = "n=0; trap 'n=$((n+1))' INT; trap 'echo count=$n; exit' QUIT; echo up; while :; do sleep 1000 & wait; done";
-    terminal.type_in(&format!("$LAUNCHER --net=none -- sh -c '{}'\n", script.replace('\'', "'\\''")));
-    terminal.expect("up\r\n");
-    terminal.type_in(CTRL_C);
-    terminal.type_in(CTRL_BACKSLASH);
-    terminal.expect("count=1\r\n");
-    terminal.expect("PROMPT> ");
+    for kind in KINDS {
+        let Some(mut terminal) = Terminal::open(kind) else { return };
+        // A command that lives on counts its interrupts; the end by a key shows that all have come.
+        let script = "n=0; trap 'n=$((n+1))' INT; trap 'echo count=$n; exit' QUIT; echo up; while :; do sleep 1000 & wait; done";
+        terminal.type_in(&format!("$LAUNCH sh -c '{}'\n", script.replace('\'', "'\\''")));
+        terminal.expect("up\r\n");
+        terminal.type_in(CTRL_C);
+        terminal.type_in(CTRL_BACKSLASH);
+        terminal.expect("count=1\r\n");
+        terminal.expect("PROMPT> ");
+    }
 }
 
 #[test]
 fn stop_and_go_on_with_job_control() {
-    let Some(mut terminal) = Terminal::open() else { return };
-    terminal.type_in("$LAUNCHER --net=none -- cat\n");
-    terminal.type_in("one\n");
-    terminal.expect("one\r\n");
-    for text in ["two", "three"] {
-        terminal.type_in(CTRL_Z);
-        terminal.expect("Stopped");
+    for kind in KINDS {
+        let Some(mut terminal) = Terminal::open(kind) else { return };
+        terminal.type_in("$LAUNCH cat\n");
+        terminal.type_in("one\n");
+        terminal.expect("one\r\n");
+        for text in ["two", "three"] {
+            terminal.type_in(CTRL_Z);
+            terminal.expect("Stopped");
+            terminal.expect("PROMPT> ");
+            terminal.type_in("jobs -s | wc -l | sed s/^/stopped=/\n");
+            terminal.expect("stopped=1\r\n");
+            terminal.type_in("fg\n");
+            terminal.expect("$LAUNCH cat\r\n");
+            terminal.type_in(&format!("{text}\n"));
+            terminal.expect(&format!("{text}\r\n"));
+        }
+        terminal.type_in("\x04");
         terminal.expect("PROMPT> ");
-        terminal.type_in("jobs -s | wc -l | sed s/^/stopped=/\n");
-        terminal.expect("stopped=1\r\n");
-        terminal.type_in("fg\n");
-        terminal.expect("-- cat\r\n");
-        terminal.type_in(&format!("{text}\n"));
-        terminal.expect(&format!("{text}\r\n"));
+        terminal.type_in("echo status=$?\n");
+        terminal.expect("status=0\r\n");
     }
-    terminal.type_in("\x04");
-    terminal.expect("PROMPT> ");
-    terminal.type_in("echo status=$?\n");
-    terminal.expect("status=0\r\n");
 }
 
 #[test]
 fn in_the_background_it_stops_when_it_reads() {
-    let Some(mut terminal) = Terminal::open() else { return };
-    terminal.type_in("$LAUNCHER --net=none -- cat &\n");
-    terminal.expect("PROMPT> ");
-    terminal.type_in("wait %1; echo waited=$?\n");
-    // 128 + SIGTTIN
-    terminal.expect("waited=149\r\n");
-    terminal.type_in("fg\n");
-    terminal.expect("-- cat\r\n");
-    terminal.type_in("text\n");
-    terminal.expect("text\r\n");
-    terminal.type_in(CTRL_C);
-    terminal.expect("PROMPT> ");
+    for kind in KINDS {
+        let Some(mut terminal) = Terminal::open(kind) else { return };
+        terminal.type_in("$LAUNCH cat &\n");
+        terminal.expect("PROMPT> ");
+        terminal.type_in("wait %1; echo waited=$?\n");
+        // 128 + SIGTTIN
+        terminal.expect("waited=149\r\n");
+        terminal.type_in("fg\n");
+        terminal.expect("$LAUNCH cat\r\n");
+        terminal.type_in("text\n");
+        terminal.expect("text\r\n");
+        terminal.type_in(CTRL_C);
+        terminal.expect("PROMPT> ");
+    }
 }
 
 #[test]
 fn a_shell_inside_has_job_control_of_its_own() {
-    let Some(mut terminal) = Terminal::open() else { return };
-    terminal.type_in("PS1='INNER> ' $LAUNCHER --net=none -- bash --norc --noprofile --noediting -i\n");
-    terminal.expect("INNER> ");
-    terminal.type_in("cat\n");
-    terminal.type_in("hello\n");
-    terminal.expect("hello\r\n");
-    terminal.type_in(CTRL_Z);
-    terminal.expect("Stopped");
-    terminal.expect("INNER> ");
-    terminal.type_in("fg\n");
-    terminal.expect("cat\r\n");
-    // The shell shows the name before it hands over the terminal.
-    terminal.type_in("again\n");
-    terminal.expect("again\r\n");
-    terminal.type_in(CTRL_C);
-    terminal.expect("INNER> ");
-    terminal.type_in("exit 5\n");
-    terminal.expect("PROMPT> ");
-    terminal.type_in("echo status=$?\n");
-    terminal.expect("status=5\r\n");
+    for kind in KINDS {
+        let Some(mut terminal) = Terminal::open(kind) else { return };
+        terminal.type_in("PS1='INNER> ' $LAUNCH bash --norc --noprofile --noediting -i\n");
+        terminal.expect("INNER> ");
+        terminal.type_in("cat\n");
+        terminal.type_in("hello\n");
+        terminal.expect("hello\r\n");
+        terminal.type_in(CTRL_Z);
+        terminal.expect("Stopped");
+        terminal.expect("INNER> ");
+        terminal.type_in("fg\n");
+        terminal.expect("cat\r\n");
+        // The shell shows the name before it hands over the terminal.
+        terminal.type_in("again\n");
+        terminal.expect("again\r\n");
+        terminal.type_in(CTRL_C);
+        terminal.expect("INNER> ");
+        terminal.type_in("exit 5\n");
+        terminal.expect("PROMPT> ");
+        terminal.type_in("echo status=$?\n");
+        terminal.expect("status=5\r\n");
+    }
 }
 
 #[test]
 fn window_size_and_its_change_reach_the_command() {
-    let Some(mut terminal) = Terminal::open() else { return };
-    terminal.resize(91);
-    let script = "trap 'stty size; exit' WINCH; stty size; while :; do sleep 1000 & wait; done";
-    terminal.type_in(&format!("$LAUNCHER --net=none -- sh -c '{}'\n", script.replace('\'', "'\\''")));
-    terminal.expect(" 91\r\n");
-    terminal.resize(77);
-    terminal.expect(" 77\r\n");
-    terminal.expect("PROMPT> ");
+    for kind in KINDS {
+        let Some(mut terminal) = Terminal::open(kind) else { return };
+        terminal.resize(91);
+        let script = "trap 'stty size; exit' WINCH; stty size; while :; do sleep 1000 & wait; done";
+        terminal.type_in(&format!("$LAUNCH sh -c '{}'\n", script.replace('\'', "'\\''")));
+        terminal.expect(" 91\r\n");
+        terminal.resize(77);
+        terminal.expect(" 77\r\n");
+        terminal.expect("PROMPT> ");
+    }
 }
 
 #[test]
 fn hangup_ends_everything() {
-    let Some(mut terminal) = Terminal::open() else { return };
-    terminal.type_in("$LAUNCHER --net=none -- sh -c 'echo pid=$$; exec sleep 1000'\n");
+    let Some(mut terminal) = Terminal::open("") else { return };
+    terminal.type_in("$LAUNCH sh -c 'echo pid=$$; exec sleep 1000'\n");
     terminal.expect("pid=");
     let pid = terminal.expect("\r\n");
     let command = crate::support::Watched::new(pid.parse().unwrap());

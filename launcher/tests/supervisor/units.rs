@@ -33,7 +33,6 @@ fn units_run_after_each_other_and_end_backwards() {
     plan.files.push(file);
     let node = Node::start_plan(&scratch, &plan, Command::new(LAUNCHER));
     node.wait_ready();
-    node.wait_told("STATUS=every unit is ready");
     let mode = |name: &str| scratch.path(name).metadata().unwrap().permissions().mode() & 0o7777;
     assert_eq!((mode("made/deep"), mode("made/file"), mode("log")), (0o750, 0o604, 0o700));
     assert_eq!((mode("node.sock"), mode("log/a.log")), (0o600, 0o600));
@@ -62,6 +61,9 @@ fn every_kind_of_readiness_is_seen() {
         ..unit(&scratch, name, "")
     };
     let path = scratch.path("x.sock");
+    // socat would take some of its characters for its own.
+    let text = "read line; printf 'HTTP/1.1 200 OK\\r\\n\\r\\n'";
+    let answer = PlannedFile { path: scratch.path("answer"), mode: 0o700, text: text.into() };
     let units = vec![
         Unit {
             ready: Readiness::Notify,
@@ -80,11 +82,13 @@ fn every_kind_of_readiness_is_seen() {
             ..socat(
                 "http",
                 &format!("TCP-LISTEN:{},bind=127.0.0.1,reuseaddr,fork", address.port()),
-                "SYSTEM:read line; printf 'HTTP/1.1 200 OK\\r\\n\\r\\n'",
+                &format!("SYSTEM:sh {}", answer.path.display()),
             )
         },
     ];
-    let node = Node::start(&scratch, units);
+    let mut plan = plan(&scratch, units);
+    plan.files.push(answer);
+    let node = Node::start_plan(&scratch, &plan, Command::new(LAUNCHER));
     node.wait_ready();
     assert!(node.status().units.iter().all(|unit| unit.state == "ready"));
     assert!(node.stop().0.success());
@@ -164,7 +168,9 @@ fn units_have_no_terminal_no_input_and_no_blocked_signal() {
     let pid = node.pid("a");
     let (_, log) = node.ask("GET", "/v1/node/units/a/log?lines=20");
     let lines: Vec<&str> = log.lines().skip(1).collect();
-    assert_eq!(lines[..2], ["SigBlk:\t0000000000000000", "SigIgn:\t0000000000000000"], "{log}");
+    let signals = |line: &str| u64::from_str_radix(line.split_once('\t').unwrap().1, 16).unwrap();
+    // What the C library keeps for itself (32, 33) may be ignored by whoever runs the tests.
+    assert_eq!([0, 1].map(|line| signals(lines[line]) & 0x7fff_ffff), [0, 0], "{log}");
     // Process group, session, terminal.
     assert_eq!(lines[2..5], [format!("{pid} {pid} 0"), pid.to_string(), "/".into()], "{log}");
     assert_eq!(lines[5].trim(), "4", "standard ones and the directory that ls reads: {log}");

@@ -21,7 +21,7 @@ use super::finding::Purpose;
 use crate::apply;
 use crate::apply::idmap::Mapping;
 use crate::apply::programs::survey;
-use crate::cli::{CheckArgs, Cli};
+use crate::cli::{CheckArgs, Cli, PropagationArg};
 use crate::components::programs::{Program, SearchPath};
 use crate::egress;
 use crate::error::{Ending, Failure, Step};
@@ -67,7 +67,10 @@ fn launch(host: &HostFacts) -> LaunchFacts {
         mounts: tried(|| {
             apply::mounts::apply(
                 &MountPlan {
-                    steps: vec![MountStep::Cover { path: "/etc/hosts".into(), text: String::new() }],
+                    steps: vec![
+                        MountStep::Propagation { propagation: PropagationArg::Rslave },
+                        MountStep::Cover { path: "/etc/hosts".into(), text: String::new() },
+                    ],
                 },
                 None,
             )

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use nix::sys::prctl;
 use thiserror::Error;
 
 use self::crio_images::ArchiveError;
@@ -34,6 +35,9 @@ pub enum Task {
         /// What is added to ports below that.
         #[arg(long)]
         low_port_offset: u16,
+        /// Where CRI-O keeps what it knows of pods; other runtimes tell CNI of ports.
+        #[arg(long)]
+        sandboxes: Option<PathBuf>,
     },
     /// Import images
     Images {
@@ -86,15 +90,18 @@ impl Task {
     /// The arguments after the program's name, as the supervisor starts it.
     pub fn arguments(&self) -> Vec<String> {
         let words: Vec<String> = match self {
-            Task::HostPorts { at, first_unprivileged, low_port_offset } => {
+            Task::HostPorts { at, first_unprivileged, low_port_offset, sandboxes } => {
                 let at = clap::ValueEnum::to_possible_value(at);
                 let at = at.map(|value| value.get_name().to_owned()).unwrap_or_default();
-                vec![
+                let mut words = vec![
                     "host-ports".into(),
                     format!("--at={at}"),
                     format!("--first-unprivileged={first_unprivileged}"),
                     format!("--low-port-offset={low_port_offset}"),
-                ]
+                ];
+                words
+                    .extend(sandboxes.iter().map(|directory| format!("--sandboxes={}", directory.display())));
+                words
             }
             Task::Images { ctr, snapshotter, archives } => {
                 let mut words = vec![
@@ -205,9 +212,18 @@ pub enum TaskError {
 
 /// Runs it; it ends when its work is done, or never.
 pub fn main(task: &Task) -> ExitCode {
+    let name = match task {
+        Task::HostPorts { .. } => c"rl-host-ports",
+        Task::Images { .. } | Task::CrioImages { .. } => c"rl-images",
+        Task::FlannelLink { .. } => c"rl-flannel-link",
+        Task::Annotate { .. } => c"rl-annotate",
+    };
+    // For people only.
+    let _ = prctl::set_name(name);
     let result = match task {
-        &Task::HostPorts { at: host_ports, first_unprivileged, low_port_offset } => {
-            host_ports::run(&Policy { host_ports, first_unprivileged, low_port_offset })
+        &Task::HostPorts { at: host_ports, first_unprivileged, low_port_offset, ref sandboxes } => {
+            let policy = Policy { host_ports, first_unprivileged, low_port_offset };
+            host_ports::run(&policy, sandboxes.as_deref())
         }
         Task::Images { ctr, snapshotter, archives } => images::import(ctr, snapshotter, archives),
         Task::CrioImages { skopeo, storage, archives } => crio_images::copy(skopeo, storage, archives),

@@ -143,13 +143,19 @@ fn append(log: &Log, complaint: &str) -> io::Result<()> {
     file.write_all(format!("{line}\n").as_bytes())
 }
 
-/// A program for a CRI runtime, which names a file and no arguments: a script that calls this personality.
+/// A program for a CRI runtime, which names a file and no arguments: a script that calls this personality when a container is to be
+/// made, and else the runtime.
 ///
 /// `ourselves` is the file of this program, `runtime` that of crun or runc.
 pub fn script(ourselves: &Path, runtime: &Path) -> String {
     let (ourselves, runtime) = (quoted(ourselves), quoted(runtime));
     format!(
-        "#!/bin/sh\n# No cgroup is delegated to this node: see {NAME} in the manual.\nexec {ourselves} {NAME} {runtime} \"$@\"\n"
+        "#!/bin/sh\n\
+         # No cgroup is delegated to this node: containers are made without.\n\
+         case \" $* \" in\n\
+         *' create '* | *' run '*) exec {ourselves} {NAME} {runtime} \"$@\" ;;\n\
+         esac\n\
+         exec {runtime} \"$@\"\n"
     )
 }
 
@@ -245,8 +251,17 @@ mod tests {
 
     #[test]
     fn the_script_passes_words_on_as_they_are() {
-        let script = script(Path::new("/bin/echo"), Path::new("/it's here/crun"));
-        let output = Command::new("/bin/sh").args(["-c", &script, "sh", "a  b", "$c", ""]).output().unwrap();
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "oci-runtime /it's here/crun a  b $c \n");
+        let said = |ourselves: &str, runtime: &str, words: &[&str]| {
+            let script = script(Path::new(ourselves), Path::new(runtime));
+            let output = Command::new("/bin/sh").args(["-c", &script, "sh"]).args(words).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        for command in ["create", "run"] {
+            assert_eq!(
+                said("/bin/echo", "/it's here/crun", &["--root", "a  b", command, "$c", ""]),
+                format!("oci-runtime /it's here/crun --root a  b {command} $c \n")
+            );
+        }
+        assert_eq!(said("/no/such", "/bin/echo", &["state", "a  b"]), "state a  b\n");
     }
 }
