@@ -87,7 +87,7 @@ as_test_user() {
     else
         setpriv --reuid="$TEST_USER" --regid="$TEST_USER" --init-groups \
             env -i HOME=/tmp PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" LANG=C.UTF-8 \
-            ROOTLESS_LAUNCH="$TARGET/release/rootless-launch" ROOTLESS_LAUNCH_COMPONENTS="${ROOTLESS_LAUNCH_COMPONENTS-}" "$@"
+            ROOTLESS_LAUNCH="$TARGET/release/rootless-launch" ROOTLESS_LAUNCH_COMPONENTS="${ROOTLESS_LAUNCH_COMPONENTS-}" ROOTLESS_LAUNCH_VM="${ROOTLESS_LAUNCH_VM-}" "$@"
     fi
 }
 

@@ -8,7 +8,7 @@ newuidmap:uidmap iperf3:iperf3 dnsmasq:dnsmasq-base dig:bind9-dnsutils ping:iput
 traceroute:traceroute slirp4netns:slirp4netns pasta:passt rootlesskit:rootlesskit socat:socat rdisc6:ndisc6 udhcpc:udhcpc
 dhclient:isc-dhcp-client busybox:busybox-static tcpdump:tcpdump ip:iproute2 ethtool:ethtool curl:curl sshd:openssh-server
 ssh:openssh-client setpriv:util-linux jq:jq cc:build-essential pgrep:procps podman:podman runc:runc iptables:iptables
-valgrind:valgrind nft:nftables mmdebstrap:mmdebstrap patchelf:patchelf pkg-config:pkg-config
+valgrind:valgrind nft:nftables mmdebstrap:mmdebstrap qemu-system-x86_64:qemu-system-x86 patchelf:patchelf pkg-config:pkg-config
 "
 PATH=$PATH:/usr/sbin:/sbin
 export PATH
@@ -26,12 +26,20 @@ build_components() {
     fi
 }
 
+# The disk of the whole-machine tests, likewise.
+build_image() {
+    if ! "$(dirname "$0")/../tests/vm/build-image.sh"; then
+        echo "setup: WARNING: no virtual machine, for the reason above: its tests will say SKIPPED" >&2
+    fi
+}
+
 if [ "$(id -u)" -ne 0 ]; then
     if [ -n "$missing" ] || [ ! -w /dev/net/tun ]; then
         echo "setup: as root, run: $0" >&2
         exit 1
     fi
     build_components
+    build_image
     exit 0
 fi
 
@@ -69,3 +77,4 @@ if [ "$(stat -c %a /dev/net/tun)" != 666 ]; then
 fi
 
 build_components
+build_image

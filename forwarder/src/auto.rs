@@ -323,6 +323,11 @@ impl AutoPublisher {
         }
     }
 
+    /// A forward that another publisher had added is there still.
+    pub fn handle_inherited(&mut self, spec: PortSpec, id: u64) {
+        self.wanted.insert(spec, State::Active(id));
+    }
+
     /// A forward that was to be added cannot be, for now or as long as its server lives. Says whether the user should be
     /// told.
     pub fn handle_refused(&mut self, now: Instant, spec: &PortSpec, error: &PortError) -> Tell {

@@ -161,40 +161,28 @@ impl PortManager {
             }
             return Ok(Added::Same(id));
         }
-        if self.forwards.len() >= self.limits.forwards {
-            return Err(PortError::TooManyForwards { limit: self.limits.forwards });
-        }
-        let wanted = usize::from(spec.count()) * spec.parent_addresses().count();
-        if self.listeners.len() + wanted > self.limits.listeners {
-            return Err(PortError::TooManyListeners { wanted, limit: self.limits.listeners });
-        }
-        for port in spec.parent_ports().filter(|&port| port != 0) {
-            for (address, _) in spec.parent_addresses() {
-                let interface = spec.fields().parent_interface.as_ref();
-                self.conflict(spec.proto().transport(), port, address, interface)?;
-            }
-        }
-        self.last_id += 1;
-        let id = self.last_id;
-        self.by_spec.insert(spec.clone(), id);
-        let forward = Forward {
-            asked: spec.clone(),
-            spec: spec.clone(),
-            origin,
-            listeners: BTreeMap::new(),
-            pending: 0,
-            attempts: 1,
-        };
-        self.forwards.insert(id, forward);
-        if spec.fields().parent_port == 0 {
-            // The other family follows, with the same port, once the first has one.
-            self.listen(id, &spec, 0, spec.parent_addresses().take(1));
-        } else {
-            for offset in 0..spec.count() {
-                self.listen(id, &spec, offset, spec.parent_addresses());
-            }
-        }
+        let id = self.last_id + 1;
+        self.insert(id, spec, origin)?;
         Ok(Added::New(id))
+    }
+
+    /// Adds a forward that another manager had under this number, with what was [asked](Self::asked) of that one. Numbers of
+    /// later ones are higher.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add); also [`PortError::Conflict`] if the number or the same forward is there.
+    pub fn restore(&mut self, id: u64, spec: PortSpec, origin: Origin) -> Result<(), PortError> {
+        let there = self.by_spec.get(&spec).copied();
+        if let Some(id) = there.or(self.forwards.contains_key(&id).then_some(id)) {
+            let address = SocketAddr::new(IpAddr::from([0; 4]), spec.fields().parent_port);
+            return Err(PortError::Conflict { id, address, transport: spec.proto().transport() });
+        }
+        self.insert(id, spec, origin)
+    }
+
+    /// Numbers from now on are higher than `last`.
+    pub fn skip_ids(&mut self, last: u64) {
+        self.last_id = self.last_id.max(last);
     }
 
     /// Removes a forward and its listeners.
@@ -292,6 +280,11 @@ impl PortManager {
         Some(PortStatus { id, spec: forward.spec.clone(), origin: forward.origin })
     }
 
+    /// What was asked for, with host port 0 where that was so, and by whom.
+    pub fn asked(&self, id: u64) -> Option<(&PortSpec, Origin)> {
+        self.forwards.get(&id).map(|forward| (&forward.asked, forward.origin))
+    }
+
     /// Every active forward, by id.
     pub fn list(&self) -> Vec<PortStatus> {
         let active = self.forwards.iter().filter(|(_, forward)| forward.pending == 0);
@@ -311,6 +304,43 @@ impl PortManager {
     /// How many sockets listen or are about to.
     pub fn listeners(&self) -> usize {
         self.listeners.len()
+    }
+
+    /// Adds a forward that is new.
+    fn insert(&mut self, id: u64, spec: PortSpec, origin: Origin) -> Result<(), PortError> {
+        if self.forwards.len() >= self.limits.forwards {
+            return Err(PortError::TooManyForwards { limit: self.limits.forwards });
+        }
+        let wanted = usize::from(spec.count()) * spec.parent_addresses().count();
+        if self.listeners.len() + wanted > self.limits.listeners {
+            return Err(PortError::TooManyListeners { wanted, limit: self.limits.listeners });
+        }
+        for port in spec.parent_ports().filter(|&port| port != 0) {
+            for (address, _) in spec.parent_addresses() {
+                let interface = spec.fields().parent_interface.as_ref();
+                self.conflict(spec.proto().transport(), port, address, interface)?;
+            }
+        }
+        self.skip_ids(id);
+        self.by_spec.insert(spec.clone(), id);
+        let forward = Forward {
+            asked: spec.clone(),
+            spec: spec.clone(),
+            origin,
+            listeners: BTreeMap::new(),
+            pending: 0,
+            attempts: 1,
+        };
+        self.forwards.insert(id, forward);
+        if spec.fields().parent_port == 0 {
+            // The other family follows, with the same port, once the first has one.
+            self.listen(id, &spec, 0, spec.parent_addresses().take(1));
+        } else {
+            for offset in 0..spec.count() {
+                self.listen(id, &spec, offset, spec.parent_addresses());
+            }
+        }
+        Ok(())
     }
 
     /// Refuses a place that a forward has already.

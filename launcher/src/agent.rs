@@ -4,7 +4,6 @@
 //! belongs to the launcher and not to the child: it has the launcher's file system and memory, joined namespaces only for what the sockets need, and
 //! other processes of the child's user namespace cannot trace it. It ends with the engine.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -16,7 +15,6 @@ use nix::unistd::Pid;
 use crate::engine::detach;
 use crate::error::with_causes;
 use crate::join::Target;
-use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
 
 /// The child's namespaces and the agent's end of its line, held until the agent is wanted.
@@ -30,16 +28,6 @@ impl Agent {
     /// An agent in these namespaces.
     pub fn new(line: OwnedFd, target: Target) -> Self {
         Agent { line, target }
-    }
-
-    /// An agent for the child of this process id, whose user namespace is `user`.
-    ///
-    /// # Errors
-    /// The child is gone.
-    pub fn prepare(line: OwnedFd, user: &UserNamespace, child: Pid) -> io::Result<Self> {
-        let net = File::open(format!("/proc/{child}/ns/net"))?;
-        let user = user.as_fd().try_clone_to_owned()?;
-        Ok(Agent::new(line, Target::of_files(File::from(user), net)))
     }
 
     /// Starts it. Its end is not reported by SIGCHLD.

@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::check::finding::Purpose;
 use crate::client::args::ClientCommand;
 use crate::egress::EgressMode;
+use crate::engine_process::OnDeath;
 use crate::node::args::NodeArgs;
 use crate::node::tasks::Task;
 use crate::plan::cgroup::CgroupMode;
@@ -123,8 +124,8 @@ pub struct CheckArgs {
 
     /// Whether a node has to have a delegated cgroup, as for a launch
     ///
-    /// Without one (auto, none) it runs, but no limits of its pods are enforced.
-    #[arg(long, value_name = "MODE", value_enum, default_value_t = CgroupArg::Delegated)]
+    /// Without one it runs, but no limits of its pods are enforced.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = CgroupArg::Auto)]
     pub cgroup: CgroupArg,
 
     /// Where nodes keep their data [default: rootless-launch in $XDG_DATA_HOME, else in ~/.local/share]
@@ -245,6 +246,13 @@ pub struct RunArgs {
     /// What the engine gives up once it is set up: its view of the file system, all rights, most system calls
     #[arg(long, value_name = "MODE", value_enum, default_value_t = SandboxArg::Auto)]
     pub sandbox: SandboxArg,
+
+    /// What follows from the death of the engine process while CMD runs
+    ///
+    /// Another one takes its place: published ports, their numbers and what was changed by the control API stay; connections are
+    /// reset. Five deaths within a minute end the launch.
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = EngineRestartArg::Auto)]
+    pub engine_restart: EngineRestartArg,
 
     /// Print the engine's statistics and flows to stderr at the end
     ///
@@ -464,6 +472,24 @@ impl From<EgressArg> for EgressMode {
             EgressArg::Auto => EgressMode::Auto,
             EgressArg::Relay => EgressMode::Relay,
             EgressArg::Tap => EgressMode::Tap,
+        }
+    }
+}
+
+/// `--engine-restart`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EngineRestartArg {
+    /// It is started again
+    Auto,
+    /// The launch ends
+    Never,
+}
+
+impl From<EngineRestartArg> for OnDeath {
+    fn from(arg: EngineRestartArg) -> Self {
+        match arg {
+            EngineRestartArg::Auto => OnDeath::Restart,
+            EngineRestartArg::Never => OnDeath::End,
         }
     }
 }

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use forwarder::store::{Inheritance, StoreLine};
 use netstack::capture::PcapWriter;
 use netstack::{Driver, DriverError, Tap};
 use nix::errno::Errno;
@@ -29,6 +30,7 @@ use crate::plan::forwards::ForwardPlan;
 use crate::plan::net::EnginePlan;
 use crate::sandbox::{Mode, Sandbox, ThreadRole};
 use crate::services::{ServiceTask, Services};
+use crate::settings::Page;
 use crate::stats::{self, ReportRequests};
 use crate::sys::clone::exit_now;
 use crate::sys::fd::close_all_except;
@@ -44,20 +46,25 @@ pub enum Report {
 }
 
 /// What the launcher opens for the engine, which has no files of its own.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct EngineFiles<'a> {
+#[derive(Debug, Default)]
+pub struct EngineFiles {
     /// Where frames are recorded.
-    pub pcap: Option<&'a File>,
+    pub pcap: Option<File>,
     /// Where the control API is asked.
-    pub api: Option<&'a UnixListener>,
+    pub api: Option<UnixListener>,
     /// Where Prometheus asks besides.
-    pub metrics: Option<&'a TcpListener>,
+    pub metrics: Option<TcpListener>,
 }
 
-impl EngineFiles<'_> {
+impl EngineFiles {
     fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let EngineFiles { pcap, api, metrics } = self;
-        [pcap.map(AsFd::as_fd), api.map(AsFd::as_fd), metrics.map(AsFd::as_fd)].into_iter().flatten()
+        let [pcap, api, metrics] = [
+            pcap.as_ref().map(AsFd::as_fd),
+            api.as_ref().map(AsFd::as_fd),
+            metrics.as_ref().map(AsFd::as_fd),
+        ];
+        [pcap, api, metrics].into_iter().flatten()
     }
 }
 
@@ -69,7 +76,7 @@ pub struct EngineTask<'a> {
     /// What it gives up once it is set up.
     pub sandbox: Mode,
     /// What is open for it.
-    pub files: EngineFiles<'a>,
+    pub files: &'a EngineFiles,
     /// The state directory, for those who ask.
     pub state_dir: Option<&'a Path>,
     /// The process that becomes CMD.
@@ -78,15 +85,19 @@ pub struct EngineTask<'a> {
     pub forwards: &'a ForwardPlan,
     /// Leads to the forwarder's agent.
     pub agent: BorrowedFd<'a>,
+    /// Where it leaves its settings, and finds those of the engine before it.
+    pub settings: &'a Page,
+    /// How many engines were there before it.
+    pub restarts: u32,
     /// What to tell at the end.
     pub report: Report,
     /// The line to the launcher.
     pub channel: &'a Channel,
 }
 
-/// Runs the process; ends in an exit.
-pub fn main(task: &EngineTask<'_>) -> ! {
-    match run(task) {
+/// Runs the process; ends in an exit. Forwards and their sockets are kept at the other end of `store`.
+pub fn main(task: &EngineTask<'_>, store: StoreLine, inheritance: Inheritance) -> ! {
+    match run(task, store, inheritance) {
         Ok(()) => exit_now(0),
         Err(failure) => {
             // If the launcher is dead there is nobody to tell.
@@ -96,17 +107,23 @@ pub fn main(task: &EngineTask<'_>) -> ! {
     }
 }
 
-fn run(task: &EngineTask<'_>) -> Result<(), Failure> {
-    let mut keep = vec![task.channel.as_fd(), task.agent];
+fn run(task: &EngineTask<'_>, store: StoreLine, inheritance: Inheritance) -> Result<(), Failure> {
+    let mut keep = vec![task.channel.as_fd(), task.agent, task.settings.as_fd(), store.as_fd()];
     keep.extend(task.files.descriptors());
+    keep.extend(inheritance.descriptors());
     // What asks for a report is read from a descriptor.
     detach(c"rl-engine", &keep, &SigSet::from(stats::REQUEST))
         .map_err(|error| Failure::new(Step::ForkEngine, "", error))?;
-    serve(task, task.net)
+    serve(task, task.net, store, inheritance)
 }
 
 /// Runs the engine until the channel has something to say.
-fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
+fn serve(
+    task: &EngineTask<'_>,
+    plan: &EnginePlan,
+    store: StoreLine,
+    inheritance: Inheritance,
+) -> Result<(), Failure> {
     let talk = |error: io::Error| Failure::new(Step::Talk, "", error);
     let confined = |error| Failure::new(Step::Confine, "", io::Error::other(error));
     // While the child makes its TAP: namespaces take their time.
@@ -124,29 +141,42 @@ fn serve(task: &EngineTask<'_>, plan: &EnginePlan) -> Result<(), Failure> {
             Driver::new(tap, plan.config.clone())
         })
         .map_err(|error| failed(io::Error::other(error)))?;
-    if let Some(pcap) = task.files.pcap {
-        let file = pcap.try_clone().map_err(failed)?;
-        driver.set_observer(Box::new(PcapWriter::new(file, driver.clock().unix_micros_at_zero())));
+    if let Some(pcap) = &task.files.pcap {
+        let (file, zero) = (pcap.try_clone().map_err(failed)?, driver.clock().unix_micros_at_zero());
+        let writer =
+            if task.restarts == 0 { PcapWriter::new(file, zero) } else { PcapWriter::resumed(file, zero) };
+        driver.set_observer(Box::new(writer));
     }
+    let settings = task.settings.load().and_then(|settings| match settings {
+        Some(settings) => settings.apply(&mut driver),
+        None => Ok(()),
+    });
+    settings.map_err(|error| failed(io::Error::other(error)))?;
     let requests = ReportRequests::or(task.channel).map_err(failed)?;
+    // What was published is inherited, and may have changed.
+    let ports = if task.restarts == 0 { &*task.forwards.ports } else { &[] };
     let service_task = ServiceTask {
         config: &plan.config,
         egress: plan.egress,
         driver: &mut driver,
         line: task.agent.try_clone_to_owned().map_err(failed)?,
         forwards: task.forwards,
+        store,
+        inheritance,
         files: task.files,
+        settings: task.settings,
         state_dir: task.state_dir,
         child: task.child,
+        restarts: task.restarts,
     };
     let services = Services::prepare(service_task).map_err(failed)?;
     let confinement = hidden.seal().map_err(confined)?;
     let mut services = services.start(&confinement).map_err(confined)?;
-    if task.forwards.is_empty() && plan.egress != EgressMode::Relay {
+    if task.restarts == 0 && task.forwards.is_empty() && plan.egress != EgressMode::Relay {
         task.channel.send(&Message::EngineReady, None).map_err(talk)?;
     } else {
         let channel = task.channel.try_clone().map_err(talk)?;
-        services.publish(task.forwards, plan.egress, &confinement, channel).map_err(confined)?;
+        services.publish(ports, plan.egress, &confinement, channel).map_err(confined)?;
     }
     confinement.confine(ThreadRole::Driver).map_err(confined)?;
     let served = serve_until_told(task, &mut driver, &requests, &services);

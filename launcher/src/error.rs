@@ -152,6 +152,14 @@ pub enum LaunchError {
     /// The engine process ended before CMD; CMD was killed.
     #[error("the engine process {0}; the command was killed")]
     EngineDied(Ending),
+    /// The engine process has ended so often within a minute that it is not started again; CMD was killed.
+    #[error("the engine process {ending}, the {times}th within a minute; the command was killed")]
+    EngineKeepsDying {
+        /// How the last one ended.
+        ending: Ending,
+        /// How many have ended.
+        times: usize,
+    },
     /// The process that guards the child ended before CMD; CMD was killed.
     #[error("the guard process {0}; the command was killed")]
     GuardDied(Ending),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use forwarder::driver::{ChildLine, Config, DriverError, EgressEvents, ForwardDriver, Handle, TapPath};
+use forwarder::store::{Inheritance, StoreLine};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::sandbox::{Confinement, SandboxError, ThreadRole};
@@ -47,6 +48,11 @@ impl PreparedForwards {
     /// As [`ForwardDriver::set_egress_events`].
     pub fn set_egress_events(&mut self, events: Box<dyn EgressEvents>) {
         self.driver.set_egress_events(events);
+    }
+
+    /// As [`ForwardDriver::set_store`].
+    pub fn set_store(&mut self, line: StoreLine, inheritance: Inheritance) {
+        self.driver.set_store(line, inheritance);
     }
 
     /// Readable when the forwarder is to end, for others who end with it. It is never read.

@@ -28,6 +28,7 @@ use crate::handshake::message::Message;
 use crate::netlink::message::{Batch, Existing, Interface, LOOPBACK, Route};
 use crate::netlink::socket::{Refused, Socket};
 use crate::plan::net::TAP_QUEUE;
+use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
 use crate::sys::{pidfd, wait};
 
@@ -87,6 +88,15 @@ impl Target {
     /// Namespaces that are open already.
     pub fn of_files(user: File, net: File) -> Self {
         Target { user: Some(user), net }
+    }
+
+    /// The network namespace that a process has now, and its user namespace.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn of_child(child: Pid, user: &UserNamespace) -> io::Result<Self> {
+        let net = File::open(format!("/proc/{child}/ns/net"))?;
+        Ok(Target::of_files(user.as_fd().try_clone_to_owned()?.into(), net))
     }
 
     /// Another reference to the same.

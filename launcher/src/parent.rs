@@ -7,11 +7,10 @@ use std::ffi::{CString, NulError, OsString};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::TcpListener;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use forwarder::driver::ChildLine;
 use forwarder::spec::PortFile;
 use log::{debug, info, warn};
 use nix::errno::Errno;
@@ -21,13 +20,13 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid};
 
-use crate::agent::Agent;
 use crate::apply;
 use crate::apply::cgroup::Cgroup;
 use crate::apply::idmap::Mapping;
 use crate::child::{self, Activation, ChildTask, Inherited};
 use crate::cli::{DryRunArg, RunArgs, SdNotifyArg};
-use crate::engine::{self, EngineFiles, EngineTask, Report};
+use crate::engine::{EngineFiles, Report};
+use crate::engine_process::{EngineProcess, EngineStart, OnDeath};
 use crate::error::{Ending, Failure, LaunchError, PortFileError, Step, UsageError, with_causes};
 use crate::guard::Guard;
 use crate::handshake::channel::Channel;
@@ -45,6 +44,7 @@ use crate::plan::surroundings::Kind;
 use crate::sandbox::Mode;
 use crate::signals::{Received, Signals};
 use crate::state_dir::{InstanceName, Place, StateDir};
+use crate::supervisor::unit::NodePlan;
 use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork};
 use crate::sys::pidfd;
@@ -56,12 +56,21 @@ use crate::sys::wait::{self, AfterStop, Event};
 /// # Errors
 /// The launch failed, or the engine died before CMD.
 pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
+    run_node(args, None)
+}
+
+/// The same, CMD being the supervisor of a node; what that does is for `--dry-run` to show.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_node(args: &RunArgs, node: Option<&NodePlan>) -> Result<Ending, LaunchError> {
     let place = place(args);
     let facts = HostFacts { state_dir: place.path(), ..apply::facts::collect() };
     let mut plan = Plan::new(args, &policy_text(&args.policy)?, &port_files(&args.publish_file)?, &facts)?;
     plan.cgroup = cgroup(args, &plan)?;
     if let Some(format) = args.dry_run {
-        show(&Shown::new(&plan, args, &facts.state_dir), format).map_err(prepare("standard output"))?;
+        show(&Shown::new(&plan, args, &facts.state_dir).with(node), format)
+            .map_err(prepare("standard output"))?;
         return Ok(Ending::Exited(0));
     }
     let pcap = args.pcap.as_ref().map(|path| {
@@ -105,15 +114,14 @@ pub fn run(args: &RunArgs) -> Result<Ending, LaunchError> {
         environment: &environment,
         activation,
         inherited,
-        engine: EngineFiles { pcap: pcap.as_ref(), api: api.as_ref(), metrics: metrics.as_ref() },
         report: report(args),
         sandbox: args.sandbox.into(),
+        on_death: args.engine_restart.into(),
         state: state.as_ref(),
         notifier,
     };
-    let mut processes = Processes::start(&launch)?;
-    drop((pcap, api, metrics));
-    processes.supervise(&signals, link(&plan), state.as_ref())
+    let mut processes = Processes::start(&launch, EngineFiles { pcap, api, metrics })?;
+    processes.supervise(&signals, &launch)
 }
 
 fn show(plan: &Shown<'_>, format: DryRunArg) -> io::Result<()> {
@@ -134,11 +142,26 @@ struct Launch<'a> {
     environment: &'a [CString],
     activation: Activation,
     inherited: Inherited,
-    engine: EngineFiles<'a>,
     report: Report,
     sandbox: Mode,
+    on_death: OnDeath,
     state: Option<&'a StateDir>,
     notifier: Option<Notifier>,
+}
+
+impl<'a> Launch<'a> {
+    /// What every engine of this launch is started with; `None` without one.
+    fn engine(&self, child: Pid) -> Option<EngineStart<'a>> {
+        let NetPlan::Engine(net) = &self.plan.net else { return None };
+        Some(EngineStart {
+            net,
+            forwards: &self.plan.forwards,
+            sandbox: self.sandbox,
+            state_dir: self.state.map(StateDir::path),
+            child,
+            report: self.report,
+        })
+    }
 }
 
 /// Only a command with a cgroup namespace can make use of cgroups.
@@ -211,70 +234,22 @@ struct Processes {
     command: Option<OwnedFd>,
     /// How CMD ended, where there is an init.
     ending: Option<Ending>,
-    /// `None` if there is nothing to serve, or when it is dead.
-    engine: Option<Pid>,
+    /// `None` if there is nothing to serve.
+    engine: Option<EngineProcess>,
     /// `None` until there is somebody to guard.
     guard: Option<Guard>,
     namespace: Option<UserNamespace>,
     /// Closed when the child has executed CMD.
     to_child: Option<Channel>,
-    to_engine: Option<Channel>,
-    agent: AgentState,
     /// There once somebody entered who is no descendant of ours.
     entered: Option<PathBuf>,
     /// `None` if nobody wants to know.
     notifier: Option<Notifier>,
 }
 
-/// Where the forwarder's agent stands.
-enum AgentState {
-    /// Nobody will ask for it.
-    Absent,
-    /// There is no network namespace yet; this is its end of the line.
-    Awaited(OwnedFd),
-    /// The engine will, once there is a port to publish.
-    Prepared(Agent),
-    /// It runs.
-    Running(Pid),
-}
-
-impl AgentState {
-    /// The network namespace is there.
-    fn prepare(&mut self, target: Target) {
-        match std::mem::replace(self, AgentState::Absent) {
-            AgentState::Awaited(line) => *self = AgentState::Prepared(Agent::new(line, target)),
-            other => *self = other,
-        }
-    }
-
-    /// Starts it if it is prepared; a line that is closed says that nobody wants it any more.
-    fn start(&mut self) {
-        let AgentState::Prepared(agent) = std::mem::replace(self, AgentState::Absent) else { return };
-        match agent.start() {
-            Ok(pid) => *self = AgentState::Running(pid),
-            Err(error) => {
-                warn!(
-                    "published ports and outbound connections go by the TAP: their agent cannot be started: {error}"
-                );
-            }
-        }
-    }
-
-    /// Ends it, when the engine has ended. It would end by itself, unless somebody has stopped it.
-    ///
-    /// Nobody waits until it has vanished: with it goes its table of nftables, for which the kernel takes some 10 ms (RCU). From
-    /// here on it does nothing any more.
-    fn end(&mut self) {
-        if let AgentState::Running(pid) = std::mem::replace(self, AgentState::Absent) {
-            // Fails only for a process that is dead already.
-            let _ = wait::kill(pid, libc::SIGKILL);
-        }
-    }
-}
-
 impl Processes {
     /// Starts child and engine and maps the child's ids.
-    fn start(launch: &Launch<'_>) -> Result<Self, LaunchError> {
+    fn start(launch: &Launch<'_>, files: EngineFiles) -> Result<Self, LaunchError> {
         let plan = launch.plan;
         let (to_child, childs_end) = Channel::pair().map_err(prepare("a socket"))?;
         let parent = getpid();
@@ -298,8 +273,6 @@ impl Processes {
             guard: None,
             namespace: None,
             to_child: Some(to_child),
-            to_engine: None,
-            agent: AgentState::Absent,
             entered: launch.state.map(StateDir::entered),
             notifier: launch.notifier.clone(),
         };
@@ -311,49 +284,19 @@ impl Processes {
         let namespace = UserNamespace::of(child).map_err(prepare("the child's user namespace"))?;
         processes.guard = Some(Guard::start(&namespace, launch.state)?);
         processes.namespace = Some(namespace);
-        if let NetPlan::Engine(net) = &plan.net {
-            let (to_engine, engines_end) = Channel::pair().map_err(prepare("a socket"))?;
-            let (line, agents_end) = ChildLine::pair().map_err(prepare("a socket"))?;
-            let line = OwnedFd::from(line);
-            if plan.namespaces.detached_net.is_some() {
-                processes.agent = AgentState::Awaited(agents_end);
-            } else if let Some(namespace) = &processes.namespace {
-                let agent = Agent::prepare(agents_end, namespace, child);
-                // A child that is dead already has said why.
-                let agent = agent.map_err(|error| {
+        if let (Some(start), Some(namespace)) = (launch.engine(child), &processes.namespace) {
+            let target = match plan.namespaces.detached_net {
+                // It is not there yet.
+                Some(_) => None,
+                None => Some(Target::of_child(child, namespace).map_err(|error| {
+                    // A child that is dead already has said why.
                     let failure = prepare("the child's network namespace")(error);
                     processes.childs_own_failure().unwrap_or(failure)
-                });
-                processes.agent = AgentState::Prepared(agent?);
-            }
-            // The engine does not report by SIGCHLD: the end of its channel does, and waiting for CMD's orphans
-            // never finds it.
-            let fork = clone::fork(CloneFlags::empty(), ExitSignal::None);
-            processes.engine = match fork.map_err(|error| Failure::new(Step::ForkEngine, "", error))? {
-                Fork::Parent(engine) => Some(engine),
-                Fork::Child => {
-                    let state_dir = launch.state.map(|state| state.path());
-                    engine::main(&EngineTask {
-                        net,
-                        sandbox: launch.sandbox,
-                        files: launch.engine,
-                        forwards: &plan.forwards,
-                        agent: line.as_fd(),
-                        state_dir,
-                        child,
-                        report: launch.report,
-                        channel: &engines_end,
-                    })
-                }
+                })?),
             };
-            processes.to_engine = Some(to_engine);
-            if let (Some(engine), Some(guard)) = (processes.engine, &processes.guard) {
-                let shown = pidfd::open(engine).and_then(|engine| guard.show_engine(&engine));
-                // An engine or a guard that is dead already is noticed by its channel.
-                if let Err(error) = shown {
-                    debug!("the guard does not know the engine: {error}");
-                }
-            }
+            let engine = EngineProcess::start(&start, target, files)?;
+            engine.show_to(processes.guard.as_ref());
+            processes.engine = Some(engine);
         }
 
         let last_gid =
@@ -377,33 +320,32 @@ impl Processes {
     }
 
     /// Brings child and engine together, then waits for CMD's end.
-    fn supervise(
-        &mut self,
-        signals: &Signals,
-        link: Link,
-        state: Option<&StateDir>,
-    ) -> Result<Ending, LaunchError> {
-        let mut handshake = ParentHandshake::new(link);
+    fn supervise(&mut self, signals: &Signals, launch: &Launch<'_>) -> Result<Ending, LaunchError> {
+        let mut handshake = ParentHandshake::new(link(launch.plan));
         loop {
             let ready = self.wait(signals)?;
-            if ready.engine {
-                self.handle_engine(&mut handshake, state, signals)?;
+            if ready.store {
+                self.engine.iter_mut().for_each(EngineProcess::hear_store);
             }
+            if ready.engine {
+                self.handle_engine(&mut handshake, launch, signals)?;
+            }
+            self.restart_engine(&mut handshake, launch)?;
             if ready.guard {
                 self.handle_guards_end()?;
             }
             if ready.agent {
-                self.agent.start();
+                self.engine.iter_mut().for_each(EngineProcess::start_agent);
             }
             if ready.child {
-                self.handle_child(&mut handshake, state, signals)?;
+                self.handle_child(&mut handshake, launch, signals)?;
             }
             if ready.signals {
                 self.forward(signals, Continue::PassOn)?;
                 if let Some(ending) = self.handle_children(signals)? {
                     // What it said before it died says more.
                     while self.to_child.is_some() {
-                        self.handle_child(&mut handshake, state, signals)?;
+                        self.handle_child(&mut handshake, launch, signals)?;
                     }
                     if !handshake.is_running() {
                         return Err(LaunchError::ChildDied(ending));
@@ -415,48 +357,59 @@ impl Processes {
     }
 
     fn wait(&self, signals: &Signals) -> Result<Ready, LaunchError> {
+        let engine = self.engine.as_ref();
         let sources = [
             Some(signals.as_fd()),
-            self.to_engine.as_ref().map(AsFd::as_fd),
+            engine.and_then(EngineProcess::channel),
             self.to_child.as_ref().map(AsFd::as_fd),
             self.guard.as_ref().map(AsFd::as_fd),
-            match &self.agent {
-                AgentState::Prepared(agent) => Some(agent.as_fd()),
-                AgentState::Absent | AgentState::Awaited(_) | AgentState::Running(_) => None,
-            },
+            engine.and_then(EngineProcess::wanted_agent),
+            engine.and_then(EngineProcess::store),
         ];
+        let timeout = engine.map_or(PollTimeout::NONE, EngineProcess::timeout);
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         loop {
-            match poll(&mut fds, PollTimeout::NONE) {
+            match poll(&mut fds, timeout) {
                 Err(Errno::EINTR) => {}
                 other => break other.map(drop).map_err(prepare("poll"))?,
             }
         }
         let mut results = fds.iter();
-        let [signals, engine, child, guard, agent] =
+        let [signals, engine, child, guard, agent, store] =
             sources.map(|source| source.is_some() && results.next().and_then(PollFd::any).unwrap_or(false));
-        Ok(Ready { signals, engine, child, guard, agent })
+        Ok(Ready { signals, engine, child, guard, agent, store })
     }
 
     fn handle_engine(
         &mut self,
         handshake: &mut ParentHandshake,
-        state: Option<&StateDir>,
+        launch: &Launch<'_>,
         signals: &Signals,
     ) -> Result<(), LaunchError> {
-        let Some(channel) = &self.to_engine else { return Ok(()) };
-        match channel.receive().map_err(talk)? {
+        let Some(engine) = &mut self.engine else { return Ok(()) };
+        match engine.receive().map_err(talk)? {
             Some(received) => {
-                self.perform(handshake.handle_message(Peer::Engine, received.message)?, None, state, signals)
+                self.perform(handshake.handle_message(Peer::Engine, received.message)?, None, launch, signals)
             }
-            None => {
-                let Some(engine) = self.engine.take() else { return Ok(()) };
-                Err(LaunchError::EngineDied(
-                    wait::wait_end(engine).map_err(prepare("waiting for the engine"))?,
-                ))
-            }
+            None if handshake.is_running() && launch.on_death == OnDeath::Restart => engine.handle_death(),
+            None => Err(engine.end_of_launch()),
         }
+    }
+
+    /// Starts another engine in place of one that has died, when it is time.
+    fn restart_engine(
+        &mut self,
+        handshake: &mut ParentHandshake,
+        launch: &Launch<'_>,
+    ) -> Result<(), LaunchError> {
+        let (Some(engine), Some(child)) = (&mut self.engine, self.child) else { return Ok(()) };
+        if let Some(start) = launch.engine(child)
+            && engine.restart_if_due(&start, self.guard.as_ref())?
+        {
+            handshake.handle_engine_restart();
+        }
+        Ok(())
     }
 
     fn handle_guards_end(&mut self) -> Result<(), LaunchError> {
@@ -470,14 +423,14 @@ impl Processes {
     fn handle_child(
         &mut self,
         handshake: &mut ParentHandshake,
-        state: Option<&StateDir>,
+        launch: &Launch<'_>,
         signals: &Signals,
     ) -> Result<(), LaunchError> {
         let Some(channel) = &self.to_child else { return Ok(()) };
         match channel.receive().map_err(talk)? {
             Some(received) => {
                 let action = handshake.handle_message(Peer::Child, received.message)?;
-                self.perform(action, received.fd, state, signals)
+                self.perform(action, received.fd, launch, signals)
             }
             None => {
                 handshake.handle_child_closed();
@@ -491,16 +444,19 @@ impl Processes {
         &mut self,
         action: Action,
         fd: Option<OwnedFd>,
-        state: Option<&StateDir>,
+        launch: &Launch<'_>,
         signals: &Signals,
     ) -> Result<(), LaunchError> {
+        let engine = self.engine.as_mut();
         match action {
             Action::Wait => Ok(()),
             Action::TakeNamespace => {
                 let failed = prepare("the network namespace");
                 let (Some(net), Some(user)) = (fd, &self.namespace) else { return Ok(()) };
-                let user = user.as_fd().try_clone_to_owned().map_err(failed)?;
-                self.agent.prepare(Target::of_files(user.into(), net.into()));
+                let user = user.as_fd().try_clone_to_owned().map_err(&failed)?;
+                if let Some(engine) = engine {
+                    engine.prepare_agent(Target::of_files(user.into(), net.into())).map_err(failed)?;
+                }
                 Ok(())
             }
             Action::WatchCommand => {
@@ -512,14 +468,26 @@ impl Processes {
                 self.ending = Some(ending);
                 Ok(())
             }
-            // An engine that is dead will be noticed by its channel.
             Action::PassTap => {
-                let _ = self.tell_engine(&Message::Serve, fd.as_ref().map(AsFd::as_fd));
+                if let (Some(engine), Some(tap)) = (engine, fd) {
+                    engine.serve(tap);
+                }
                 Ok(())
             }
+            Action::Welcome => {
+                engine.iter().for_each(|engine| engine.tell(&Message::Running));
+                Ok(())
+            }
+            Action::EngineFails(failure) => {
+                if let Some(engine) = engine.filter(|_| launch.on_death == OnDeath::Restart) {
+                    engine.handle_failure(failure);
+                    return Ok(());
+                }
+                Err(failure.into())
+            }
             Action::Execute => {
-                let _ = self.tell_engine(&Message::Running, None);
-                if let (Some(state), Some(child)) = (state, self.child) {
+                engine.iter().for_each(|engine| engine.tell(&Message::Running));
+                if let (Some(state), Some(child)) = (launch.state, self.child) {
                     state.publish(child)?;
                 }
                 let _ = self.tell_child(&Message::Execute);
@@ -536,10 +504,6 @@ impl Processes {
 
     fn tell_child(&self, message: &Message) -> io::Result<()> {
         self.to_child.as_ref().map_or(Ok(()), |channel| channel.send(message, None))
-    }
-
-    fn tell_engine(&self, message: &Message, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        self.to_engine.as_ref().map_or(Ok(()), |channel| channel.send(message, fd))
     }
 
     fn tell_manager(&self, states: &[State]) {
@@ -636,16 +600,12 @@ impl Processes {
     /// CMD is dead: ends what it left, then the engine.
     fn finish(&mut self, ending: Ending) -> Result<Ending, LaunchError> {
         self.tell_manager(&[State::Stopping]);
+        self.engine.iter_mut().for_each(EngineProcess::release);
         self.sweep();
         // If the engine died in this moment, CMD's own end counts.
-        let _ = self.tell_engine(&Message::Stop, None);
+        self.engine.iter().for_each(|engine| engine.tell(&Message::Stop));
         self.guard.iter().for_each(Guard::dismiss);
-        if let Some(engine) = self.engine.take() {
-            // Processes of the user's may have stopped it, CMD among them.
-            let _ = wait::kill(engine, libc::SIGCONT);
-            wait::wait_end(engine).map_err(prepare("waiting for the engine"))?;
-        }
-        self.agent.end();
+        self.engine.iter_mut().try_for_each(EngineProcess::finish)?;
         Ok(ending)
     }
 
@@ -656,11 +616,7 @@ impl Processes {
             return;
         }
         let Some(namespace) = &self.namespace else { return };
-        // The agent ends with the engine, which is to close the published ports first.
-        let agent = match self.agent {
-            AgentState::Running(pid) => Some(pid),
-            AgentState::Absent | AgentState::Awaited(_) | AgentState::Prepared(_) => None,
-        };
+        let agent = self.engine.as_ref().and_then(EngineProcess::agent);
         match namespace.kill_all(agent) {
             Ok(0) => {}
             Ok(count) => debug!("{count} processes that the command left were killed"),
@@ -672,12 +628,12 @@ impl Processes {
 
 impl Drop for Processes {
     fn drop(&mut self) {
-        for pid in self.child.take().into_iter().chain(self.engine.take()) {
+        if let Some(child) = self.child.take() {
             // Fails only for a process that is dead already.
-            let _ = wait::kill(pid, libc::SIGKILL);
-            let _ = wait::wait_end(pid);
+            let _ = wait::kill(child, libc::SIGKILL);
+            let _ = wait::wait_end(child);
         }
-        self.agent.end();
+        self.engine = None;
         if self.namespace.is_some() {
             self.sweep();
         }
@@ -699,6 +655,7 @@ struct Ready {
     child: bool,
     guard: bool,
     agent: bool,
+    store: bool,
 }
 
 /// Reaps what is dead; says whether anybody is left.

@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use forwarder::driver::{Auto, ChildAddress, ChildLine, ChildNetwork};
 use forwarder::error::PortError;
+use forwarder::spec::PortSpec;
+use forwarder::store::{Inheritance, StoreLine};
 use log::warn;
 use netstack::Driver;
 use netstack::config::{Config, Ipv4Mode, Ipv6Mode};
@@ -32,6 +34,7 @@ use crate::handshake::message::Message;
 use crate::holder::TakenPort;
 use crate::plan::forwards::ForwardPlan;
 use crate::sandbox::{Confinement, SandboxError, ThreadRole};
+use crate::settings::Page;
 
 /// What the services work with.
 #[derive(Debug)]
@@ -46,12 +49,20 @@ pub struct ServiceTask<'a> {
     pub line: OwnedFd,
     /// What is published from the start.
     pub forwards: &'a ForwardPlan,
+    /// Leads to what outlives this engine.
+    pub store: StoreLine,
+    /// What another engine has left.
+    pub inheritance: Inheritance,
     /// The sockets of the API.
-    pub files: EngineFiles<'a>,
+    pub files: &'a EngineFiles,
+    /// Where settings are left for the next engine.
+    pub settings: &'a Page,
     /// The state directory, for those who ask.
     pub state_dir: Option<&'a Path>,
     /// The process that becomes CMD.
     pub child: Pid,
+    /// How many engines were there before this one.
+    pub restarts: u32,
 }
 
 /// Threads of the engine process. Dropping it closes the API, then the published ports.
@@ -89,33 +100,36 @@ impl Services {
         let tap = Box::new(TapCarrier::new(driver.clone()));
         let forwards = PreparedForwards::new(settings, Some(ChildLine::from(task.line)), Some(tap));
         let mut forwards = forwards.map_err(io::Error::other)?;
+        forwards.set_store(task.store, task.inheritance);
         if task.egress != EgressMode::Tap {
             egress::join(task.driver, &mut forwards)?;
         }
         let control = Engine::new(facts, Some(driver), Some(forwards.handle()));
-        let control = Arc::new(control);
-        let metrics = task.files.metrics.map(TcpListener::try_clone).transpose()?;
-        let api = match task.files.api {
+        let control = Arc::new(control.with_page(task.settings.try_clone()?));
+        let metrics = task.files.metrics.as_ref().map(TcpListener::try_clone).transpose()?;
+        let api = match &task.files.api {
             Some(listener) => Some(server::prepare(listener.try_clone()?, control.clone(), metrics)?),
             None => None,
         };
         Ok(Prepared { control, api, forwards })
     }
 
-    /// Publishes what is planned, and makes sure of the relay if there has to be one; on a thread that ends when it is done,
+    /// Publishes these ports beside what is inherited, and makes sure of the relay if there has to be one; on a thread that ends when it is done,
     /// and says so on `channel`: ready, or what failed.
     ///
     /// # Errors
     /// clone(2), seccomp(2).
     pub fn publish(
         &self,
-        plan: &ForwardPlan,
+        ports: &[PortSpec],
         egress: EgressMode,
         confinement: &Confinement,
         channel: Channel,
     ) -> Result<(), SandboxError> {
-        let (forwards, ports) = (self.forwards.handle().clone(), plan.ports.clone());
+        let (forwards, ports) = (self.forwards.handle().clone(), ports.to_vec());
         let work = move || {
+            // It answers when it has taken over what is inherited.
+            let _ = forwards.list();
             let relay = if egress == EgressMode::Relay { egress::insist(&forwards).err() } else { None };
             let failure = relay.map(Message::Failed).or_else(|| {
                 ports.into_iter().find_map(|spec| {
@@ -188,10 +202,11 @@ pub(crate) fn child_network(config: &Config) -> ChildNetwork {
 
 /// What the API says about the instance.
 fn facts(task: &ServiceTask<'_>) -> Facts {
-    let &ServiceTask { config, egress, state_dir, child, .. } = task;
+    let &ServiceTask { config, egress, state_dir, child, restarts, .. } = task;
     let ipv6 = (config.ipv6_mode() != Ipv6Mode::Off).then(|| config.ipv6().child.into());
     Facts {
         child_pid: child.as_raw(),
+        restarts,
         state_dir: state_dir.map(|path| path.display().to_string()).unwrap_or_default(),
         network: Some(NetworkDriver {
             driver: "rootless-launch".to_owned(),

@@ -92,15 +92,7 @@ impl<W: io::Write> PcapWriter<W> {
 
     /// Like [`PcapWriter::new`]; ends by itself at `limit`.
     pub fn with_limit(out: W, unix_micros_at_zero: i64, limit: CaptureLimit) -> Self {
-        let mut writer = PcapWriter {
-            out,
-            unix_micros_at_zero,
-            limit,
-            frames: 0,
-            bytes: 0,
-            state: State::Writing,
-            record: Vec::with_capacity(2048),
-        };
+        let mut writer = PcapWriter { limit, ..Self::resumed(out, unix_micros_at_zero) };
         writer.record.extend_from_slice(&MAGIC_NANOSECONDS.to_ne_bytes());
         for version in [2u16, 4] {
             writer.record.extend_from_slice(&version.to_ne_bytes());
@@ -111,6 +103,19 @@ impl<W: io::Write> PcapWriter<W> {
         }
         writer.write_record();
         writer
+    }
+
+    /// Goes on with what another writer began: without a header of its own.
+    pub fn resumed(out: W, unix_micros_at_zero: i64) -> Self {
+        PcapWriter {
+            out,
+            unix_micros_at_zero,
+            limit: CaptureLimit::default(),
+            frames: 0,
+            bytes: 0,
+            state: State::Writing,
+            record: Vec::with_capacity(2048),
+        }
     }
 
     /// The error that ended writing, once; later frames are not written either way.

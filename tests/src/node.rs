@@ -57,6 +57,12 @@ impl<'a> Site<'a> {
         self.home.join(".local/share/rootless-launch/node")
     }
 
+    /// The state directory of a node called "node".
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.home.join("run/rootless-launch/node")
+    }
+
     /// Writes a manifest, whole at once, as kubelet watches.
     ///
     /// # Panics
@@ -98,8 +104,7 @@ impl<'a> Site<'a> {
             "--node-name=lab".to_owned(),
         ];
         words.extend(args.iter().map(ToString::to_string));
-        let process = Process::spawn(self.command(&words)).within(3 * DEADLINE);
-        Node { site: self, process }
+        Node::of(self, &words.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// The program under test, as the user of this home.
@@ -148,20 +153,28 @@ impl Drop for Site<'_> {
 /// A node, until it is dropped.
 #[derive(Debug)]
 pub struct Node<'a> {
-    /// The launcher.
-    pub process: Process,
+    /// The launcher, until it has ended.
+    process: Option<Process>,
     site: &'a Site<'a>,
 }
 
 impl Drop for Node<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("--- the launcher\n{}", self.process.said());
+        if let Some(process) = self.process.as_mut().filter(|_| std::thread::panicking()) {
+            eprintln!("--- the launcher\n{}", process.said());
         }
     }
 }
 
-impl Node<'_> {
+impl<'a> Node<'a> {
+    /// With these words on the command line.
+    #[must_use]
+    pub fn of(site: &'a Site<'a>, words: &[&str]) -> Self {
+        let words: Vec<String> = words.iter().map(ToString::to_string).collect();
+        let process = Process::spawn(site.command(&words)).within(3 * DEADLINE);
+        Self { site, process: Some(process) }
+    }
+
     /// A client command for it.
     #[must_use]
     pub fn client(&self, args: &[&str]) -> Command {
@@ -208,14 +221,24 @@ impl Node<'_> {
     pub fn ours(&self) -> Vec<(String, u64)> {
         let program = fs::canonicalize(locate::rootless_launch().expect("it is built")).ok();
         let is_ours = |pid: &Pid| fs::read_link(format!("/proc/{pid}/exe")).ok() == program;
-        descendants(self.process.pid()).into_iter().filter(is_ours).filter_map(resident).collect()
+        let launcher = self.process.as_ref().expect("it has not ended").pid();
+        descendants(launcher).into_iter().filter(is_ours).filter_map(resident).collect()
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn end(mut self) -> Finished {
+        self.process.take().expect("it has not ended").finish()
     }
 
     /// Ends it as a user does, and waits.
     #[track_caller]
-    pub fn stop(mut self) {
+    pub fn stop(self) {
         let _ = run(self.client(&["stop"])).success();
-        assert!(self.process.ends_before(Instant::now() + DEADLINE), "{}", self.process.said());
+        let _ = self.end();
     }
 }
 

@@ -15,6 +15,7 @@ use std::{
 use crate::{
     locate,
     process::{self, Finished, Pipe, Process, readable_before},
+    skip::Skipped,
     world::Directory,
 };
 
@@ -137,6 +138,22 @@ impl Vm {
         process.finish()
     }
 
+    /// Runs `script` again and again until it succeeds; logging in takes long enough to be no busy loop.
+    ///
+    /// # Panics
+    /// When it does not within [`COMMAND`].
+    #[track_caller]
+    pub fn wait_until(&self, user: &str, script: &str) -> Finished {
+        let deadline = Instant::now() + COMMAND;
+        loop {
+            let done = self.run(user, script);
+            if done.status.success() {
+                return done;
+            }
+            assert!(Instant::now() < deadline, "not in time: {}", done.describe());
+        }
+    }
+
     /// Reboots, and waits until logins are possible again.
     ///
     /// # Panics
@@ -158,10 +175,22 @@ impl Vm {
     }
 }
 
-/// Where `tests/vm/build-image.sh` has put the image, if it was built: `$ROOTLESS_LAUNCH_VM` names the directory.
-#[must_use]
-pub fn image() -> Option<PathBuf> {
-    std::env::var_os("ROOTLESS_LAUNCH_VM").map(PathBuf::from)
+/// Where `tests/vm/build-image.sh` has put the image. It answers at once and builds nothing.
+///
+/// # Errors
+/// The test is to be skipped where it has not been built, which `.ci/setup.sh` does.
+///
+/// # Panics
+/// When the working directory is not that of this package.
+pub fn image() -> Result<PathBuf, Skipped> {
+    let output = Command::new("vm/build-image.sh")
+        .arg("--print-dir")
+        .output()
+        .expect("tests run in the directory of their package");
+    if !output.status.success() {
+        return Err(Skipped::because(String::from_utf8_lossy(&output.stderr).trim()));
+    }
+    Ok(String::from_utf8(output.stdout).expect("paths are UTF-8").trim_end().into())
 }
 
 fn disk(path: &Path, mode: &str) -> String {

@@ -1,19 +1,23 @@
 //! A node of real components (containerd, runc, CNI plugins, kubelet) without delegated cgroups.
 
 use std::{
+    fs,
     net::TcpListener,
+    path::PathBuf,
+    process::Command,
     time::{Duration, Instant},
 };
 use tests::{
     agent::Ids,
     components::Components,
-    node::{BUSYBOX, Site, announced},
+    instance::eventually,
+    node::{BUSYBOX, Node, Site, announced},
     process::run,
     world::{HOST4, SERVICE4, World, WorldConfig},
 };
 
 /// How long a pod may take; the bar itself is for the benches.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What clients of the world's far end come from.
 const CLIENT4: &str = "192.88.99.2";
@@ -120,5 +124,117 @@ fn containerd_2_does_as_well() {
     assert!(version.contains("RuntimeVersion:  v2"), "{version}");
     let container = node.container("web");
     assert_eq!(node.crictl(&["exec", &container, "cat", "/data/index.html"]), "from the volume");
+    node.stop();
+}
+
+/// A directory with one program, a script.
+fn fake(site: &Site<'_>, name: &str, script: &str) -> PathBuf {
+    let directory = site.world.dir().join("fake");
+    fs::create_dir_all(&directory).expect("the world's directory is writable");
+    // Another process writes it: what is open for writing in any copy of ours cannot be executed.
+    let write = "printf '#!/bin/sh\n%s\n' \"$2\" > \"$1\"; chmod 755 \"$1\"";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", write, "sh"]).arg(directory.join(name)).arg(script);
+    assert!(shell.status().expect("there is a shell").success());
+    directory
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_told_before_anything_starts() {
+    let Ok(components) = Components::find() else { return };
+    let world = world();
+    let site = Site::new(&world, components);
+    let refused = |node: Node<'_>, status: i32, told: &[&str]| {
+        let finished = node.end();
+        assert_eq!(finished.status.code(), Some(status), "{}", finished.describe());
+        for text in told {
+            assert!(finished.stderr.contains(text), "{text}: {}", finished.describe());
+        }
+        assert!(!site.data().exists(), "nothing has been started");
+    };
+
+    let node = Node::of(&site, &["node", &format!("--bin-dir={}", site.pods().display())]);
+    refused(node, 1, &["kubelet was not found; get it from: Go import path k8s.io/kubernetes/cmd/kubelet"]);
+
+    let old = fake(&site, "containerd", "echo containerd github.com/containerd/containerd 1.6.20");
+    refused(site.start_with(&old, &[]), 1, &["fake/containerd is version 1.6.20, too old: 1.7.0 brings"]);
+
+    let patch = world.dir().join("patch.yaml");
+    fs::write(&patch, "evictonHard: {}\n").expect("the world's directory is writable");
+    let patch = format!("--kubelet-config={}", patch.display());
+    refused(
+        site.start(&[&patch]),
+        2,
+        &["patch.yaml", "key \"evictonHard\"", "did you mean \"evictionHard\"?"],
+    );
+
+    refused(site.start(&["--kubeconfig=/etc/kubernetes/x"]), 2, &["a node has a /etc/kubernetes of its own"]);
+    refused(site.start(&["--cni=flannel"]), 2, &["--flannel-backend=etcd"]);
+}
+
+#[test]
+fn a_program_that_crashes_is_named_with_its_last_words() {
+    let Ok(components) = Components::find() else { return };
+    let world = world();
+    let site = Site::new(&world, components);
+    let script = "[ \"$1\" = --version ] && exec echo containerd github.com/containerd/containerd 1.7.24\n\
+                  echo broken on purpose >&2; exit 3";
+    let broken = fake(&site, "containerd", script);
+    let finished = site.start_with(&broken, &[]).end();
+    assert!(!finished.status.success(), "{}", finished.describe());
+    assert!(finished.stderr.contains("containerd"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("broken on purpose"), "{}", finished.stderr);
+}
+
+#[test]
+fn a_taken_host_port_is_had_when_it_is_free() {
+    let Ok(components) = Components::find() else { return };
+    let world = world();
+    let site = Site::new(&world, components);
+    let (listener, port) = listener(&world);
+    let taken = world.host.listen("127.0.0.1:18080");
+    site.write_pod("web", &web("web", 18080, port));
+    let node = site.start(&[&format!("--dns-name=lab.example={SERVICE4}")]);
+    assert_eq!(announced(&listener, PATIENCE), "here is web");
+    let mut ports = node.log("host-ports");
+    let refusal = ports.wait_for_line("is not published, and will be tried again");
+    assert!(refusal.contains("18080"), "{refusal}");
+    drop(taken);
+    ports.wait_for_line("published 127.0.0.1:18080:");
+    node.stop();
+}
+
+#[test]
+fn killed_at_any_step_it_starts_again_and_never_twice() {
+    let Ok(components) = Components::find() else { return };
+    let world = world();
+    let site = Site::new(&world, components);
+    let (listener, port) = listener(&world);
+    site.write_pod("web", &web("web", 18080, port));
+    let name = format!("--dns-name=lab.example={SERVICE4}");
+    let steps = [
+        site.state(),
+        site.state().join("child_pid"),
+        site.data().join("var/lib/containerd/io.containerd.metadata.v1.bolt/meta.db"),
+        site.data().join("var/lib/kubelet/pki/kubelet.crt"),
+    ];
+    for step in steps {
+        let node = site.start(&[&name]);
+        eventually(&format!("{step:?} is there"), || step.exists());
+        drop(node);
+    }
+    let node = site.start(&[&name]);
+    assert_eq!(announced(&listener, PATIENCE), "here is web");
+    let second = site.start(&[&name]).end();
+    assert_eq!(second.status.code(), Some(1), "{}", second.describe());
+    assert!(second.stderr.contains("in use by a running instance"), "{}", second.stderr);
+    // Killed while the pod runs.
+    drop(node);
+    let node = site.start(&[&name]);
+    assert_eq!(announced(&listener, PATIENCE), "here is web");
+    let url = "http://127.0.0.1:18080/";
+    let local =
+        run(world.host.program(&["curl", "--silent", "--show-error", "--max-time", "20", url])).success();
+    assert!(!local.stdout.is_empty());
     node.stop();
 }

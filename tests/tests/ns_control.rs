@@ -196,9 +196,9 @@ fn instances_are_told_apart_by_name() {
     let _ = login.client(&["port", "add", "--name=one", "8080:80"]).success();
     assert!(!login.client(&["port", "list", "--name=two"]).success().stdout.contains("8080"));
     assert!(login.client(&["port", "list", "--name=one"]).success().stdout.contains("8080"));
-    // Two engines are two holders.
+    // Two instances are two holders.
     let taken = login.client(&["port", "add", "--name=two", "8080:80"]);
-    assert!(taken.stderr.contains("(rl-engine)"), "{}", taken.stderr);
+    assert!(taken.stderr.contains("(rootless-launch)"), "{}", taken.stderr);
     for mut process in [one, two] {
         process.close_stdin();
         let _ = process.finish().success();

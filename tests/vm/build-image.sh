@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
 # Builds the stock machine of the whole-machine tests: Debian trixie as a disk for QEMU, with its kernel and initrd beside it.
-# Prints the directory that holds disk.ext4, vmlinuz and initrd.img. Called again it only prints: the name has the recipe's hash.
+#
+#   build-image.sh              makes it if it is not there yet (half a minute), and prints its directory
+#   build-image.sh --print-dir  prints the directory, or fails when it has not been made
+#
+# The directory holds disk.ext4, vmlinuz and initrd.img. It is named by the hash of the recipe, under $ROOTLESS_LAUNCH_VM, else
+# ~/.cache/rootless-launch-vm, for root /var/cache/rootless-launch-vm, so that the user that tests run as can read it.
 # No root needed where unshare(1) can map subordinate ids; nothing but Debian's packages is fetched.
 set -euo pipefail
 
@@ -20,7 +25,7 @@ else
     cache=${XDG_CACHE_HOME:-$HOME/.cache}/rootless-launch-vm
     as_root_of_the_image='unshare --user --map-root-user --map-auto'
 fi
-cache=${ROOTLESS_LAUNCH_VM_CACHE:-$cache}
+cache=${ROOTLESS_LAUNCH_VM:-$cache}
 # What root has built serves everybody.
 for image in "$cache/$name" "$system/$name"; do
     if [ -e "$image/disk.ext4" ]; then
@@ -28,6 +33,10 @@ for image in "$cache/$name" "$system/$name"; do
         exit
     fi
 done
+if [ "${1-}" = --print-dir ]; then
+    echo "the virtual machine's image has not been made: run tests/vm/build-image.sh" >&2
+    exit 1
+fi
 image=$cache/$name
 
 mkdir -p "${image%/*}"

@@ -46,6 +46,21 @@ chroot "$root" systemctl --quiet mask containerd.service getty@tty1.service seri
     apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer e2scrub_all.timer e2scrub_reap.service \
     systemd-update-done.service ldconfig.service systemd-journal-catalog-update.service
 
+# An archive of what `check` may tell root to install: the machine of the tests reaches no other.
+chroot "$root" sh -euc '
+    mkdir /srv/debs
+    cd /srv/debs
+    for package in uidmap containerd runc crun iptables containernetworking-plugins; do
+        apt-get -qq download "$package" >&2
+        apt-cache show --no-all-versions "$package" | sed "s|^Filename: .*/|Filename: ./|"
+        echo
+    done >Packages
+    for file in *%3a*.deb; do
+        mv "$file" "$(echo "$file" | sed "s/_[0-9]*%3a/_/")"
+    done
+    echo "deb [trusted=yes] file:/srv/debs ./" >/etc/apt/debs.list
+'
+
 # An emulated processor takes its time with an initrd that has every module.
 echo 'MODULES=list' >"$root/etc/initramfs-tools/conf.d/vm"
 printf 'virtio_pci\nvirtio_blk\next4\n' >>"$root/etc/initramfs-tools/modules"

@@ -490,8 +490,9 @@ impl Engine {
         });
         for key in delivered.map(|(key, _)| key).collect::<Vec<_>>() {
             // To the child an end would look like the end of the data; the host has got its own, which a reset would revoke.
-            if let Some(opened) = self.pairs.get(key).and_then(|pair| pair.socket(Side::Opened)) {
-                socket::reset_on_close(opened);
+            if let Some(pair) = self.pairs.get(key) {
+                pair.socket(Side::Opened).into_iter().for_each(socket::reset_on_close);
+                pair.socket(Side::Accepted).into_iter().for_each(socket::finish_on_close);
             }
             self.close(key);
         }

@@ -40,12 +40,12 @@ impl Handle {
         self.call(move |engine| engine.add(spec, Origin::Asked))?
     }
 
-    /// Removes a forward: nobody new gets in. Connections live until they end.
+    /// Removes a forward: nobody new gets in, and its ports are free. Connections live until they end.
     ///
     /// # Errors
     /// There is none of this id.
     pub fn remove(&self, id: u64) -> Result<(), PortError> {
-        self.call(move |engine| engine.remove(id))?
+        self.wait_for(move |engine, then| engine.remove(id, then))
     }
 
     /// Removes a forward and resets its connections.
@@ -53,11 +53,13 @@ impl Handle {
     /// # Errors
     /// There is none of this id.
     pub fn remove_with_connections(&self, id: u64) -> Result<(), PortError> {
-        self.call(move |engine| {
-            engine.remove(id)?;
-            engine.reset_connections(id);
-            Ok(())
-        })?
+        self.wait_for(move |engine, then| {
+            let exists = engine.manager.asked(id).is_some();
+            engine.remove(id, then);
+            if exists {
+                engine.reset_connections(id);
+            }
+        })
     }
 
     /// The forwards, by id.
@@ -154,6 +156,17 @@ impl Handle {
 
     pub(super) fn gate(&self) -> Arc<Gate> {
         Arc::clone(&self.gate)
+    }
+
+    /// Has `job` done, and waits until it, or what it has begun, calls what it is given.
+    fn wait_for(
+        &self,
+        job: impl FnOnce(&mut Engine, Box<dyn FnOnce(Result<(), PortError>) + Send>) + Send + 'static,
+    ) -> Result<(), PortError> {
+        let (reply, result) = mpsc::sync_channel(1);
+        // Whoever asked may have gone.
+        self.post(move |engine| job(engine, Box::new(move |answer| drop(reply.send(answer)))));
+        result.recv().map_err(|_| PortError::Stopped)?
     }
 
     pub(super) fn call<R: Send + 'static>(

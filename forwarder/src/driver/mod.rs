@@ -18,6 +18,9 @@
 //! After a turn that moved no more than messages, the next event is waited for without sleeping for as long as it has lately taken to
 //! come, if that is short (`polling`).
 //!
+//! Should the process die, both ends of every joined connection see RST: an end would look like the end of the data.
+//! Listeners may outlive it ([`crate::store`]).
+//!
 //! Limits: see [`Limits`]. Without descriptors the driver stops accepting until a connection ends; clients wait in the kernel's
 //! queue meanwhile.
 //!
@@ -31,6 +34,7 @@ mod gather;
 mod handle;
 #[cfg(test)]
 mod hostile;
+mod keeping;
 mod pair;
 mod polling;
 mod publishing;
@@ -62,6 +66,7 @@ use self::datagrams::UdpEntry;
 use self::egress::{EgressState, Gate};
 use self::gather::{LOOK, Looked};
 use self::handle::Inbox;
+use self::keeping::Keeper;
 use self::pair::{Mover, Origin as PairOrigin, Pair, Turn};
 use self::polling::Polling;
 use self::publishing::Slot;
@@ -71,6 +76,7 @@ use crate::manager::{self, ListenerId, PortManager};
 use crate::protocol::{self, ProtocolError, SocketKind};
 use crate::relay::{Action, Readiness, Side};
 use crate::spec::{Family, Source, Transport};
+use crate::store::{Inheritance, StoreLine};
 use crate::sys::datagram::Batch;
 use crate::sys::socket;
 use crate::sys::timer::Timer;
@@ -247,6 +253,12 @@ impl ForwardDriver {
         self.engine.set_egress_events(events);
     }
 
+    /// Has forwards and their sockets kept at the other end of `line`, and takes over, as soon as it runs, what another driver has
+    /// left there.
+    pub fn set_store(&mut self, line: StoreLine, inheritance: Inheritance) {
+        self.engine.keeper = Some(Keeper::new(line, inheritance));
+    }
+
     /// A way in for other threads.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
@@ -261,6 +273,7 @@ impl ForwardDriver {
     /// The child is gone, or the event loop is broken.
     pub fn run_until(mut self, stop: impl AsFd) -> Result<(), DriverError> {
         let mut ended = self.run(&stop);
+        self.engine.keeper.iter_mut().for_each(Keeper::clear);
         if ended.is_ok() {
             // It stays readable.
             let _ = self.engine.epoll.delete(&stop);
@@ -276,6 +289,7 @@ impl ForwardDriver {
 
     fn run(&mut self, stop: impl AsFd) -> Result<(), DriverError> {
         self.engine.register(stop, Token::Stop, EpollFlags::EPOLLIN).map_err(DriverError::Register)?;
+        self.engine.adopt();
         let mut events = vec![EpollEvent::empty(); EVENTS];
         loop {
             let count = match self.wait(&mut events) {
@@ -298,6 +312,7 @@ impl ForwardDriver {
                     Token::Addresses => self.engine.hear_addresses(),
                     Token::Auto => {}
                     Token::Look => self.engine.look_at_gathering(),
+                    Token::Store => self.engine.hear_store(),
                     Token::Listener(key) => self.engine.accept(key),
                     Token::UdpListener(key) => self.engine.hear_clients(key),
                     Token::UdpSession(key, id) => self.engine.hear_server(key, id),
@@ -344,7 +359,7 @@ impl ForwardDriver {
                         self.engine.handle_ready(key, generation, side, event.events());
                     }
                     Token::Look => self.engine.look_at_gathering(),
-                    Token::Stop | Token::Auto => {}
+                    Token::Stop | Token::Auto | Token::Store => {}
                     Token::Listener(_) | Token::UdpListener(_) | Token::UdpSession(..) => {}
                 }
             }
@@ -408,6 +423,7 @@ pub(super) struct Engine {
     last_to_host: u64,
     watchers: Vec<std::sync::mpsc::Sender<PortEvent>>,
     auto: Option<AutoWatch>,
+    keeper: Option<Keeper>,
     egress: EgressState,
     forwards: BTreeMap<u64, Forward>,
     /// What forwards that are gone did.
@@ -469,6 +485,7 @@ enum Token {
     Addresses,
     Auto,
     Look,
+    Store,
     Listener(usize),
     UdpListener(usize),
     UdpSession(usize, SessionId),
@@ -505,6 +522,7 @@ impl Engine {
             last_to_host: publishing::FIRST_TO_HOST,
             watchers: Vec::new(),
             auto: None,
+            keeper: None,
             egress: EgressState::new(gate),
             forwards: BTreeMap::new(),
             past: Counters::default(),
@@ -1004,7 +1022,7 @@ impl Engine {
                     return;
                 }
                 Turn::Ask(_) => {
-                    self.close(key);
+                    self.finish(key);
                     return;
                 }
             }
@@ -1014,6 +1032,7 @@ impl Engine {
     /// Starts to hear of the accepted socket; says whether the pair still exists.
     fn join(&mut self, key: usize) -> bool {
         if let Some(PairOrigin::Egress { id }) = self.pairs.get(key).map(|pair| pair.origin) {
+            self.reset_if_killed(key);
             self.egress_joined(id);
             return true;
         }
@@ -1027,6 +1046,8 @@ impl Engine {
             self.reset(key);
             return false;
         }
+        self.reset_if_killed(key);
+        let Some(pair) = self.pairs.get(key) else { return false };
         // What a hint led to does not prolong it: the best way is tried again from time to time.
         if pair.attempt > 0
             && let Some(forward) = self.forwards.get_mut(&pair.origin.forward())
@@ -1064,14 +1085,19 @@ impl Engine {
         }
     }
 
+    /// From now on the end of this process is a reset to both ends; [`finish`](Self::finish) undoes it.
+    fn reset_if_killed(&self, key: usize) {
+        self.pairs.get(key).into_iter().flat_map(Pair::sockets).for_each(socket::reset_on_close);
+    }
+
     fn reset(&mut self, key: usize) {
-        if let Some(pair) = self.pairs.get(key) {
-            for side in [Side::Accepted, Side::Opened] {
-                if let Some(socket) = pair.socket(side) {
-                    socket::reset_on_close(socket);
-                }
-            }
-        }
+        self.reset_if_killed(key);
+        self.close(key);
+    }
+
+    /// Closes a pair that has come to its end.
+    fn finish(&mut self, key: usize) {
+        self.pairs.get(key).into_iter().flat_map(Pair::sockets).for_each(socket::finish_on_close);
         self.close(key);
     }
 
@@ -1225,6 +1251,7 @@ impl From<Token> for u64 {
             Token::UdpSession(key, id) => (8, key as u32 & GENERATIONS, id.0),
             Token::Auto => (9, 0, 0),
             Token::Look => (10, 0, 0),
+            Token::Store => (11, 0, 0),
         };
         kind << 60 | u64::from(generation) << 32 | key as u64 & u64::from(u32::MAX)
     }
@@ -1245,6 +1272,7 @@ impl From<u64> for Token {
             8 => Token::UdpSession(generation as usize, SessionId(key)),
             9 => Token::Auto,
             10 => Token::Look,
+            11 => Token::Store,
             _ => Token::Pair(key, generation, Side::Opened),
         }
     }
@@ -1268,6 +1296,7 @@ mod tests {
             Token::UdpSession(5, SessionId(4095)),
             Token::Auto,
             Token::Look,
+            Token::Store,
         ] {
             assert_eq!(Token::from(u64::from(token)), token);
         }

@@ -173,6 +173,11 @@ impl Pair {
         }
     }
 
+    /// Both, or what there is.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [Side::Accepted, Side::Opened].into_iter().filter_map(|side| self.socket(side))
+    }
+
     /// Gives pipes back that hold nothing.
     pub(super) fn give_pipes(&mut self, pool: &mut PipePool) {
         let Pair { accepted, opened: Some(opened), from_accepted, from_opened, .. } = self else { return };

@@ -11,6 +11,7 @@ use std::time::Instant;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::datagrams::{UdpEntry, Via};
+use super::keeping::{Keeper, Then};
 use super::pair::Origin as PairOrigin;
 use super::stats::Counters;
 use super::target::Target;
@@ -101,7 +102,11 @@ impl Engine {
         let added = self.manager.add(spec, origin)?;
         let id = added.id();
         if let Some(error) = self.perform(id) {
+            self.keeper.iter_mut().for_each(Keeper::give_up);
             return Err(error);
+        }
+        if matches!(added, Added::New(_)) || origin == Origin::Asked {
+            self.keep(id);
         }
         self.forwards.entry(id).or_default();
         if let (Added::New(_), Some(status)) = (added, self.manager.status(id)) {
@@ -125,7 +130,7 @@ impl Engine {
     }
 
     /// Does what the manager wants; returns why forward `id` failed, if it did.
-    fn perform(&mut self, id: u64) -> Option<PortError> {
+    pub(super) fn perform(&mut self, id: u64) -> Option<PortError> {
         let mut failure = None;
         while let Some(action) = self.manager.poll_action() {
             match action {
@@ -141,17 +146,20 @@ impl Engine {
         failure
     }
 
-    pub(super) fn remove(&mut self, id: u64) -> Result<(), PortError> {
-        self.manager.remove(id)?;
-        self.withdrawn(id);
+    /// Removes a forward; `then` hears so when its ports are free.
+    pub(super) fn remove(&mut self, id: u64, then: impl FnOnce(Result<(), PortError>) + Send + 'static) {
+        if let Err(error) = self.manager.remove(id) {
+            return then(Err(error));
+        }
+        self.withdrawn(id, Box::new(|| then(Ok(()))));
         if let Some(auto) = &mut self.auto {
             auto.publisher().handle_removed(id);
         }
-        Ok(())
     }
 
-    fn withdrawn(&mut self, id: u64) {
+    fn withdrawn(&mut self, id: u64, then: Then) {
         self.perform(id);
+        self.forget(id, then);
         self.tell(&PortEvent::Removed { id });
         if let Some(forward) = self.forwards.get_mut(&id) {
             forward.removed = true;
@@ -233,7 +241,14 @@ impl Engine {
         {
             v6.set_scope_id(nix::net::if_::if_nametoindex(name)?);
         }
-        let socket = socket::listener(listener.transport, address, interface)?;
+        let socket = match self.keeper.as_mut().and_then(|keeper| keeper.inherit(listener)) {
+            Some(socket) => socket,
+            None => {
+                let socket = socket::listener(listener.transport, address, interface)?;
+                self.keeper.iter_mut().for_each(|keeper| keeper.handle_made(listener.id, &socket));
+                socket
+            }
+        };
         let port = match address.port() {
             0 => socket::local_address(socket.as_fd())?.port(),
             port => port,
@@ -319,17 +334,23 @@ impl Engine {
     }
 
     fn unlisten(&mut self, id: ListenerId) {
+        self.keeper.iter_mut().for_each(|keeper| keeper.handle_closed(id));
         if let Some(slot) = self.by_id.remove(&id) {
             self.end(slot);
         }
     }
 
-    /// Closing takes sockets out of the epoll set.
+    /// Copies of a socket may live on, and its registration with them: it is taken out of the epoll set.
     fn end(&mut self, slot: Slot) {
         match slot {
-            Slot::Tcp(key) => drop(self.listeners.try_remove(key)),
+            Slot::Tcp(key) => {
+                if let Some(listening) = self.listeners.try_remove(key) {
+                    let _ = self.epoll.delete(&listening.socket);
+                }
+            }
             Slot::Udp(key) => {
                 if let Some(entry) = self.udp.try_remove(key) {
+                    let _ = self.epoll.delete(&entry.forward.socket);
                     let counters = Counters { sessions: 0, ..entry.forward.counted() };
                     match self.forwards.get_mut(&entry.forward.forward) {
                         Some(forward) => forward.counters.add(&counters),
@@ -361,7 +382,11 @@ impl Engine {
             Some((first, last)) if last > 0 => RangeInclusive::new(first, last),
             _ => DEFAULT_LOCAL_PORT_RANGE,
         };
-        let watch = AutoWatch::new(socket, AutoPublisher::new(rules, ephemeral), pace, Instant::now());
+        let mut publisher = AutoPublisher::new(rules, ephemeral);
+        for (id, spec) in self.inherited_by_auto() {
+            publisher.handle_inherited(spec, id);
+        }
+        let watch = AutoWatch::new(socket, publisher, pace, Instant::now());
         // Without events the timer alone has to do.
         let _ = self.register(&watch, Token::Auto, EpollFlags::EPOLLIN);
         self.auto = Some(watch);
@@ -390,7 +415,7 @@ impl Engine {
                 Change::Withdraw(id) => {
                     self.manager.withdraw(id);
                     if self.manager.status(id).is_none() {
-                        self.withdrawn(id);
+                        self.withdrawn(id, Box::new(|| ()));
                     }
                 }
             }

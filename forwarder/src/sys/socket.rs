@@ -150,10 +150,25 @@ pub(crate) fn shutdown_write(fd: BorrowedFd<'_>) {
     unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) };
 }
 
-/// Makes the coming close send RST.
+/// Makes the coming close send RST, be it by the end of the process.
 pub(crate) fn reset_on_close(fd: BorrowedFd<'_>) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     let _ = set(fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
+}
+
+/// Makes the coming close an orderly one again.
+pub(crate) fn finish_on_close(fd: BorrowedFd<'_>) {
+    let linger = libc::linger { l_onoff: 0, l_linger: 0 };
+    let _ = set(fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
+}
+
+/// Whether clients of `transport` are heard of by this socket: it listens, or is one of datagrams.
+pub(crate) fn hears(fd: BorrowedFd<'_>, transport: Transport) -> bool {
+    use nix::sys::socket::{SockType, getsockopt, sockopt};
+    match transport {
+        Transport::Tcp => getsockopt(&fd, sockopt::AcceptConn) == Ok(true),
+        Transport::Udp => getsockopt(&fd, sockopt::SockType) == Ok(SockType::Datagram),
+    }
 }
 
 /// What TCP sockets of ours have: no Nagle (the ends have their own), keepalive. A listener hands both down.

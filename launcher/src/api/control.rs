@@ -9,11 +9,13 @@ use std::error::Error;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use forwarder::driver::{Connection, EgressAbility, ForwardStats, Handle};
 use forwarder::error::PortError;
 use forwarder::spec::Family;
+use log::warn;
 use netstack::capture::{CaptureLimit, CaptureState, CaptureStatus};
 use netstack::driver::{DnsUpstream, DriverHandle};
 use netstack::flow::policy::{EgressPolicy, Rule};
@@ -29,7 +31,9 @@ use super::model::{
     PortDriver, PortSpec, PortStatus, Position, RelayStatistics, Side, StaticName, Statistics,
 };
 use super::{Control, Refusal, Reply, VERSION};
+use crate::error::with_causes;
 use crate::holder::TakenPort;
+use crate::settings::{Page, Settings};
 
 /// What is known of an instance from the start.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +42,8 @@ pub struct Facts {
     pub state_dir: String,
     /// The process that is CMD or will be, in the host's numbers.
     pub child_pid: i32,
+    /// How many engines were there before this one.
+    pub restarts: u32,
     /// The child's network; none with the host's own.
     pub network: Option<NetworkDriver>,
     /// Who publishes ports; none if nobody does.
@@ -65,18 +71,45 @@ pub struct Engine {
     is_ready: AtomicBool,
     driver: Option<DriverHandle>,
     forwards: Option<Handle>,
+    page: Option<Arc<Page>>,
 }
 
 impl Engine {
     /// An instance that is not ready. Without `driver` there is no network engine, without `forwards` nobody
     /// publishes ports.
     pub fn new(facts: Facts, driver: Option<DriverHandle>, forwards: Option<Handle>) -> Self {
-        Engine { facts, is_ready: AtomicBool::new(false), driver, forwards }
+        Engine { facts, is_ready: AtomicBool::new(false), driver, forwards, page: None }
+    }
+
+    /// The same with a page where settings are left for the next engine.
+    pub fn with_page(self, page: Page) -> Self {
+        Engine { page: Some(Arc::new(page)), ..self }
     }
 
     /// CMD is about to run.
     pub fn set_ready(&self) {
         self.is_ready.store(true, Ordering::Release);
+    }
+
+    /// Has the driver's thread change its settings, and remembers them for the next engine.
+    fn change<T: Send + 'static>(
+        &self,
+        reply: Reply<T>,
+        change: impl FnOnce(&mut Driver) -> Result<T, Refusal> + Send + 'static,
+    ) {
+        let page = self.page.clone();
+        self.post(reply, move |driver, reply| {
+            let changed = change(driver);
+            if let (Ok(_), Some(page)) = (&changed, page)
+                && let Err(error) = page.save(&Settings::of(driver))
+            {
+                warn!(
+                    "an engine that takes this one's place will not have its settings: {}",
+                    with_causes(&error)
+                );
+            }
+            reply.send(changed);
+        });
     }
 
     /// Has the driver's thread do `job`.
@@ -102,6 +135,7 @@ impl Control for Engine {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state_dir: self.facts.state_dir.clone(),
             child_pid: self.facts.child_pid,
+            engine_restarts: self.facts.restarts.into(),
             network_driver: self.facts.network.clone(),
             port_driver: self.facts.ports.clone(),
         };
@@ -161,8 +195,9 @@ impl Control for Engine {
     }
 
     fn statistics(&self, reply: Reply<Statistics>) {
+        let restarts = self.facts.restarts;
         let Some(forwards) = self.forwards.clone() else {
-            return self.post(reply, |driver, reply| reply.send(Ok(statistics(driver))));
+            return self.post(reply, move |driver, reply| reply.send(Ok(statistics(driver, restarts))));
         };
         let Some(driver) = &self.driver else {
             return forwards.stats_then(|stats, count| {
@@ -172,7 +207,7 @@ impl Control for Engine {
         };
         // One after the other. Who has ended drops the reply.
         let _ = driver.post(move |driver| {
-            let draft = Draft::new(statistics(driver), reply);
+            let draft = Draft::new(statistics(driver, restarts), reply);
             forwards.stats_then(move |stats, count| {
                 draft.finish(|statistics| {
                     statistics.forwards = Some(forward_statistics(&stats, count));
@@ -208,14 +243,14 @@ impl Control for Engine {
     }
 
     fn set_policy(&self, new: EgressPolicy, reply: Reply<Policy>) {
-        self.post(reply, |driver, reply| {
+        self.change(reply, |driver| {
             driver.stack_mut().set_policy(new);
-            reply.send(Ok(policy(driver.stack_mut())));
+            Ok(policy(driver.stack()))
         });
     }
 
     fn add_policy(&self, added: Vec<Rule>, position: Position, reply: Reply<Policy>) {
-        self.post(reply, move |driver, reply| {
+        self.change(reply, move |driver| {
             let stack = driver.stack_mut();
             let mut rules = stack.policy().rules().to_vec();
             let at = match position {
@@ -223,13 +258,9 @@ impl Control for Engine {
                 Position::Last => rules.len(),
             };
             rules.splice(at..at, added);
-            reply.send(match EgressPolicy::from_rules(rules) {
-                Err(error) => Err(Refusal::bad_request(error.to_string())),
-                Ok(new) => {
-                    stack.set_policy(new);
-                    Ok(policy(stack))
-                }
-            });
+            let new = EgressPolicy::from_rules(rules);
+            stack.set_policy(new.map_err(|error| Refusal::bad_request(error.to_string()))?);
+            Ok(policy(stack))
         });
     }
 
@@ -239,7 +270,7 @@ impl Control for Engine {
 
     fn set_dns(&self, change: DnsChange, reply: Reply<Dns>) {
         let host_dns = self.facts.host_dns;
-        self.post(reply, move |driver, reply| reply.send(change_dns(driver, change, host_dns)));
+        self.change(reply, move |driver| change_dns(driver, change, host_dns));
     }
 
     fn capture(&self, reply: Reply<Capture>) {
@@ -339,7 +370,7 @@ fn forward_statistics(stats: &ForwardStats, forwards: usize) -> ForwardStatistic
     }
 }
 
-fn statistics(driver: &Driver) -> Statistics {
+fn statistics(driver: &Driver, restarts: u32) -> Statistics {
     let stats = driver.stats();
     Statistics {
         frames: stats.frames.into(),
@@ -363,6 +394,7 @@ fn statistics(driver: &Driver) -> Statistics {
             bytes_from_child: stats.relay.bytes_from_child,
             bytes_to_child: stats.relay.bytes_to_child,
         },
+        engine_restarts: restarts.into(),
         forwards: None,
     }
 }
@@ -461,7 +493,8 @@ fn change_dns(driver: &mut Driver, change: DnsChange, host_dns: HostDns) -> Resu
     Ok(dns(driver.stack()))
 }
 
-fn replace_names(stack: &mut Stack, names: &[StaticName]) -> Result<(), Refusal> {
+/// All static names from now on.
+pub(crate) fn replace_names(stack: &mut Stack, names: &[StaticName]) -> Result<(), Refusal> {
     for (name, _) in stack.dns_names().to_vec() {
         stack.remove_dns_name(&name, None);
     }

@@ -77,6 +77,11 @@ impl Collector for Snapshot {
         page.counter("relay_refused", "Those that were offered to it and took the TAP", relay.refused)?;
         page.counter("relay_bytes_from_child", "Bytes on the relay", relay.bytes_from_child)?;
         page.counter("relay_bytes_to_child", "Bytes on the relay", relay.bytes_to_child)?;
+        page.counter(
+            "engine_restarts",
+            "Engines that have died and whose place another has taken",
+            now.engine_restarts,
+        )?;
         let Some(ports) = &now.forwards else { return Ok(()) };
         page.gauge("forwards", "Published ports", ports.forwards)?;
         page.gauge(

@@ -33,6 +33,9 @@ pub struct Info {
     /// The process that is CMD or will be, in the host's numbers.
     #[serde(rename = "childPID")]
     pub child_pid: i32,
+    /// How often an engine has died and another taken its place.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub engine_restarts: u64,
     /// The child's network; absent with the host's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_driver: Option<NetworkDriver>,
@@ -186,6 +189,8 @@ pub struct Statistics {
     pub drops: Vec<Drops>,
     /// Outbound TCP connections on the relay, which are no packets and not among `tcp`.
     pub relay: RelayStatistics,
+    /// How often an engine has died and another taken its place; the other counters begin anew with each.
+    pub engine_restarts: u64,
     /// Published ports; absent if nobody publishes any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forwards: Option<ForwardStatistics>,
@@ -525,6 +530,11 @@ pub enum CaptureEnd {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde wants")]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde wants")]
 fn is_false(value: &bool) -> bool {
     !value
 }
@@ -542,6 +552,7 @@ mod tests {
             version: "0.1.0".into(),
             state_dir: "/run/user/1000/x".into(),
             child_pid: 42,
+            engine_restarts: 0,
             network_driver: Some(NetworkDriver {
                 driver: "rootless-launch".into(),
                 dns: vec!["10.0.42.3".parse().unwrap()],

@@ -41,7 +41,7 @@ pub enum Verdict {
     Pass,
     /// Works with less.
     Warn,
-    /// Does not work, or not with what it promises.
+    /// Does not work.
     Fail,
 }
 

@@ -209,11 +209,9 @@ fn namespaces_of_a_node(facts: &Facts, node: &NodeFacts) -> Vec<Finding> {
         };
         findings.push(match outcome {
             Ok(()) => Finding::good(GROUP, label, "can be mounted"),
-            // cgroups have a finding of their own, and a node can do without.
-            Err(failure) if label == "cgroup file system" => {
-                Finding::less(GROUP, label, format!("{failure}: {why}"))
-            }
-            Err(failure) => Finding::stops(GROUP, label, format!("{failure}: {why}")),
+            Err(failure) if label == "proc" => Finding::stops(GROUP, label, format!("{failure}: {why}")),
+            // A node does with the host's.
+            Err(failure) => Finding::less(GROUP, label, format!("{failure}: {why}")),
         });
     }
     findings.push(overlay(&inside.overlay, node));
@@ -373,8 +371,9 @@ fn session(facts: &Facts, node: &NodeFacts) -> Vec<Finding> {
             format!("not set, as after su or sudo -u; export XDG_RUNTIME_DIR={}", path.display()),
         ),
         RuntimeDirectory::Missing if node.systemd => {
-            let finding = "not set and not there: no session of this user, and no lingering";
-            Finding::stops(GROUP, "XDG_RUNTIME_DIR", finding).mended_by([Remedy::Linger(user.clone())])
+            let finding =
+                "not set and not there (no session of this user, no lingering): state is kept below /tmp";
+            Finding::less(GROUP, "XDG_RUNTIME_DIR", finding).mended_by([Remedy::Linger(user.clone())])
         }
         RuntimeDirectory::Missing => {
             Finding::less(GROUP, "XDG_RUNTIME_DIR", "not set; state is kept below /tmp instead")
@@ -386,7 +385,7 @@ fn session(facts: &Facts, node: &NodeFacts) -> Vec<Finding> {
     if let Some(lingers) = node.lingers {
         findings.push(match lingers {
             true => Finding::good(GROUP, "linger", "services go on after logout"),
-            false => Finding::stops(
+            false => Finding::less(
                 GROUP,
                 "linger",
                 "a node ends when its user logs out, and does not come back at boot",
@@ -1033,11 +1032,11 @@ mod tests {
 
     #[test]
     fn a_session_is_told_what_it_lacks() {
-        expect(told(|node| node.lingers = Some(false)), "wFF", "linger", "loginctl enable-linger ann");
+        expect(told(|node| node.lingers = Some(false)), "www", "linger", "loginctl enable-linger ann");
         expect(told(|node| node.bus = false), "www", "user bus", "apt-get install dbus-user-session");
         let directory = |directory| told(|node| node.runtime_directory = directory);
         expect(directory(RuntimeDirectory::Unset("/run/user/1000".into())), "www", "XDG_RUNTIME_DIR", "");
-        expect(directory(RuntimeDirectory::Missing), "wFF", "XDG_RUNTIME_DIR", "loginctl enable-linger ann");
+        expect(directory(RuntimeDirectory::Missing), "www", "XDG_RUNTIME_DIR", "loginctl enable-linger ann");
         expect(directory(RuntimeDirectory::Bad("/x".into(), "why")), "wFF", "XDG_RUNTIME_DIR", "");
         let finding = bad(|facts, _| facts.host.uid = 0);
         assert_eq!((finding.name, finding.state), ("user", State::Less));

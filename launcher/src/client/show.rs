@@ -23,6 +23,9 @@ impl Show for Info {
             ("version", format!("{} (API {})", self.version, self.api_version)),
             ("command", format!("process {}", self.child_pid)),
         ];
+        if self.engine_restarts > 0 {
+            rows.push(("engine", format!("started again {} times", self.engine_restarts)));
+        }
         if let Some(network) = &self.network_driver {
             let mtu = network.mtu.map_or_else(String::new, |mtu| format!(", MTU {mtu}"));
             rows.push(("network", format!("{}{mtu}", network.driver)));

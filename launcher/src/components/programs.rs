@@ -56,6 +56,8 @@ programs! {
     Flanneld = "flanneld",
     /// flannel's store without an API server.
     Etcd = "etcd",
+    /// Client of the API server.
+    Kubectl = "kubectl",
     /// CRI client.
     Crictl = "crictl",
     /// Overlay file system without the kernel's.
@@ -185,7 +187,11 @@ impl Program {
     /// started without `CNI_COMMAND`.
     pub fn version_arguments(self) -> Option<&'static [&'static str]> {
         match self {
-            Program::Newuidmap | Program::Newgidmap | Program::Getsubids | Program::Pinns => None,
+            Program::Newuidmap
+            | Program::Newgidmap
+            | Program::Getsubids
+            | Program::Pinns
+            | Program::Kubectl => None,
             Program::ContainerdShim => Some(&["-v"]),
             _ if self.is_cni() => Some(&[]),
             _ => Some(&["--version"]),
@@ -331,6 +337,11 @@ impl Program {
                 None,
                 Some("sigs.k8s.io/cri-tools/cmd/crictl"),
                 Some("https://github.com/kubernetes-sigs/cri-tools/releases"),
+            ),
+            Program::Kubectl => of(
+                Some("kubernetes-client"),
+                Some("k8s.io/kubernetes/cmd/kubectl"),
+                Some("https://kubernetes.io/releases/download/"),
             ),
             Program::FuseOverlayfs => debian("fuse-overlayfs"),
             Program::FuseOverlayfsSnapshotter => of(

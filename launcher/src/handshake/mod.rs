@@ -10,6 +10,9 @@
 //!   |   execs CMD: its end closes, there is no message for it
 //!                               |-- Stop ------------------->|   CMD is dead
 //! ```
+//! An engine that takes the place of one that has died is told `Serve` by the launcher, which has kept the TAP, and after its
+//! `EngineReady` that CMD is `Running`.
+//!
 //! `Failed` may come from child or engine at any time. A channel that closes means that its process is
 //! dead, or, for the child after `Execute`, that CMD runs.
 

@@ -4,9 +4,9 @@
 //! |---|---|---|---|
 //! | `Starting` | `TapReady` (with the engine only), `NetworkReady` | `EngineReady` | both are ready: `Execute` goes out |
 //! | `Executing` | nothing, its end closes; an init says `Started` | nothing | one of these |
-//! | `Running` | an init: what becomes of CMD | nothing | CMD dies |
+//! | `Running` | an init: what becomes of CMD | `EngineReady`, if it is another one; `Failed` before it ends | CMD dies |
 //!
-//! `Failed` ends the launch in every state.
+//! `Failed` ends the launch in every state but `Running`.
 
 use thiserror::Error;
 
@@ -43,6 +43,10 @@ pub enum Action {
     TakeNamespace,
     /// Tell the child to run CMD.
     Execute,
+    /// Tell the engine, which has taken another one's place, that CMD runs.
+    Welcome,
+    /// Remember why the engine is about to end.
+    EngineFails(Failure),
     /// CMD runs; its pidfd came with the message.
     WatchCommand,
     /// CMD was stopped.
@@ -103,6 +107,7 @@ impl ParentHandshake {
     /// The message is not allowed in this state.
     pub fn handle_message(&mut self, peer: Peer, message: Message) -> Result<Action, HandshakeError> {
         match (self.phase, peer, message) {
+            (Phase::Running, Peer::Engine, Message::Failed(failure)) => Ok(Action::EngineFails(failure)),
             (_, _, Message::Failed(failure)) => Ok(Action::Fail(failure)),
             (_, Peer::Engine, Message::PortTaken(port, failure)) => Ok(Action::FailForPort(port, failure)),
             (Phase::Starting, Peer::Child, Message::TapReady) if self.tap_expected => {
@@ -131,6 +136,10 @@ impl ParentHandshake {
                 self.engine_ready = true;
                 Ok(self.execute_if_ready())
             }
+            (Phase::Running, Peer::Engine, Message::EngineReady) if !self.engine_ready => {
+                self.engine_ready = true;
+                Ok(Action::Welcome)
+            }
             (_, peer, message) => Err(HandshakeError {
                 message: format!("{message:?}"),
                 peer: match peer {
@@ -146,6 +155,11 @@ impl ParentHandshake {
         if self.phase == Phase::Executing {
             self.phase = Phase::Running;
         }
+    }
+
+    /// Another engine was started in place of one that has died.
+    pub fn handle_engine_restart(&mut self) {
+        self.engine_ready = false;
     }
 
     /// Whether CMD has been executed, as far as is known.
@@ -205,6 +219,28 @@ mod tests {
     }
 
     #[test]
+    fn while_the_command_runs_engines_may_come_and_go() {
+        let mut handshake = ParentHandshake::new(Link::Tap);
+        for (peer, message) in [
+            (Peer::Child, Message::TapReady),
+            (Peer::Engine, Message::EngineReady),
+            (Peer::Child, Message::NetworkReady),
+        ] {
+            handshake.handle_message(peer, message).unwrap();
+        }
+        handshake.handle_child_closed();
+        assert!(handshake.handle_message(Peer::Engine, Message::EngineReady).is_err());
+        let failure = Failure { step: Step::Engine, value: String::new(), errno: 1 };
+        let action = handshake.handle_message(Peer::Engine, Message::Failed(failure.clone()));
+        assert_eq!(action, Ok(Action::EngineFails(failure)));
+        for _ in 0..2 {
+            handshake.handle_engine_restart();
+            assert_eq!(handshake.handle_message(Peer::Engine, Message::EngineReady), Ok(Action::Welcome));
+        }
+        assert!(handshake.is_running());
+    }
+
+    #[test]
     fn an_init_tells_what_becomes_of_the_command() {
         let mut handshake = ParentHandshake::new(Link::None);
         let mut child = |message| handshake.handle_message(Peer::Child, message);
@@ -220,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_ends_every_state() {
+    fn a_failure_before_the_command_runs_ends_the_launch() {
         let failure = Failure { step: Step::Mount, value: String::new(), errno: 1 };
         let mut handshake = ParentHandshake::new(Link::Tap);
         let action = handshake.handle_message(Peer::Child, Message::Failed(failure.clone()));

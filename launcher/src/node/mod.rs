@@ -93,7 +93,7 @@ pub fn run(args: NodeArgs, words: &[OsString]) -> Result<Ending, NodeFailure> {
     let plan = compose(&args)?;
     let file = passed(&plan).map_err(NodeFailure::Pass)?;
     let run = RunArgs { cmd: command(&file), ..args.run };
-    Ok(parent::run(&run)?)
+    Ok(parent::run_node(&run, Some(&plan))?)
 }
 
 fn compose(args: &NodeArgs) -> Result<NodePlan, NodeFailure> {
@@ -103,7 +103,10 @@ fn compose(args: &NodeArgs) -> Result<NodePlan, NodeFailure> {
     let data = Surroundings::new(&args.run, &host)?.data.unwrap_or_default();
     // Now, because what there is decides how kubelet is told to use it. The launch does the same again, to no effect.
     let mode = args.run.cgroup.map_or(CgroupMode::Auto, CgroupMode::from);
-    let cgroup = apply::cgroup::enter(CgroupPlan::new(mode, &apply::cgroup::facts())?)?;
+    let mut cgroup = CgroupPlan::new(mode, &apply::cgroup::facts())?;
+    if args.run.dry_run.is_none() {
+        cgroup = apply::cgroup::enter(cgroup)?;
+    }
     let cgroup = (&cgroup, &apply::cgroup::facts());
     let facts = facts::collect(args, &host, &data, net.config.ipv4().child, cgroup)?;
     let (plan, warnings) = plan::compose(args, &facts)?;

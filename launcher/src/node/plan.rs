@@ -8,7 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::args::{Cni, Cri, FlannelBackend, HostPorts, NodeArgs};
-use super::tasks::Task;
+use super::tasks::{ANNOTATION, Task};
 use crate::apply::programs::{Answer, Installed};
 use crate::components::cni::Network;
 use crate::components::containerd::{self, Containerd, OciRuntime, Snapshotter};
@@ -126,7 +126,7 @@ pub fn programs(args: &NodeArgs) -> Vec<Program> {
         Cri::Crio => programs.extend([Program::Crio, Program::Conmon, Program::Pinns, Program::Skopeo]),
     }
     if args.cni == Cni::Flannel {
-        programs.extend([Program::Flanneld, Program::CniFlannel]);
+        programs.extend([Program::Flanneld, Program::CniFlannel, Program::Kubectl]);
     }
     programs
 }
@@ -227,16 +227,7 @@ impl<'a> Composer<'a> {
         let version = version(facts, Program::Containerd);
         // 1.7 can leave cgroups alone by itself.
         let runtime = if version.major >= 2 { self.runtime_without_cgroups() } else { self.runtime.clone() };
-        let fuse = [Program::FuseOverlayfs, Program::FuseOverlayfsSnapshotter];
-        let has_fuse =
-            facts.fuse == Works::Yes && fuse.iter().all(|program| facts.programs.contains_key(program));
-        let snapshotter = match facts.overlayfs {
-            Works::Yes => Snapshotter::Overlayfs,
-            Works::No if has_fuse => {
-                Snapshotter::FuseOverlayfs(path(facts, Program::FuseOverlayfsSnapshotter))
-            }
-            Works::No => Snapshotter::Native,
-        };
+        let snapshotter = self.snapshotter();
         self.warn_of_copies(snapshotter == Snapshotter::Native);
         let containerd = Containerd {
             program: path(facts, Program::Containerd),
@@ -250,6 +241,20 @@ impl<'a> Composer<'a> {
         self.file(layout::CONTAINERD_CONFIG, containerd.config());
         self.units.extend(containerd.units());
         containerd::NAME
+    }
+
+    fn snapshotter(&self) -> Snapshotter {
+        let facts = self.facts;
+        let fuse = [Program::FuseOverlayfs, Program::FuseOverlayfsSnapshotter];
+        let has_fuse =
+            facts.fuse == Works::Yes && fuse.iter().all(|program| facts.programs.contains_key(program));
+        match facts.overlayfs {
+            Works::Yes => Snapshotter::Overlayfs,
+            Works::No if has_fuse => {
+                Snapshotter::FuseOverlayfs(path(facts, Program::FuseOverlayfsSnapshotter))
+            }
+            Works::No => Snapshotter::Native,
+        }
     }
 
     fn crio(&mut self) -> &'static str {
@@ -325,15 +330,18 @@ impl<'a> Composer<'a> {
 
     fn images(&self) -> Task {
         let archives = self.args.image_archive.clone();
-        if self.args.cri == Cri::Crio {
-            let skopeo = path(self.facts, Program::Skopeo);
-            return Task::CrioImages { skopeo, storage: self.crio_storage().transport(), archives };
+        match self.args.cri {
+            Cri::Containerd => Task::Images {
+                ctr: path(self.facts, Program::Ctr),
+                snapshotter: self.snapshotter().to_string(),
+                archives,
+            },
+            Cri::Crio => Task::CrioImages {
+                skopeo: path(self.facts, Program::Skopeo),
+                storage: self.crio_storage().transport(),
+                archives,
+            },
         }
-        let snapshotter = match self.facts.overlayfs {
-            Works::Yes => "overlayfs",
-            Works::No => "native",
-        };
-        Task::Images { ctr: path(self.facts, Program::Ctr), snapshotter: snapshotter.to_owned(), archives }
     }
 
     fn kubelet(&mut self, socket: &'static str, after: &[&str]) -> Result<(), NodeError> {
@@ -384,7 +392,11 @@ impl<'a> Composer<'a> {
         let (store, local, after) = match args.flannel_backend {
             FlannelBackend::Kube => {
                 let kubeconfig = kubeconfig.ok_or(NodeError::NoStore)?;
-                (Store::Kube { kubeconfig }, None, vec!["flannel-link", kubelet::NAME])
+                let mut after = vec!["flannel-link", kubelet::NAME];
+                if self.annotate(kubeconfig.clone(), public_ip.ok_or(NodeError::NoPublicIp)?) {
+                    after.push("annotate");
+                }
+                (Store::Kube { kubeconfig }, None, after)
             }
             FlannelBackend::Etcd if args.etcd_endpoint.is_empty() => return Err(NodeError::NoStore),
             FlannelBackend::Etcd => {
@@ -412,6 +424,21 @@ impl<'a> Composer<'a> {
         self.task("flannel-link", &Task::FlannelLink { local }, &[], Readiness::Started, Restart::Always);
         self.units.push(flannel.unit());
         Ok(())
+    }
+
+    /// Peers learn by an annotation where the node is; it has to be there before flanneld is. False if somebody else has to do it.
+    fn annotate(&mut self, kubeconfig: PathBuf, public_ip: Ipv4Addr) -> bool {
+        let node = self.node_name();
+        let Some(kubectl) = self.facts.programs.get(&Program::Kubectl) else {
+            self.warnings.push(format!(
+                "kubectl was not found: until somebody does kubectl annotate node {node} {ANNOTATION}={public_ip}, other nodes send \
+                 to an address that only this one has"
+            ));
+            return false;
+        };
+        let task = Task::Annotate { kubectl: kubectl.path.clone(), kubeconfig, node, public_ip };
+        self.task("annotate", &task, &[kubelet::NAME], Readiness::Exited, Restart::OnFailure);
+        true
     }
 
     fn node_name(&self) -> String {
@@ -504,5 +531,248 @@ fn plugins(args: &NodeArgs, facts: &NodeFacts) -> Result<PathBuf, NodeError> {
     match found.find(|(_, path)| directory(path) != first) {
         Some((plugin, _)) => Err(NodeError::Scattered { plugin: plugin.file_name(), directory: first }),
         None => Ok(first),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::supervisor::unit::Units;
+
+    fn args(words: &[&str]) -> NodeArgs {
+        let words = ["rootless-launch", "node"].iter().chain(words);
+        match Cli::try_parse_from(words).unwrap().command {
+            Some(Command::Node(node)) => *node,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn facts(versions: &[(Program, &str)]) -> NodeFacts {
+        let programs = versions.iter().map(|&(program, version)| {
+            let directory = if program.is_cni() { "/opt/cni/bin" } else { "/usr/bin" };
+            let path = Path::new(directory).join(program.file_name());
+            let answer = Version::parse(version).map_or(Answer::Unknown, Answer::Version);
+            (program, Installed { path, answer })
+        });
+        NodeFacts {
+            programs: programs.collect(),
+            ourselves: "/usr/bin/rootless-launch".into(),
+            path: "/usr/bin:/usr/sbin".to_owned(),
+            cgroups: Cgroups::Withheld,
+            cgroup2_alone: true,
+            overlayfs: Works::Yes,
+            fuse: Works::No,
+            host_name: "Box".to_owned(),
+            public_ip: Some(Ipv4Addr::new(192, 0, 2, 7)),
+            first_unprivileged: 1024,
+            address: Ipv4Addr::new(10, 0, 42, 100),
+            state_dir: "/run/user/1000/rootless-launch/node".into(),
+            log_dir: "/home/ann/.local/state/rootless-launch/node/log".into(),
+            kubelet_patch: None,
+        }
+    }
+
+    const ALL: [(Program, &str); 11] = [
+        (Program::Kubelet, "1.36.4"),
+        (Program::Containerd, "1.7.24"),
+        (Program::ContainerdShim, "1.7.24"),
+        (Program::Ctr, "1.7.24"),
+        (Program::Crun, "1.21"),
+        (Program::Runc, "1.1.15"),
+        (Program::Iptables, "1.8.9"),
+        (Program::CniBridge, "1.1.1"),
+        (Program::CniHostLocal, "1.1.1"),
+        (Program::CniLoopback, "1.1.1"),
+        (Program::CniPortmap, "1.1.1"),
+    ];
+
+    fn names(plan: &NodePlan) -> Vec<String> {
+        let unit = |unit: &Unit| [std::slice::from_ref(&unit.name), &unit.after].concat().join(" < ");
+        plan.units.iter().map(unit).collect()
+    }
+
+    fn text<'a>(plan: &'a NodePlan, path: &str) -> &'a str {
+        &plan.files.iter().find(|file| file.path == Path::new(path)).unwrap().text
+    }
+
+    #[test]
+    fn images_are_there_before_kubelet_is() {
+        let (plan, warnings) = compose(&args(&["--image-archive=/a.tar"]), &facts(&ALL)).unwrap();
+        assert_eq!(
+            names(&plan),
+            ["containerd", "host-ports", "images < containerd", "kubelet < containerd < images"]
+        );
+        assert!(warnings.is_empty());
+        assert!(Units::new(plan.units.clone()).is_ok());
+        let files: Vec<_> = plan.files.iter().map(|file| file.path.to_str().unwrap()).collect();
+        assert_eq!(
+            files,
+            [
+                "/etc/containerd/config.toml",
+                "/etc/crictl.yaml",
+                "/etc/cni/net.d/10-bridge.conflist",
+                "/etc/kubernetes/kubelet.yaml"
+            ]
+        );
+        assert!(
+            plan.units.iter().all(|unit| unit.env.contains(&("PATH".into(), "/usr/bin:/usr/sbin".into())))
+        );
+        assert_eq!(plan.units[3].argv[2], "--hostname-override=box");
+    }
+
+    #[test]
+    fn everything_that_is_missing_is_told_at_once() {
+        let old = [(Program::Containerd, "1.6.20"), (Program::Kubelet, "1.36.4")];
+        let Err(error) = compose(&args(&[]), &facts(&old)) else { panic!("it cannot be") };
+        let text = error.to_string();
+        for told in [
+            "iptables was not found; get it from: Debian package iptables",
+            "CNI plugin bridge was not found; get it from: Debian package containernetworking-plugins",
+            "containerd-shim-runc-v2 was not found",
+            "/usr/bin/containerd is version 1.6.20, too old: 1.7.0 brings settings",
+            "crun was not found",
+            "runc was not found",
+        ] {
+            assert!(text.contains(told), "{told}: {text}");
+        }
+        assert!(!text.contains("kubelet"), "{text}");
+    }
+
+    #[test]
+    fn one_oci_runtime_is_enough() {
+        let with = |name: &str, alone| {
+            let programs: Vec<_> =
+                ALL.into_iter().filter(|(program, _)| program.file_name() != name).collect();
+            let facts = NodeFacts { cgroup2_alone: alone, ..facts(&programs) };
+            let (plan, _) = compose(&args(&[]), &facts).unwrap();
+            let config = text(&plan, "/etc/containerd/config.toml");
+            config.lines().find(|line| line.starts_with("BinaryName")).unwrap().to_owned()
+        };
+        assert_eq!(with("", true), "BinaryName = \"/usr/bin/crun\"");
+        assert_eq!(with("", false), "BinaryName = \"/usr/bin/runc\"");
+        assert_eq!(with("runc", false), "BinaryName = \"/usr/bin/crun\"");
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_told_with_its_complaint() {
+        let mut facts = facts(&ALL);
+        let kubelet = facts.programs.get_mut(&Program::Kubelet).unwrap();
+        kubelet.answer = Answer::Failed("Exec format error".to_owned());
+        let error = compose(&args(&[]), &facts).unwrap_err().to_string();
+        assert!(error.ends_with("\n  /usr/bin/kubelet does not run: Exec format error"), "{error}");
+    }
+
+    #[test]
+    fn plugins_are_in_one_place() {
+        let mut facts = facts(&ALL);
+        facts.programs.get_mut(&Program::CniPortmap).unwrap().path = "/else/portmap".into();
+        assert!(matches!(compose(&args(&[]), &facts), Err(NodeError::Scattered { plugin: "portmap", .. })));
+    }
+
+    #[test]
+    fn a_bad_patch_is_told_by_file_and_key() {
+        let facts = NodeFacts { kubelet_patch: Some("maxPods: many".to_owned()), ..facts(&ALL) };
+        let error = compose(&args(&["--kubelet-config=/p.yaml"]), &facts).unwrap_err();
+        let told = crate::error::with_causes(&error);
+        assert_eq!(told, "--kubelet-config \"/p.yaml\": key \"maxPods\" has text, and takes a whole number");
+    }
+
+    #[test]
+    fn copies_are_the_last_resort() {
+        let facts = NodeFacts { overlayfs: Works::No, ..facts(&ALL) };
+        let (plan, warnings) = compose(&args(&[]), &facts).unwrap();
+        assert!(text(&plan, "/etc/containerd/config.toml").contains("snapshotter = \"native\""));
+        assert_eq!(warnings.len(), 1);
+        let mut facts = NodeFacts { fuse: Works::Yes, ..facts };
+        for program in [Program::FuseOverlayfs, Program::FuseOverlayfsSnapshotter] {
+            let path = Path::new("/usr/bin").join(program.file_name());
+            facts.programs.insert(program, Installed { path, answer: Answer::Unknown });
+        }
+        let (plan, warnings) = compose(&args(&["--image-archive=/a"]), &facts).unwrap();
+        assert!(text(&plan, "/etc/containerd/config.toml").contains("snapshotter = \"fuse-overlayfs\""));
+        assert!(warnings.is_empty());
+        let images = plan.units.iter().find(|unit| unit.name == "images").unwrap();
+        assert!(images.argv.contains(&"--snapshotter=fuse-overlayfs".to_owned()), "{images:?}");
+    }
+
+    #[test]
+    fn flannel_needs_somebody_who_keeps_the_subnets() {
+        let more = [(Program::Flanneld, "0.28.9"), (Program::CniFlannel, "1.1.1")];
+        let mut facts = facts(&[&ALL[..], &more].concat());
+        let flannel = |more: &[&str]| args(&[&["--cni=flannel"], more].concat());
+        assert!(matches!(compose(&flannel(&[]), &facts), Err(NodeError::NoStore)));
+        assert!(matches!(compose(&flannel(&["--flannel-backend=etcd"]), &facts), Err(NodeError::NoStore)));
+        let etcd = flannel(&["--flannel-backend=etcd", "--etcd-endpoint=http://a:2379"]);
+        let (plan, _) = compose(&etcd, &facts).unwrap();
+        let flanneld = plan.units.iter().find(|unit| unit.name == "flanneld").unwrap();
+        assert!(flanneld.argv.contains(&"--public-ip=192.0.2.7".to_owned()));
+        let link = plan.units.iter().find(|unit| unit.name == "flannel-link").unwrap();
+        assert_eq!(link.argv.last().unwrap(), "--local=10.0.42.100");
+
+        let (plan, warnings) = compose(&flannel(&["--kubeconfig=/k"]), &facts).unwrap();
+        assert!(plan.units.iter().all(|unit| unit.argv.iter().all(|word| !word.starts_with("--local"))));
+        assert!(
+            warnings[0]
+                .contains("kubectl annotate node box flannel.alpha.coreos.com/public-ip-overwrite=192.0.2.7")
+        );
+        let path = "/usr/bin/kubectl".into();
+        facts.programs.insert(Program::Kubectl, Installed { path, answer: Answer::Unknown });
+        let (plan, warnings) = compose(&flannel(&["--kubeconfig=/k"]), &facts).unwrap();
+        assert!(warnings.is_empty());
+        let flanneld = plan.units.iter().find(|unit| unit.name == "flanneld").unwrap();
+        assert!(flanneld.after.contains(&"annotate".to_owned()));
+    }
+
+    #[test]
+    fn what_cannot_leave_cgroups_alone_calls_us_for_containers() {
+        const CONTAINERD: &str = "/etc/containerd/config.toml";
+        const CRUN: &str = "/run/rootless-launch/without-cgroups/crun";
+        let mut two = ALL;
+        two[1].1 = "2.3.4";
+        let runtime = |facts: &NodeFacts| {
+            let (plan, _) = compose(&args(&[]), facts).unwrap();
+            let config = text(&plan, CONTAINERD).to_owned();
+            (config.contains(CRUN), plan.files.into_iter().find(|file| file.path == Path::new(CRUN)))
+        };
+        let (named, file) = runtime(&facts(&two));
+        let file = file.unwrap();
+        assert!(named && file.mode == 0o755);
+        let call = "exec '/usr/bin/rootless-launch' oci-runtime '/usr/bin/crun' \"$@\"";
+        assert!(file.text.contains(call), "{}", file.text);
+        let delegated = NodeFacts { cgroups: Cgroups::Delegated, ..facts(&two) };
+        assert_eq!(runtime(&delegated), (false, None));
+        assert_eq!(runtime(&facts(&ALL)), (false, None));
+    }
+
+    #[test]
+    fn crio_has_its_images_from_skopeo() {
+        let more = [
+            (Program::Crio, "1.36.3"),
+            (Program::Conmon, "2.1.12"),
+            (Program::Pinns, ""),
+            (Program::Skopeo, "1.18.0"),
+        ];
+        let mut facts = facts(&[&ALL[..], &more].concat());
+        let crio = args(&["--cri=crio", "--image-archive=/a"]);
+        let (plan, _) = compose(&crio, &facts).unwrap();
+        assert_eq!(names(&plan), ["crio", "host-ports", "images < crio", "kubelet < crio < images"]);
+        assert!(text(&plan, "/etc/kubernetes/kubelet.yaml").contains("unix:///run/crio/crio.sock"));
+        assert!(
+            text(&plan, "/etc/crio/crio.conf")
+                .contains("runtime_path = \"/run/rootless-launch/without-cgroups/crun\"")
+        );
+        let storage =
+            "--storage=containers-storage:[overlay@/var/lib/containers/storage+/run/containers/storage]";
+        assert_eq!(plan.units[2].argv[2..], ["crio-images", "--skopeo=/usr/bin/skopeo", storage, "--", "/a"]);
+        let sandboxes = "--sandboxes=/run/containers/storage/overlay-containers";
+        assert_eq!(plan.units[1].argv.last().unwrap(), sandboxes);
+
+        facts.programs.remove(&Program::Skopeo);
+        let error = compose(&crio, &facts).unwrap_err().to_string();
+        assert!(error.contains("skopeo was not found; get it from: Debian package skopeo"), "{error}");
+        assert!(compose(&args(&["--cri=crio"]), &facts).is_ok());
     }
 }

@@ -14,6 +14,7 @@ use super::namespaces::NamespacePlan;
 use super::net::{EnginePlan, NetPlan, TAP_NAME};
 use super::surroundings::{Kind, Sysctl};
 use crate::cli::RunArgs;
+use crate::supervisor::unit::NodePlan;
 
 /// What a launch will do.
 #[derive(Debug, Serialize)]
@@ -29,6 +30,8 @@ pub struct Shown<'a> {
     mounts: &'a [MountStep],
     publish: Publish<'a>,
     command: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<&'a NodePlan>,
     warnings: &'a [String],
 }
 
@@ -79,8 +82,14 @@ impl<'a> Shown<'a> {
                 auto: plan.forwards.auto.as_ref().map(ToString::to_string),
             },
             command: args.cmd.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+            node: None,
             warnings: &plan.warnings,
         }
+    }
+
+    /// The same with what the command, a supervisor, will do.
+    pub fn with(self, node: Option<&'a NodePlan>) -> Self {
+        Shown { node, ..self }
     }
 }
 
@@ -131,8 +140,26 @@ impl fmt::Display for Shown<'_> {
         self.mounts.iter().try_for_each(|step| writeln!(f, "{step}"))?;
         self.publish.ports.iter().try_for_each(|port| writeln!(f, "publish {port}"))?;
         self.publish.auto.iter().try_for_each(|rules| writeln!(f, "publish {rules}"))?;
-        writeln!(f, "execute {}", self.command.join(" "))
+        writeln!(f, "execute {}", self.command.join(" "))?;
+        self.node.map_or(Ok(()), |node| inside(f, node))
     }
+}
+
+fn inside(f: &mut fmt::Formatter<'_>, node: &NodePlan) -> fmt::Result {
+    let directories = node.directories.iter();
+    directories.map(|made| &made.path).try_for_each(|path| writeln!(f, "inside: make {}", path.display()))?;
+    for file in &node.files {
+        writeln!(f, "inside: write {}", file.path.display())?;
+        file.text.lines().try_for_each(|line| writeln!(f, "    {line}"))?;
+    }
+    for unit in &node.units {
+        write!(f, "inside: start {}", unit.name)?;
+        if !unit.after.is_empty() {
+            write!(f, " after {}", unit.after.join(" and "))?;
+        }
+        writeln!(f, ", and wait until {}\n    {}", unit.ready, unit.argv.join(" "))?;
+    }
+    writeln!(f, "inside: keep logs in {}", node.log_dir.display())
 }
 
 impl fmt::Display for Network<'_> {

@@ -35,6 +35,7 @@ impl Control for Fake {
             version: "0.1.0".into(),
             state_dir: "/run/user/1000/rootless-launch/x".into(),
             child_pid: 42,
+            engine_restarts: 0,
             network_driver: Some(NetworkDriver {
                 driver: "rootless-launch".into(),
                 dns: vec!["10.0.42.3".parse().unwrap()],

@@ -1,4 +1,6 @@
 //! The host's side of flows: performs [`Action`](crate::action::Action)s on sockets and reads them.
+//!
+//! Should the process die, the peers of its streams see RST: an end would look like the end of the data.
 
 use std::ffi::OsString;
 use std::io;
@@ -140,6 +142,7 @@ impl HostSockets {
         let socket = self.sockets.get_mut(flow.index as usize)?.take()?;
         // Fails only for what is not registered.
         let _ = self.registry.deregister(&mut SourceFd(&socket.fd.as_raw_fd()));
+        socket.finish();
         Some(socket.fd)
     }
 
@@ -234,11 +237,13 @@ impl HostSockets {
         if self.get(flow).is_none() {
             return;
         }
-        // Closing the only descriptor also takes it out of epoll.
-        if let Some(socket) = self.sockets[flow.index as usize].take()
-            && abort
-        {
-            socket::reset_on_close(socket.fd.as_fd());
+        let Some(socket) = self.sockets[flow.index as usize].take() else { return };
+        if socket.is_shared() {
+            // Others may have copies. Of all the rest, closing the only descriptor takes it out of epoll.
+            let _ = self.registry.deregister(&mut SourceFd(&socket.fd.as_raw_fd()));
+        }
+        if !abort {
+            socket.finish();
         }
     }
 
@@ -273,6 +278,9 @@ impl HostSockets {
     }
 
     fn keep(&mut self, socket: HostSocket) {
+        if matches!(socket.kind, SocketKind::Stream { .. }) {
+            socket::reset_on_close(socket.fd.as_fd());
+        }
         let index = socket.flow.index as usize;
         if index >= self.sockets.len() {
             self.sockets.resize_with(index + 1, || None);
@@ -281,7 +289,21 @@ impl HostSockets {
     }
 }
 
+impl Drop for HostSockets {
+    /// What was written goes its way.
+    fn drop(&mut self) {
+        self.sockets.iter().flatten().for_each(HostSocket::finish);
+    }
+}
+
 impl HostSocket {
+    /// Makes the coming close an orderly one.
+    fn finish(&self) {
+        if matches!(self.kind, SocketKind::Stream { .. }) {
+            socket::finish_on_close(self.fd.as_fd());
+        }
+    }
+
     /// Reads into `room`.
     pub(super) fn read(&self, room: &mut [u8]) -> HostIo {
         let SocketKind::Stream { read_closed, .. } = self.kind else { return HostIo::Failed };

@@ -81,9 +81,15 @@ pub(crate) fn shutdown_write(fd: BorrowedFd<'_>) {
     unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) };
 }
 
-/// Makes the coming close send RST.
+/// Makes the coming close send RST, be it by the end of the process.
 pub(crate) fn reset_on_close(fd: BorrowedFd<'_>) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let _ = set(fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
+}
+
+/// Makes the coming close an orderly one again.
+pub(crate) fn finish_on_close(fd: BorrowedFd<'_>) {
+    let linger = libc::linger { l_onoff: 0, l_linger: 0 };
     let _ = set(fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
 }
 

@@ -18,7 +18,7 @@ impl Handle {
 
     /// As [`Handle::remove`], without waiting.
     pub fn remove_then(&self, id: u64, then: impl FnOnce(Result<(), PortError>) + Send + 'static) {
-        self.post(move |engine| then(engine.remove(id)));
+        self.post(move |engine| engine.remove(id, then));
     }
 
     /// As [`Handle::list`], without waiting.

@@ -10,7 +10,7 @@ use super::TaskError;
 use super::programs::output;
 
 /// flannel, Documentation/kubernetes.md: what peers send to, and nothing else.
-const ANNOTATION: &str = "flannel.alpha.coreos.com/public-ip-overwrite";
+pub(crate) const ANNOTATION: &str = "flannel.alpha.coreos.com/public-ip-overwrite";
 
 /// Sets the annotation.
 ///

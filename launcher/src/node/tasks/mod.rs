@@ -16,6 +16,7 @@ use clap::Subcommand;
 use nix::sys::prctl;
 use thiserror::Error;
 
+pub(super) use self::annotate::ANNOTATION;
 use self::crio_images::ArchiveError;
 use super::args::HostPorts;
 use super::host_ports::Policy;
