@@ -109,24 +109,6 @@ fn a_static_pod_has_all_it_wants_and_goes() {
     node.stop();
 }
 
-#[test]
-fn containerd_2_does_as_well() {
-    let Ok(components) = Components::find() else { return };
-    let world = world();
-    let second = components.second_programs();
-    let site = Site::new(&world, components);
-    let (listener, port) = listener(&world);
-    site.write_pod("web", &web("web", 18080, port));
-    let name = format!("--dns-name=lab.example={SERVICE4}");
-    let node = site.start_with(&second, &["--host-ports=off", &name]);
-    assert_eq!(announced(&listener, PATIENCE), "here is web");
-    let version = node.crictl(&["version"]);
-    assert!(version.contains("RuntimeVersion:  v2"), "{version}");
-    let container = node.container("web");
-    assert_eq!(node.crictl(&["exec", &container, "cat", "/data/index.html"]), "from the volume");
-    node.stop();
-}
-
 /// A directory with one program, a script.
 fn fake(site: &Site<'_>, name: &str, script: &str) -> PathBuf {
     let directory = site.world.dir().join("fake");
