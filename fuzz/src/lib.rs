@@ -19,6 +19,7 @@ use netstack::dhcp::DhcpServer;
 use netstack::dhcp::v6::Dhcpv6Responder;
 use netstack::dns::{DnsAction, DnsForwarder, Ipv6Offer, QueryOrigin};
 use netstack::frame::{Checksum, Frame, Gso, Offload};
+use netstack::offload::tunnel::{self, Join};
 use netstack::offload::vnet_hdr::{self, VirtioNetHdr};
 use netstack::testing::{ALL_OFFLOADS, Harness, NO_OFFLOADS, config};
 use netstack::time::{Duration, Instant};
@@ -30,7 +31,7 @@ const NOW: Instant = Instant::from_micros_const(1_000_000_000);
 pub type Harnessed = fn(&[u8]);
 
 /// Every harness with the name of its corpus.
-pub const ALL: [(&str, Harnessed); 12] = [
+pub const ALL: [(&str, Harnessed); 13] = [
     ("agent_protocol", agent_protocol),
     ("api_request", api_request),
     ("dhcp", dhcp),
@@ -42,6 +43,7 @@ pub const ALL: [(&str, Harnessed); 12] = [
     ("slirp_api", slirp_api),
     ("sock_diag", sock_diag),
     ("stack_ops", stack_ops),
+    ("tunnel", tunnel),
     ("vnet_hdr", vnet_hdr),
 ];
 
@@ -138,6 +140,30 @@ pub fn vnet_hdr(data: &[u8]) {
     let mut harness = Harness::scripted(config(), ALL_OFFLOADS);
     let _ = harness.stack.handle_frame(harness.now, Frame { bytes: &mut bytes, offload, slot: 0 });
     while harness.stack.poll_action().is_some() {}
+}
+
+/// The longer header that speaks of tunnels, and the frame behind it: what is accepted can be cut, and what was cut can
+/// be joined; and any datagram of a tunnel.
+pub fn tunnel(data: &[u8]) {
+    if let Some(mut join) = Join::begin(data) {
+        let _ = join.push(data);
+        assert!(join.finish().0.len() < data.len(), "there is payload");
+    }
+    let Some((header, frame)) = data.split_first_chunk::<{ vnet_hdr::TUNNEL_LEN }>() else { return };
+    let mut frame = frame.to_vec();
+    let Ok(Offload { gso: Gso::Tunnel(gso), .. }) = vnet_hdr::accept_tunnel(header, &mut frame) else {
+        return;
+    };
+    let (mut headers, mut cuts) = (Vec::new(), Vec::new());
+    let range = usize::from(gso.payload)..frame.len();
+    let Ok(count) = tunnel::split(&frame, range, gso, &mut headers, |cut| cuts.push(cut)) else { return };
+    assert_eq!(count, cuts.len());
+    let datagrams = cuts.into_iter().map(|cut| [&headers[cut.headers], &frame[cut.payload]].concat());
+    let mut datagrams = datagrams.collect::<Vec<_>>().into_iter();
+    let Some(mut join) = datagrams.next().and_then(|first| Join::begin(&first)) else { return };
+    // Sizes and sequence follow; only a super-segment that asks for an end midway, or is too long, stops it.
+    let joined = datagrams.take_while(|datagram| join.push(datagram)).count() + 1;
+    assert_eq!(joined, join.count());
 }
 
 /// DHCP messages of clients, split at length bytes.

@@ -12,7 +12,7 @@ use forwarder::auto::AutoRules;
 use forwarder::error::SpecError;
 use forwarder::spec::PortSpec;
 use netstack::LinkCapabilities;
-use netstack::config::{Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering};
+use netstack::config::{IpNet, Ipv4Net, Ipv6Mode, Ipv6Net, UdpFiltering};
 use serde::Serialize;
 
 use crate::check::finding::Purpose;
@@ -114,11 +114,11 @@ pub struct CheckArgs {
     #[arg(long, conflicts_with = "json")]
     pub commands: bool,
 
-    /// A directory of programs and CNI plugins, before those of PATH; repeat for more
+    /// A directory of programs, before those of PATH, and of CNI plugins, or these in a directory cni beside it; repeat for more
     #[arg(long, value_name = "DIR")]
     pub bin_dir: Vec<PathBuf>,
 
-    /// A directory of CNI plugins; repeat for more
+    /// A directory of CNI plugins, before /opt/cni/bin and where distributions have them; repeat for more
     #[arg(long, value_name = "DIR")]
     pub cni_bin_dir: Vec<PathBuf>,
 
@@ -219,6 +219,19 @@ pub struct RunArgs {
     /// Who may answer the child's UDP datagrams (RFC 4787 section 5)
     #[arg(long, value_name = "BEHAVIOUR", value_enum, default_value_t = UdpFilteringArg::Address)]
     pub udp_filtering: UdpFilteringArg,
+
+    /// UDP port of an overlay network between nodes, carried by one socket on the host; Flannel's VXLAN has 8472
+    ///
+    /// What the child sends to that port of any host leaves from it, and what arrives there from a peer reaches the child
+    /// at its own address.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub overlay_port: Option<u16>,
+
+    /// Who may send to the child by the overlay, an address or a network; repeat for more
+    ///
+    /// Without any, those to whom the child itself has sent. `overlay add` and `overlay remove` change it later.
+    #[arg(long, value_name = "NET", requires = "overlay_port")]
+    pub overlay_peer: Vec<IpNet>,
 
     /// What the TAP device may do for the engine and the child; for debugging and comparison
     ///
@@ -448,7 +461,9 @@ pub enum OffloadArg {
 impl From<OffloadArg> for LinkCapabilities {
     fn from(arg: OffloadArg) -> Self {
         match arg {
-            OffloadArg::Auto => LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: true },
+            OffloadArg::Auto => {
+                LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: true, tunnel: true }
+            }
             OffloadArg::Checksum => LinkCapabilities { checksum: true, ..LinkCapabilities::default() },
             OffloadArg::None => LinkCapabilities::default(),
         }

@@ -146,6 +146,15 @@ pub fn for_failure(failure: &Failure, machine: &Machine) -> Option<Hint> {
         (Step::Mount, libc::EPERM | libc::EACCES) => {
             hint("mounts are forbidden here: a container's seccomp filter or a security module", "")
         }
+        (Step::MountProc, _) => hint(
+            "parts of /proc are hidden here, as in a container, and the kernel shows nobody more than he sees; \
+             --pidns=false does without, outside of a container it works",
+            "",
+        ),
+        (Step::CopyUp, libc::ENOSPC) => hint("fs.mount-max or the memory is used up", ""),
+        (Step::MakeDirectory, libc::EACCES | libc::EPERM | libc::EROFS) => {
+            hint("the data of a node have to be the user's own, which --data-dir or XDG_DATA_HOME chooses", "")
+        }
         (Step::Mount, libc::ENOSYS) => hint("the kernel is older than 5.2, or a seccomp filter forbids", ""),
         _ => None,
     }

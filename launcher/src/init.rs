@@ -20,6 +20,7 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
+use nix::sys::prctl;
 use nix::unistd::{Pid, setpgid};
 
 use crate::child::{self, ChildTask, Stop};
@@ -33,8 +34,9 @@ use crate::sys::wait::{self, Event};
 
 /// Starts CMD and looks after the namespace until CMD is dead. The launcher has said `Execute`; all signals are blocked.
 pub(crate) fn run(task: &ChildTask<'_>) -> Result<Infallible, Stop> {
-    let failed = |what| move |error: io::Error| Failure::new(Step::StartCommand, what, error);
+    let failed = |what: &'static str| move |error: io::Error| Failure::new(Step::StartCommand, what, error);
     let signals = Signals::block().map_err(failed("signalfd"))?;
+    prctl::set_name(c"rl-init").map_err(|error| failed("")(error.into()))?;
     // Here before CMD is, and meant for it.
     let mut early = Vec::new();
     while let Some(Received { signal, .. }) = signals.next().map_err(failed("signalfd"))? {

@@ -7,8 +7,9 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
-use log::debug;
+use log::{debug, warn};
 use nix::unistd::Pid;
 
 /// Names the service manager's socket.
@@ -39,19 +40,29 @@ impl fmt::Display for State {
 }
 
 /// The way to the service manager.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Notifier {
+    socket: UnixDatagram,
     address: SocketAddr,
 }
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    Wait,
+    NowOrNever,
+}
+
+/// Longest wait for a manager whose queue is full.
+const MOMENT: Duration = Duration::from_secs(1);
 
 impl Notifier {
     /// The one that `$NOTIFY_SOCKET` names; `None` if nobody wants to know.
     pub fn from_environment() -> Option<Self> {
-        let name = env::var_os(VARIABLE)?;
+        let name = env::var_os(VARIABLE).filter(|name| !name.is_empty())?;
         match Notifier::new(name) {
             Ok(notifier) => Some(notifier),
             Err(error) => {
-                debug!("${VARIABLE}: {error}");
+                warn!("readiness is not told to {VARIABLE}: {error}");
                 None
             }
         }
@@ -60,7 +71,7 @@ impl Notifier {
     /// By the socket's name: a path, or `@` and the name of an abstract one (unix(7)).
     ///
     /// # Errors
-    /// It is too long, or neither of both (`vsock:`, which is for virtual machines).
+    /// It is too long, or neither of both (`vsock:`, which is for virtual machines); or socket(2).
     pub fn new(name: OsString) -> io::Result<Self> {
         let name = name.into_vec();
         let address = match name.split_first() {
@@ -68,14 +79,27 @@ impl Notifier {
             Some((b'/', _)) => SocketAddr::from_pathname(OsString::from_vec(name))?,
             _ => return Err(io::ErrorKind::Unsupported.into()),
         };
-        Ok(Notifier { address })
+        let socket = UnixDatagram::unbound()?;
+        socket.set_write_timeout(Some(MOMENT))?;
+        Ok(Notifier { socket, address })
     }
 
-    /// Tells all of it in one message. Whoever cannot be told has no bearing on what is told.
-    pub fn tell(&self, states: &[State]) {
-        let text = states.iter().map(|state| format!("{state}\n")).collect::<String>();
-        let sent =
-            UnixDatagram::unbound().and_then(|socket| socket.send_to_addr(text.as_bytes(), &self.address));
+    /// Tells what must not be missed; waits a moment for a manager that is busy. One that cannot be told changes nothing here.
+    pub fn tell(&self, state: &State) {
+        self.send(state, Haste::Wait);
+    }
+
+    /// Tells what the next such word replaces, and does not wait.
+    pub fn mention(&self, state: &State) {
+        self.send(state, Haste::NowOrNever);
+    }
+
+    fn send(&self, state: &State, haste: Haste) {
+        let text = state.to_string();
+        let sent = self
+            .socket
+            .set_nonblocking(haste == Haste::NowOrNever)
+            .and_then(|()| self.socket.send_to_addr(text.as_bytes(), &self.address));
         if let Err(error) = sent {
             debug!("the service manager cannot be told {text:?}: {error}");
         }
@@ -88,15 +112,15 @@ mod tests {
 
     fn told(address: SocketAddr, name: OsString) -> String {
         let manager = UnixDatagram::bind_addr(&address).expect("a socket");
-        Notifier::new(name).expect("a name").tell(&[State::Ready, State::Status("two\nlines".into())]);
+        Notifier::new(name).expect("a name").tell(&State::Status("two\nlines".into()));
         let mut buffer = [0; 100];
         let count = manager.recv(&mut buffer).expect("a message");
         String::from_utf8_lossy(&buffer[..count]).into_owned()
     }
 
     #[test]
-    fn states_are_lines_of_one_message() {
-        const EXPECTED: &str = "READY=1\nSTATUS=two lines\n";
+    fn a_state_is_one_line() {
+        const EXPECTED: &str = "STATUS=two lines";
         let name = format!("rootless-launch-test-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).expect("a name");
         assert_eq!(told(address, format!("@{name}").into()), EXPECTED);

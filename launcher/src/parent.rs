@@ -118,9 +118,9 @@ pub fn run_node(args: &RunArgs, node: Option<&NodePlan>) -> Result<Ending, Launc
         sandbox: args.sandbox.into(),
         on_death: args.engine_restart.into(),
         state: state.as_ref(),
-        notifier,
     };
     let mut processes = Processes::start(&launch, EngineFiles { pcap, api, metrics })?;
+    processes.notifier = notifier;
     processes.supervise(&signals, &launch)
 }
 
@@ -146,7 +146,6 @@ struct Launch<'a> {
     sandbox: Mode,
     on_death: OnDeath,
     state: Option<&'a StateDir>,
-    notifier: Option<Notifier>,
 }
 
 impl<'a> Launch<'a> {
@@ -274,7 +273,7 @@ impl Processes {
             namespace: None,
             to_child: Some(to_child),
             entered: launch.state.map(StateDir::entered),
-            notifier: launch.notifier.clone(),
+            notifier: None,
         };
         // The child's cgroup namespace has its root already.
         if let Some(cgroup) = Cgroup::of(&plan.cgroup) {
@@ -340,7 +339,8 @@ impl Processes {
             if ready.child {
                 self.handle_child(&mut handshake, launch, signals)?;
             }
-            if ready.signals {
+            // What an init says may have stopped us, and signals that came then have been taken.
+            if ready.signals || ready.child {
                 self.forward(signals, Continue::PassOn)?;
                 if let Some(ending) = self.handle_children(signals)? {
                     // What it said before it died says more.
@@ -491,7 +491,7 @@ impl Processes {
                     state.publish(child)?;
                 }
                 let _ = self.tell_child(&Message::Execute);
-                self.tell_manager(&[State::Ready]);
+                self.tell_manager(&State::Ready);
                 Ok(())
             }
             Action::Fail(failure) => Err(failure.into()),
@@ -506,8 +506,8 @@ impl Processes {
         self.to_child.as_ref().map_or(Ok(()), |channel| channel.send(message, None))
     }
 
-    fn tell_manager(&self, states: &[State]) {
-        self.notifier.iter().for_each(|notifier| notifier.tell(states));
+    fn tell_manager(&self, state: &State) {
+        self.notifier.iter().for_each(|notifier| notifier.tell(state));
     }
 
     /// Hands to CMD what was sent to the launcher alone. What the terminal sends goes to the whole process group,
@@ -545,12 +545,8 @@ impl Processes {
     /// CMD was stopped, for the `count`th time: stops the launcher likewise, so that the shell sees it, until it is continued.
     /// The init knows whether CMD still stands then.
     fn stop_until_resumed(&self, signal: i32, count: u32, signals: &Signals) -> Result<(), LaunchError> {
-        // What the init has said meanwhile is newer.
-        let is_more = |channel: &Channel| {
-            let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-            poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-        };
-        if self.to_child.as_ref().is_some_and(is_more) {
+        // The terminal may have stopped us with CMD, and the shell have continued both, before this was read.
+        if !self.command.as_ref().is_some_and(pidfd::is_stopped) {
             return Ok(());
         }
         Signals::stop_self(signal).map_err(prepare("stopping"))?;
@@ -599,7 +595,7 @@ impl Processes {
 
     /// CMD is dead: ends what it left, then the engine.
     fn finish(&mut self, ending: Ending) -> Result<Ending, LaunchError> {
-        self.tell_manager(&[State::Stopping]);
+        self.tell_manager(&State::Stopping);
         self.engine.iter_mut().for_each(EngineProcess::release);
         self.sweep();
         // If the engine died in this moment, CMD's own end counts.

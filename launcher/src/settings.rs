@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netstack::Driver;
+use netstack::config::IpNet;
 use netstack::driver::DnsUpstream;
 use netstack::error::ConfigError;
 use netstack::flow::policy::{EgressPolicy, Rule};
@@ -34,6 +35,9 @@ pub struct Settings {
     pub servers: Vec<SocketAddr>,
     /// Static names.
     pub names: Vec<StaticName>,
+    /// Who may send by the overlay; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<Vec<String>>,
 }
 
 /// Why an engine cannot go on with the settings of the last.
@@ -52,6 +56,9 @@ pub enum SettingsError {
     /// The policy that was there is none.
     #[error("egress policy")]
     Policy(#[source] ConfigError),
+    /// The overlay's peers that were there are none.
+    #[error("peers of the overlay")]
+    Peers(#[source] ConfigError),
     /// A name that was there is none.
     #[error("static names: {0}")]
     Names(String),
@@ -66,12 +73,14 @@ impl Settings {
             DnsUpstream::Servers(servers) => servers,
         };
         let names = stack.dns_names().iter();
+        let peers = || stack.overlay_allowed().iter().map(IpNet::to_string).collect();
         Settings {
             policy: stack.policy().rules().iter().map(Rule::to_string).collect(),
             servers,
             names: names
                 .map(|(name, address)| StaticName { name: name.clone(), address: *address })
                 .collect(),
+            peers: stack.overlay_port().map(|_| peers()),
         }
     }
 
@@ -86,6 +95,10 @@ impl Settings {
         let stack = driver.stack_mut();
         stack.set_policy(policy);
         replace_names(stack, &self.names).map_err(|refusal| SettingsError::Names(refusal.message))?;
+        if let Some(peers) = &self.peers {
+            let peers = peers.iter().map(|peer| peer.parse()).collect::<Result<_, _>>();
+            peers.and_then(|peers| stack.set_overlay_peers(peers)).map_err(SettingsError::Peers)?;
+        }
         if !self.servers.is_empty() {
             driver.set_dns_upstream(DnsUpstream::Servers(self.servers.clone()))?;
         }
@@ -200,6 +213,7 @@ mod tests {
             policy: (0..rules).map(|n| format!("deny tcp 10.0.0.{n}")).collect(),
             servers: vec!["192.0.2.53:53".parse().unwrap()],
             names: vec![StaticName { name: "a.test".into(), address: "192.0.2.7".parse().unwrap() }],
+            peers: Some(vec!["192.0.2.0/24".into()]),
         }
     }
 

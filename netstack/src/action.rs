@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use crate::flow::FlowId;
+use crate::frame::Gso;
 
 /// Where the bytes of an outgoing datagram are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,7 +103,7 @@ pub enum Action {
         /// Whether the socket is IPv6.
         ipv6: bool,
     },
-    /// Send a datagram, or with `gso` several of that size, from the flow's datagram socket.
+    /// Send a datagram, or with `gso` several, from the flow's datagram socket.
     SendDatagram {
         /// The flow.
         flow: FlowId,
@@ -110,8 +111,9 @@ pub enum Action {
         remote: SocketAddr,
         /// UDP payload, or for ping sockets the ICMP message.
         payload: Payload,
-        /// Payload bytes per datagram of a super-datagram.
-        gso: Option<u16>,
+        /// How it is to be cut: by size ([`Gso::Udp`]) or as a tunnel's super-segment ([`Gso::Tunnel`], whose offsets
+        /// count from the start of the frame).
+        gso: Gso,
         /// TTL and fragmentation.
         hop: Hop,
         /// Source address on the host's side, where it is not the kernel's to choose.

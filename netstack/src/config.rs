@@ -160,6 +160,77 @@ impl FromStr for Ipv6Net {
     }
 }
 
+/// A network of either family; an address alone is one of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum IpNet {
+    /// IPv4.
+    V4(Ipv4Net),
+    /// IPv6.
+    V6(Ipv6Net),
+}
+
+impl IpNet {
+    /// Whether `address` is in this network.
+    pub fn contains(self, address: IpAddr) -> bool {
+        match (self, address) {
+            (IpNet::V4(net), IpAddr::V4(address)) => net.contains(address),
+            (IpNet::V6(net), IpAddr::V6(address)) => net.contains(address),
+            _ => false,
+        }
+    }
+}
+
+impl From<IpAddr> for IpNet {
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(network) => IpNet::V4(Ipv4Net { network, prefix: 32 }),
+            IpAddr::V6(network) => IpNet::V6(Ipv6Net { network, prefix: 128 }),
+        }
+    }
+}
+
+/// One address is written without its prefix.
+impl fmt::Display for IpNet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            IpNet::V4(Ipv4Net { network, prefix: 32 }) => network.fmt(f),
+            IpNet::V6(Ipv6Net { network, prefix: 128 }) => network.fmt(f),
+            IpNet::V4(net) => net.fmt(f),
+            IpNet::V6(net) => net.fmt(f),
+        }
+    }
+}
+
+impl FromStr for IpNet {
+    type Err = ConfigError;
+
+    fn from_str(s: &str) -> Result<Self, ConfigError> {
+        if let Ok(address) = s.parse::<IpAddr>() {
+            return Ok(address.into());
+        }
+        if s.contains(':') { s.parse().map(IpNet::V6) } else { s.parse().map(IpNet::V4) }
+    }
+}
+
+/// Most networks of an overlay's peers.
+pub const MAX_OVERLAY_NETS: usize = 1024;
+
+/// An overlay network between nodes, such as Flannel's VXLAN: a UDP port that the child shares with the host. See
+/// [`mod@crate::stack`] for what is done about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverlayConfig {
+    /// The UDP port, the same on every node and not 0. Flannel's is [`OverlayConfig::FLANNEL`].
+    pub port: u16,
+    /// Who may send to the child, at most [`MAX_OVERLAY_NETS`] networks; none: those to whom the child has sent. Whom
+    /// the child may send to is for the egress policy to say.
+    pub peers: Vec<IpNet>,
+}
+
+impl OverlayConfig {
+    /// Linux' own VXLAN port, and Flannel's.
+    pub const FLANNEL: u16 = 8472;
+}
+
 /// The child's IPv4 subnet and who is who in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipv4Plan {
@@ -352,6 +423,8 @@ pub struct Limits {
     /// UDP sessions of published ports, one per client and forward; the one idle for longest makes room.
     /// Default 16384.
     pub udp_sessions: usize,
+    /// Peers of an overlay that are counted; the one idle for longest makes room. Default 1024.
+    pub overlay_peers: usize,
     /// ICMP echo bindings; the one idle for longest makes room. Default 256.
     pub icmp_bindings: usize,
     /// DNS queries under way; a further query is dropped, the child repeats it. Default 1024.
@@ -372,6 +445,7 @@ impl Default for Limits {
             half_open: 4096,
             udp_bindings: 16384,
             udp_sessions: 16384,
+            overlay_peers: 1024,
             icmp_bindings: 256,
             dns_queries: 1024,
             reassembly_bytes: 4 << 20,
@@ -479,6 +553,7 @@ pub struct Config {
     pub(crate) link_local: Access,
     pub(crate) policy: EgressPolicy,
     pub(crate) udp_filtering: UdpFiltering,
+    pub(crate) overlay: Option<OverlayConfig>,
     pub(crate) dns: DnsConfig,
     pub(crate) limits: Limits,
     pub(crate) timeouts: Timeouts,
@@ -546,6 +621,11 @@ impl Config {
     /// What the host's sockets are bound to: IPv4, IPv6.
     pub fn outbound(&self) -> (&Outbound, &Outbound) {
         (&self.outbound_v4, &self.outbound_v6)
+    }
+
+    /// The overlay between nodes, if there is one.
+    pub fn overlay(&self) -> Option<&OverlayConfig> {
+        self.overlay.as_ref()
     }
 
     /// DNS settings.
@@ -621,6 +701,7 @@ impl Default for ConfigBuilder {
                 link_local: Access::Deny,
                 policy: EgressPolicy::default(),
                 udp_filtering: UdpFiltering::default(),
+                overlay: None,
                 dns: DnsConfig::default(),
                 limits: Limits::default(),
                 timeouts: Timeouts::default(),
@@ -747,6 +828,12 @@ impl ConfigBuilder {
         self
     }
 
+    /// An overlay between nodes. Default: none.
+    pub fn overlay(mut self, overlay: Option<OverlayConfig>) -> Self {
+        self.config.overlay = overlay;
+        self
+    }
+
     /// DNS settings.
     pub fn dns(mut self, dns: DnsConfig) -> Self {
         self.config.dns = dns;
@@ -804,6 +891,14 @@ impl ConfigBuilder {
         let min_mtu = if config.ipv6_mode == Ipv6Mode::Off { MIN_MTU } else { MIN_MTU_IPV6 };
         if !(min_mtu..=MAX_MTU).contains(&config.mtu) {
             return Err(ConfigError::Mtu(config.mtu, min_mtu));
+        }
+        if let Some(overlay) = &config.overlay {
+            if overlay.port == 0 {
+                return Err(ConfigError::OverlayPort);
+            }
+            if overlay.peers.len() > MAX_OVERLAY_NETS {
+                return Err(ConfigError::TooManyPeers(MAX_OVERLAY_NETS));
+            }
         }
         check_limits(&config.limits)?;
         check_timeouts(&config.timeouts)?;
@@ -931,6 +1026,7 @@ fn check_limits(limits: &Limits) -> Result<(), ConfigError> {
         ("half_open", limits.half_open, 1),
         ("udp_bindings", limits.udp_bindings, 1),
         ("udp_sessions", limits.udp_sessions, 1),
+        ("overlay_peers", limits.overlay_peers, 1),
         ("icmp_bindings", limits.icmp_bindings, 1),
         ("dns_queries", limits.dns_queries, 1),
         ("reassembly_bytes", limits.reassembly_bytes, 1 << 16),

@@ -135,11 +135,14 @@ pub enum DropReason {
     /// TCP segment of a flow that a relay carries, or is about to: a SYN repeated while it was joined (never answered).
     #[error("segment of a relayed flow")]
     RelayedFlow,
+    /// A datagram of an overlay whose sender is none of the child's peers.
+    #[error("not a peer of the overlay")]
+    OverlayStranger,
 }
 
 impl DropReason {
     /// Every reason, in counter order.
-    pub const ALL: [DropReason; 42] = [
+    pub const ALL: [DropReason; 43] = [
         DropReason::Truncated,
         DropReason::Malformed,
         DropReason::UnknownEtherType,
@@ -182,6 +185,7 @@ impl DropReason {
         DropReason::NeighborUnknown,
         DropReason::UdpSessionsFull,
         DropReason::RelayedFlow,
+        DropReason::OverlayStranger,
     ];
 }
 
@@ -271,6 +275,15 @@ pub enum ConfigError {
     /// More static names than this.
     #[error("there are more than {0} static names")]
     TooManyNames(usize),
+    /// An overlay without a port.
+    #[error("0 is no port of an overlay")]
+    OverlayPort,
+    /// More networks of peers than this.
+    #[error("there are more than {0} networks of overlay peers")]
+    TooManyPeers(usize),
+    /// Peers without an overlay.
+    #[error("there is no overlay")]
+    NoOverlay,
     /// Not the name of a network interface.
     #[error("{0:?} is not the name of a network interface")]
     InterfaceName(String),

@@ -1,6 +1,8 @@
 //! A frame is bytes plus what the link still owes them: offload metadata travels beside the bytes,
 //! never inside them.
 
+use crate::offload::Transport;
+
 /// State of the transport checksum of a frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checksum {
@@ -24,6 +26,46 @@ pub enum Gso {
     Tcp(u16),
     /// UDP super-datagram, to be cut into datagrams of this many payload bytes.
     Udp(u16),
+    /// One UDP datagram that holds a super-segment of another host's: a tunnel's, such as VXLAN.
+    Tunnel(TunnelGso),
+}
+
+/// A super-segment inside a UDP tunnel. Each segment becomes a datagram with the tunnel's header in front. Offsets
+/// count from the start of the frame, or of the datagram's payload where that stands alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunnelGso {
+    /// First byte of the outer UDP payload: the tunnel's own header.
+    pub payload: u16,
+    /// First byte of the inner IP header.
+    pub inner_l3: u16,
+    /// First byte of the inner transport header.
+    pub inner_l4: u16,
+    /// First byte behind all headers.
+    pub header_len: u16,
+    /// Inner transport protocol.
+    pub transport: Transport,
+    /// Bytes behind the headers per segment.
+    pub size: u16,
+}
+
+impl TunnelGso {
+    /// The same where `by` bytes are put in front.
+    pub fn behind(self, by: u16) -> Self {
+        let add = |offset: u16| offset.saturating_add(by);
+        TunnelGso {
+            payload: add(self.payload),
+            inner_l3: add(self.inner_l3),
+            inner_l4: add(self.inner_l4),
+            header_len: add(self.header_len),
+            ..self
+        }
+    }
+
+    /// Number of segments of `len` bytes in all, counted from the start of the outer payload.
+    pub fn segments(&self, len: usize) -> usize {
+        let headers = usize::from(self.header_len.saturating_sub(self.payload));
+        len.saturating_sub(headers).div_ceil(usize::from(self.size).max(1)).max(1)
+    }
 }
 
 /// What the link still owes a frame.
@@ -46,6 +88,9 @@ pub struct LinkCapabilities {
     pub tso6: bool,
     /// The link cuts UDP super-datagrams (`TUN_F_USO4` and `TUN_F_USO6`, Linux 6.2).
     pub uso: bool,
+    /// Super-segments inside UDP tunnels travel whole in both directions (`TUN_F_UDP_TUNNEL_GSO`, Linux 6.17). Asked for
+    /// with an [overlay](crate::config::OverlayConfig) only.
+    pub tunnel: bool,
 }
 
 /// A frame from the child. `bytes` start with the Ethernet header.

@@ -15,6 +15,7 @@ mod dns;
 mod forward;
 mod host_relay;
 mod icmp;
+mod overlay;
 mod services;
 mod settings;
 mod tcp;
@@ -52,6 +53,7 @@ use crate::udp::{Aliases, UdpBinding, UdpSession};
 
 pub use self::forward::Session;
 pub use self::host_relay::{RelayEnd, Relaying};
+pub use self::overlay::OverlayPeer;
 pub use self::settings::HostAddresses;
 pub use self::tcp::HostIo;
 pub use self::udp::{Datagram, ToChild};
@@ -93,6 +95,7 @@ pub struct Stack {
     udp_lru: LruList,
     sessions: SessionIndex,
     session_lru: LruList,
+    overlay: Option<overlay::Overlay>,
     ping_lru: LruList,
     /// Flows whose relay has to be run, each at most once.
     relay_queue: VecDeque<FlowId>,
@@ -158,6 +161,8 @@ enum FlowKind {
     UdpForward(UdpForward),
     /// A client of a published UDP port.
     UdpSession(Box<UdpSession>),
+    /// The overlay's socket of one family.
+    Overlay(overlay::OverlayFlow),
     /// A query to a host resolver.
     DnsQuery(Box<dns::Upstream>),
 }
@@ -232,6 +237,7 @@ impl Stack {
             udp_lru: LruList::default(),
             sessions: SessionIndex::new(config.seed),
             session_lru: LruList::default(),
+            overlay: None,
             ping_lru: LruList::default(),
             relay_queue: VecDeque::new(),
             egress_queue: VecDeque::new(),
@@ -264,6 +270,9 @@ impl Stack {
         };
         stack.dns.set_servers(&stack.config.dns.servers.clone());
         stack.apply_ipv6_offer(now);
+        if let Some(overlay) = stack.config.overlay.clone() {
+            stack.begin_overlay(overlay);
+        }
         stack
     }
 
@@ -286,7 +295,13 @@ impl Stack {
             Some(FlowKind::Tcp(_)) => self.handle_tcp_host(now, flow, event),
             Some(FlowKind::DnsQuery(_)) => self.handle_dns_host(now, flow, event),
             Some(FlowKind::Udp(_) | FlowKind::Ping(_)) => self.handle_datagram_socket(flow, event),
-            Some(FlowKind::Relayed(_) | FlowKind::UdpForward(_) | FlowKind::UdpSession(_)) | None => {}
+            Some(
+                FlowKind::Relayed(_)
+                | FlowKind::UdpForward(_)
+                | FlowKind::UdpSession(_)
+                | FlowKind::Overlay(_),
+            )
+            | None => {}
         }
     }
 
@@ -308,6 +323,7 @@ impl Stack {
                 Ok(())
             }
             Some(FlowKind::UdpForward(_)) => self.session_error_to_child(now, flow, remote, error, quoted),
+            Some(FlowKind::Overlay(_)) => self.overlay_error_to_child(now, flow, remote, error, quoted),
             Some(FlowKind::Tcp(_) | FlowKind::Relayed(_) | FlowKind::UdpSession(_)) | None => Ok(()),
         };
         let _ = self.counted(result);
@@ -325,7 +341,10 @@ impl Stack {
                 FlowKind::Udp(_) | FlowKind::UdpSession(_) | FlowKind::Ping(_) => {
                     self.handle_binding_timeout(now, id);
                 }
-                FlowKind::Relayed(_) | FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => {}
+                FlowKind::Relayed(_)
+                | FlowKind::UdpForward(_)
+                | FlowKind::Overlay(_)
+                | FlowKind::DnsQuery(_) => {}
             }
         }
         for _ in 0..self.reassembly.handle_timeout(now) {
@@ -459,6 +478,10 @@ impl Stack {
                     (None, udp.bytes_from_child, udp.bytes_to_child, udp.last_active)
                 }
                 FlowKind::Ping(ping) => (None, ping.bytes_from_child, ping.bytes_to_child, ping.last_active),
+                FlowKind::Overlay(flow) if flow.bytes_from_child + flow.bytes_to_child == 0 => return None,
+                FlowKind::Overlay(flow) => {
+                    (None, flow.bytes_from_child, flow.bytes_to_child, flow.last_active)
+                }
                 FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => return None,
             };
             let opened_by = match &entry.value.kind {

@@ -48,6 +48,8 @@ pub struct Stats {
     pub dhcp: Traffic,
     /// TCP connections that are not frames; not among `tcp`.
     pub relay: RelayStats,
+    /// Datagrams of the overlay; among `udp`, too.
+    pub overlay: Traffic,
     /// Frames of any kind.
     pub frames: Traffic,
     /// TCP connections whose host side was asked to connect.
@@ -80,6 +82,7 @@ impl Default for Stats {
             dns: Traffic::default(),
             dhcp: Traffic::default(),
             relay: RelayStats::default(),
+            overlay: Traffic::default(),
             frames: Traffic::default(),
             tcp_opened: 0,
             tcp_connect_failed: 0,

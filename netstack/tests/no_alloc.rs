@@ -217,7 +217,12 @@ fn a_session_of_a_published_udp_port_allocates_nothing() {
                 now += Duration::from_micros(100);
                 allocations(|| {
                     let session = stack.session(now, forward, client, None).expect("a session");
-                    let datagram = Datagram { from: client, payload: &[2; 1000], total: 1000, gso: None };
+                    let datagram = Datagram {
+                        from: client,
+                        payload: &[2; 1000],
+                        total: 1000,
+                        gso: netstack::frame::Gso::None,
+                    };
                     let question = stack.handle_datagram(now, session.flow, datagram, &mut headers);
                     assert!(question.is_ok());
                     let frame = Frame { bytes: &mut frame, offload: Offload::default(), slot: 0 };
@@ -261,7 +266,12 @@ fn a_udp_exchange_allocates_nothing_but_the_remotes_it_remembers() {
                     }
                     stack.release_slots();
                     let flow = flow_id.expect("a binding");
-                    let datagram = Datagram { from: remote, payload: &[2; 1000], total: 1000, gso: None };
+                    let datagram = Datagram {
+                        from: remote,
+                        payload: &[2; 1000],
+                        total: 1000,
+                        gso: netstack::frame::Gso::None,
+                    };
                     let answer = stack.handle_datagram(now, flow, datagram, &mut headers);
                     assert!(answer.is_ok());
                     while stack.poll_frame(now, &mut buffer).is_some() {}

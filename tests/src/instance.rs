@@ -75,13 +75,29 @@ impl Instance {
     ) -> Self {
         let state = format!("--state-dir={}", directory.display());
         let argv = launch(&state).args(args).argv(command);
+        Self::begin(&world.host, directory, wrapper, argv)
+    }
+
+    /// On another host of the world, with a command that waits for the end of its standard input.
+    #[track_caller]
+    #[must_use]
+    pub fn on(host: &Netns, directory: &Path, args: &[&str]) -> Self {
+        let state = format!("--state-dir={}", directory.display());
+        let wait = locate::probe_argv(&["wait"]);
+        let wait = wait.iter().map(String::as_str).collect::<Vec<_>>();
+        let mut instance = Self::begin(host, directory, &[], launch(&state).args(args).argv(&wait));
+        instance.process.wait_for_line("ready=1");
+        instance
+    }
+
+    fn begin(host: &Netns, directory: &Path, wrapper: &[&str], argv: Vec<String>) -> Self {
         let mut words = wrapper.iter().map(ToString::to_string).collect::<Vec<_>>();
         if let Some(program) = words.first_mut() {
             *program = locate::program(program).to_string_lossy().into_owned();
         }
         words.extend(argv);
-        let process = Process::spawn(world.host.command(&words));
-        Self { process, directory: directory.to_owned(), host: world.host.pid() }
+        let process = Process::spawn(host.command(&words));
+        Self { process, directory: directory.to_owned(), host: host.pid() }
     }
 
     /// The state directory.

@@ -91,6 +91,16 @@ impl<'a> Site<'a> {
     /// The same with another directory of programs before the usual one.
     #[must_use]
     pub fn start_with(&self, programs: &Path, args: &[&str]) -> Node<'_> {
+        let archive = |name: &str| format!("--image-archive={}", self.components.image(name).display());
+        let (pause, busybox) = (archive("pause"), archive("busybox"));
+        let args: Vec<&str> =
+            [&pause, &busybox].into_iter().map(String::as_str).chain(args.iter().copied()).collect();
+        self.start_without_images(programs, &args)
+    }
+
+    /// The same without images.
+    #[must_use]
+    pub fn start_without_images(&self, programs: &Path, args: &[&str]) -> Node<'_> {
         let flag = |name: &str, path: &Path| format!("--{name}={}", path.display());
         let mut words = vec![
             "node".to_owned(),
@@ -98,8 +108,6 @@ impl<'a> Site<'a> {
             flag("bin-dir", &self.components.programs()),
             flag("cni-bin-dir", &self.components.cni_plugins()),
             flag("static-pods", &self.pods()),
-            flag("image-archive", &self.components.image("pause")),
-            flag("image-archive", &self.components.image("busybox")),
             format!("--pause-image={PAUSE}"),
             "--node-name=lab".to_owned(),
         ];

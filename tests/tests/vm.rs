@@ -27,10 +27,10 @@ fn a_stock_machine() {
         step(&mut vm);
         eprintln!("{:4} s: {name}", started.elapsed().as_secs());
     };
-    step("check", check_finds_what_is_lacking_and_its_commands_mend_it);
     step("limits in a scope", limits_are_enforced_from_a_terminals_session);
     step("no service manager", without_a_service_manager_it_runs_without_limits_and_says_so);
     step("modules on demand", modules_are_loaded_on_demand);
+    step("check", check_finds_what_is_lacking_and_its_commands_mend_it);
     step("a node as a service", an_installed_node_runs_a_pod_within_its_limits);
     step("logout and reboot", with_lingering_the_node_survives_logout_and_reboot);
     step("uninstall", uninstall_leaves_nothing);
@@ -77,6 +77,7 @@ fn check_finds_what_is_lacking_and_its_commands_mend_it(vm: &mut Vm) {
     }
 }
 
+/// What systemd gives a session cannot be managed by its user.
 fn limits_are_enforced_from_a_terminals_session(vm: &mut Vm) {
     const SCRIPT: &str = r#"
         cd /sys/fs/cgroup
@@ -182,15 +183,21 @@ fn an_installed_node_runs_a_pod_within_its_limits(vm: &mut Vm) {
     const PODS: &str = r#"
         mkdir -p pods
         cat >pods/web.yaml <<END
-{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: default}, spec: {terminationGracePeriodSeconds: 1, containers: [
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: default}
+spec: {terminationGracePeriodSeconds: 1, containers: [
   {name: web, image: "rootless-launch.test/busybox:1", imagePullPolicy: Never, ports: [{containerPort: 80, hostPort: 8080}],
    command: [sh, -c, "mkdir /www; echo it works >/www/index.html; exec httpd -f -p 80 -h /www"],
-   resources: {requests: {cpu: 10m, memory: 16Mi}, limits: {cpu: 100m, memory: 48Mi}}}]}}
+   resources: {requests: {cpu: 10m, memory: 16Mi}, limits: {cpu: 100m, memory: 48Mi}}}]}
 END
         cat >pods/hog.yaml <<END
-{apiVersion: v1, kind: Pod, metadata: {name: hog, namespace: default}, spec: {restartPolicy: Never, containers: [
+apiVersion: v1
+kind: Pod
+metadata: {name: hog, namespace: default}
+spec: {restartPolicy: Never, containers: [
   {name: hog, image: "rootless-launch.test/busybox:1", imagePullPolicy: Never, command: [dd, if=/dev/zero, of=/dev/null, bs=200M, count=1],
-   resources: {requests: {cpu: 10m, memory: 16Mi}, limits: {memory: 32Mi}}}]}}
+   resources: {requests: {cpu: 10m, memory: 16Mi}, limits: {memory: 32Mi}}}]}
 END
         rootless-launch node install -- --static-pods=$HOME/pods --image-archive=/opt/images --pause-image=rootless-launch.test/pause:1
     "#;

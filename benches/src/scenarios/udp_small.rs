@@ -76,7 +76,7 @@ fn to_child(size: usize, run: usize, link: LinkCapabilities) -> Run {
     let flow = bound(&mut player, 10_000);
     let payload = vec![7; size * run];
     let mut headers = [0; MAX_HEADERS];
-    let gso = (run > 1).then_some(size as u16);
+    let gso = if run > 1 { Gso::Udp(size as u16) } else { Gso::None };
     Box::new(move || {
         for _ in 0..TIMES as usize / run {
             let datagram = Datagram { from: remote(), payload: &payload, total: payload.len(), gso };

@@ -53,6 +53,22 @@ fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
             bytes.extend_from_slice(frame);
             seeds.push(("vnet_hdr", format!("{name}{family}"), bytes));
         }
+        // Between pods: VXLAN with a segment, and with a super-segment of each kind.
+        let segment = Segment { payload: vec![7; 250], ..Segment::new(at(child, 4000), at(world, 80), 0x18) };
+        let vxlan = |inner: &[u8]| [&[8, 0, 0, 0, 0, 0, 1, 0][..], inner].concat();
+        seeds.push(("tunnel", format!("datagram{family}"), vxlan(&segment.frame())));
+        let (l4, tunnel) = if family == "4" { (34u16, 0x20u8) } else { (54, 0x40) };
+        let inner_udp = frames::udp(at(child, 4000), at(world, 9), &[7; 250]);
+        for (name, kind, offset, inner) in
+            [("tcp", if family == "4" { 1 } else { 4 }, 16u16, segment.frame()), ("udp", 5, 6, inner_udp)]
+        {
+            let mut bytes = vec![1, kind | tunnel];
+            for field in [0, 100, l4 + 8 + 8 + l4, offset, 0, 0, 0, 0, 0, l4, l4 + 8 + 8 + 14] {
+                bytes.extend_from_slice(&u16::to_le_bytes(field));
+            }
+            bytes.extend_from_slice(&frames::udp(at(child, 40_000), at(world, 8472), &vxlan(&inner)));
+            seeds.push(("tunnel", format!("{name}{family}"), bytes));
+        }
     }
     let mut add = |name: &str, frame: Vec<u8>| seeds.push(("frame", name.to_owned(), frame));
     add("arp", frames::arp_request(CHILD, GATEWAY));

@@ -16,7 +16,9 @@ use forwarder::driver::{Connection, EgressAbility, ForwardStats, Handle};
 use forwarder::error::PortError;
 use forwarder::spec::Family;
 use log::warn;
+use netstack::DropReason;
 use netstack::capture::{CaptureLimit, CaptureState, CaptureStatus};
+use netstack::config::IpNet;
 use netstack::driver::{DnsUpstream, DriverHandle};
 use netstack::flow::policy::{EgressPolicy, Rule};
 use netstack::flow::{OpenedBy, Protocol};
@@ -27,8 +29,9 @@ use netstack::{Driver, Stack};
 
 use super::model::{
     Capture, CaptureEnd, Dns, DnsChange, Drops, Egress, EgressMode, EgressPath, EgressState, Flow, FlowList,
-    FlowPath, FlowProtocol, FlowQuery, ForwardStatistics, Health, HealthStatus, Info, NetworkDriver, Policy,
-    PortDriver, PortSpec, PortStatus, Position, RelayStatistics, Side, StaticName, Statistics,
+    FlowPath, FlowProtocol, FlowQuery, ForwardStatistics, Health, HealthStatus, Info, NetworkDriver, Overlay,
+    OverlayPeer, Policy, PortDriver, PortSpec, PortStatus, Position, RelayStatistics, Side, StaticName,
+    Statistics,
 };
 use super::{Control, Refusal, Reply, VERSION};
 use crate::error::with_causes;
@@ -264,6 +267,32 @@ impl Control for Engine {
         });
     }
 
+    fn overlay(&self, reply: Reply<Overlay>) {
+        self.post(reply, |driver, reply| reply.send(overlay(driver)));
+    }
+
+    fn allow_peers(&self, peers: Vec<IpNet>, reply: Reply<Overlay>) {
+        self.change(reply, move |driver| {
+            let mut allow = |peer| driver.stack_mut().allow_overlay_peers(peer).map(drop);
+            let allowed = peers.into_iter().try_for_each(&mut allow);
+            allowed.map_err(|error| Refusal::bad_request(error.to_string()))?;
+            overlay(driver)
+        });
+    }
+
+    fn forbid_peers(&self, peers: Vec<IpNet>, reply: Reply<Overlay>) {
+        self.change(reply, move |driver| {
+            let stack = driver.stack_mut();
+            if let Some(peer) = peers.iter().find(|peer| !stack.overlay_allowed().contains(peer)) {
+                return Err(Refusal::bad_request(format!("{peer} is not listed")));
+            }
+            for peer in peers {
+                stack.forbid_overlay_peers(peer);
+            }
+            overlay(driver)
+        });
+    }
+
     fn dns(&self, reply: Reply<Dns>) {
         self.post(reply, |driver, reply| reply.send(Ok(dns(driver.stack_mut()))));
     }
@@ -379,6 +408,7 @@ fn statistics(driver: &Driver, restarts: u32) -> Statistics {
         icmp: stats.icmp.into(),
         dns: stats.dns.into(),
         dhcp: stats.dhcp.into(),
+        overlay: stats.overlay.into(),
         tcp_opened: stats.tcp_opened,
         tcp_connect_failed: stats.tcp_connect_failed,
         tcp_reset: stats.tcp_reset,
@@ -397,6 +427,26 @@ fn statistics(driver: &Driver, restarts: u32) -> Statistics {
         engine_restarts: restarts.into(),
         forwards: None,
     }
+}
+
+fn overlay(driver: &Driver) -> Result<Overlay, Refusal> {
+    let (stack, now) = (driver.stack(), driver.clock().now());
+    let none = || Refusal::not_here("this instance has no overlay (--overlay-port)");
+    let port = stack.overlay_port().ok_or_else(none)?;
+    let mut peers: Vec<_> = stack.overlay_peers().collect();
+    peers.sort_unstable_by_key(|peer| (Reverse(peer.last_active), peer.address));
+    let peer = |peer: netstack::stack::OverlayPeer| OverlayPeer {
+        address: peer.address,
+        traffic: peer.traffic.into(),
+        idle_seconds: (now - peer.last_active).secs(),
+    };
+    Ok(Overlay {
+        port,
+        allowed: stack.overlay_allowed().iter().map(IpNet::to_string).collect(),
+        peers: peers.into_iter().map(peer).collect(),
+        refused: driver.stats().drops(DropReason::OverlayStranger),
+        last_refused: stack.overlay_stranger(),
+    })
 }
 
 fn flow_list(mut flows: Vec<FlowInfo>, now: Instant, limit: usize) -> FlowList {

@@ -111,6 +111,7 @@ fn by_direction(
         ("icmp", &statistics.icmp),
         ("dns", &statistics.dns),
         ("dhcp", &statistics.dhcp),
+        ("overlay", &statistics.overlay),
         ("all", &statistics.frames),
     ];
     let rows = kinds.map(|(protocol, traffic)| {

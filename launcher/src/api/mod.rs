@@ -21,12 +21,13 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 
 use hyper::StatusCode;
+use netstack::config::IpNet;
 use netstack::flow::policy::{EgressPolicy, Rule};
 use tokio::sync::oneshot;
 
 use self::model::{
-    Capture, Dns, DnsChange, FlowList, FlowQuery, Health, Info, Policy, PortSpec, PortStatus, Position,
-    Statistics,
+    Capture, Dns, DnsChange, FlowList, FlowQuery, Health, Info, Overlay, Policy, PortSpec, PortStatus,
+    Position, Statistics,
 };
 use crate::holder::TakenPort;
 
@@ -58,6 +59,12 @@ pub trait Control: fmt::Debug + Send + Sync {
     fn set_policy(&self, policy: EgressPolicy, reply: Reply<Policy>);
     /// Adds rules to the egress policy.
     fn add_policy(&self, rules: Vec<Rule>, position: Position, reply: Reply<Policy>);
+    /// The overlay: whom it is shared with, and their traffic.
+    fn overlay(&self, reply: Reply<Overlay>);
+    /// Lets networks send by the overlay.
+    fn allow_peers(&self, peers: Vec<IpNet>, reply: Reply<Overlay>);
+    /// Lets networks send no more.
+    fn forbid_peers(&self, peers: Vec<IpNet>, reply: Reply<Overlay>);
     /// Servers and static names.
     fn dns(&self, reply: Reply<Dns>);
     /// Changes servers or static names.

@@ -171,6 +171,8 @@ pub struct Statistics {
     pub dns: Traffic,
     /// DHCPv4 and DHCPv6 messages.
     pub dhcp: Traffic,
+    /// Datagrams of the overlay; among `udp`, too.
+    pub overlay: Traffic,
     /// TCP connections of the child whose host side was asked to connect.
     pub tcp_opened: u64,
     /// Those that the host could not connect.
@@ -470,6 +472,43 @@ pub enum Position {
     /// After all others.
     #[default]
     Last,
+}
+
+/// An overlay between nodes, such as Flannel's VXLAN.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Overlay {
+    /// Its UDP port, on the host and in the child.
+    pub port: u16,
+    /// Addresses and networks that may send to the child; none: those to whom it has sent.
+    pub allowed: Vec<String>,
+    /// Nodes that were heard of, the latest active first.
+    pub peers: Vec<OverlayPeer>,
+    /// Datagrams that were dropped because their sender may not send.
+    pub refused: u64,
+    /// The latest of those senders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_refused: Option<IpAddr>,
+}
+
+/// A node of the overlay.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OverlayPeer {
+    /// Its address.
+    pub address: IpAddr,
+    /// What was exchanged with it.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// Seconds since the last datagram.
+    pub idle_seconds: u64,
+}
+
+/// Addresses and networks of nodes.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct PeerList {
+    /// They.
+    pub peers: Vec<String>,
 }
 
 /// Who answers the child's questions.

@@ -3,11 +3,12 @@
 use std::str::FromStr;
 
 use hyper::StatusCode;
+use netstack::config::IpNet;
 use netstack::flow::policy::{EgressPolicy, Rule};
 use serde::de::DeserializeOwned;
 
 use super::Refusal;
-use super::model::{DnsChange, FlowQuery, Policy, PolicyAddition, PortSpec, Position};
+use super::model::{DnsChange, FlowQuery, PeerList, Policy, PolicyAddition, PortSpec, Position};
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +35,12 @@ pub enum Command {
     SetPolicy(EgressPolicy),
     /// Add to it.
     AddPolicy(Vec<Rule>, Position),
+    /// Tell about the overlay.
+    Overlay,
+    /// Let these send by the overlay.
+    AllowPeers(Vec<IpNet>),
+    /// Let these send no more.
+    ForbidPeers(Vec<IpNet>),
     /// Tell about DNS.
     Dns,
     /// Change DNS.
@@ -75,6 +82,9 @@ impl Route {
         Route { method: "GET", path: "/v1/policy", success: 200, kind: Kind::Policy },
         Route { method: "PUT", path: "/v1/policy", success: 200, kind: Kind::SetPolicy },
         Route { method: "POST", path: "/v1/policy", success: 200, kind: Kind::AddPolicy },
+        Route { method: "GET", path: "/v1/overlay", success: 200, kind: Kind::Overlay },
+        Route { method: "POST", path: "/v1/overlay", success: 200, kind: Kind::AllowPeers },
+        Route { method: "DELETE", path: "/v1/overlay", success: 200, kind: Kind::ForbidPeers },
         Route { method: "GET", path: "/v1/dns", success: 200, kind: Kind::Dns },
         Route { method: "PUT", path: "/v1/dns", success: 200, kind: Kind::SetDns },
         Route { method: "GET", path: "/v1/capture", success: 200, kind: Kind::Capture },
@@ -111,7 +121,8 @@ impl Route {
 
     /// Whether requests have a body that counts.
     pub fn takes_body(&self) -> bool {
-        matches!(self.kind, Kind::AddPort | Kind::SetPolicy | Kind::AddPolicy | Kind::SetDns)
+        use Kind::{AddPolicy, AddPort, AllowPeers, ForbidPeers, SetDns, SetPolicy};
+        matches!(self.kind, AddPort | SetPolicy | AddPolicy | AllowPeers | ForbidPeers | SetDns)
     }
 
     /// What a request of this route wants. `part` is what [`Route::find`] returned.
@@ -139,6 +150,9 @@ impl Route {
                 let PolicyAddition { rules: texts, position } = json(body)?;
                 Command::AddPolicy(rules(&texts)?, position)
             }
+            Kind::Overlay => Command::Overlay,
+            Kind::AllowPeers => Command::AllowPeers(nets(body)?),
+            Kind::ForbidPeers => Command::ForbidPeers(nets(body)?),
             Kind::Dns => Command::Dns,
             Kind::SetDns => Command::SetDns(json(body)?),
             Kind::Capture => Command::Capture,
@@ -162,6 +176,9 @@ enum Kind {
     Policy,
     SetPolicy,
     AddPolicy,
+    Overlay,
+    AllowPeers,
+    ForbidPeers,
     Dns,
     SetDns,
     Capture,
@@ -185,6 +202,11 @@ fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
 fn rules(texts: &[String]) -> Result<Vec<Rule>, Refusal> {
     let read = |text: &String| Rule::from_str(text).map_err(|error| Refusal::bad_request(error.to_string()));
     texts.iter().map(read).collect()
+}
+
+fn nets(body: &[u8]) -> Result<Vec<IpNet>, Refusal> {
+    let read = |text: &String| text.parse().map_err(|error| Refusal::bad_request(format!("{error}")));
+    json::<PeerList>(body)?.peers.iter().map(read).collect()
 }
 
 fn flow_query(text: &str) -> Result<FlowQuery, Refusal> {
@@ -280,6 +302,8 @@ mod tests {
             ("POST", "/v1/ports", r#"{"proto":"tcp","parentPort":70000}"#),
             ("PUT", "/v1/policy", r#"{"rules":["forbid any"]}"#),
             ("PUT", "/v1/dns", r#"{"servers":["example.org"]}"#),
+            ("POST", "/v1/overlay", r#"{"peers":["192.0.2.1/24"]}"#),
+            ("DELETE", "/v1/overlay", "{}"),
             ("GET", "/v1/flows?limit=many", ""),
             ("GET", "/v1/flows?protocol=sctp", ""),
             ("GET", "/v1/flows?child=%zz", ""),
@@ -299,6 +323,14 @@ mod tests {
             limit: 5,
         };
         assert_eq!(command("GET", target, ""), Ok(Command::Flows(expected)));
+    }
+
+    #[test]
+    fn peers_are_addresses_or_networks() {
+        let body = r#"{"peers":["192.0.2.0/24","2001:db8::7"]}"#;
+        let peers = vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::7".parse().unwrap()];
+        assert_eq!(command("POST", "/v1/overlay", body), Ok(Command::AllowPeers(peers.clone())));
+        assert_eq!(command("DELETE", "/v1/overlay", body), Ok(Command::ForbidPeers(peers)));
     }
 
     #[test]

@@ -365,6 +365,13 @@ impl Session {
             Command::AddPolicy(rules, position) => {
                 json(route, &self.ask(|reply| control.add_policy(rules, position, reply)).await?)
             }
+            Command::Overlay => json(route, &self.ask(|reply| control.overlay(reply)).await?),
+            Command::AllowPeers(peers) => {
+                json(route, &self.ask(|reply| control.allow_peers(peers, reply)).await?)
+            }
+            Command::ForbidPeers(peers) => {
+                json(route, &self.ask(|reply| control.forbid_peers(peers, reply)).await?)
+            }
             Command::Dns => json(route, &self.ask(|reply| control.dns(reply)).await?),
             Command::SetDns(change) => json(route, &self.ask(|reply| control.set_dns(change, reply)).await?),
             Command::Capture => json(route, &self.ask(|reply| control.capture(reply)).await?),

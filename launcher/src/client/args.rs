@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use forwarder::spec::PortSpec;
+use netstack::config::IpNet;
 
 use crate::api::model::{Endpoint, FlowProtocol};
 use crate::cli::{parse_name, parse_server};
@@ -31,6 +32,9 @@ pub enum ClientCommand {
     /// Show or change which destinations the child may reach
     #[command(subcommand, after_help = EXIT_STATUS)]
     Policy(PolicyCommand),
+    /// Show or change with whom an instance shares its overlay network (--overlay-port)
+    #[command(subcommand, after_help = EXIT_STATUS)]
+    Overlay(OverlayCommand),
     /// Show or change who answers the child's DNS questions
     #[command(subcommand, after_help = EXIT_STATUS)]
     Dns(DnsCommand),
@@ -191,6 +195,31 @@ pub enum PolicyCommand {
         /// Put them before the others, so that they win
         #[arg(long)]
         first: bool,
+        /// Which instance, and how to print.
+        #[command(flatten)]
+        plain: Plain,
+    },
+}
+
+/// `overlay`.
+#[derive(Debug, Subcommand)]
+pub enum OverlayCommand {
+    /// Print who may send, and the traffic of every peer
+    List(Plain),
+    /// Let peers send to the child
+    Add {
+        /// Addresses or networks
+        #[arg(required = true, value_name = "NET")]
+        peers: Vec<IpNet>,
+        /// Which instance, and how to print.
+        #[command(flatten)]
+        plain: Plain,
+    },
+    /// Let peers send no more; without any that are listed, those may send to whom the child sends
+    Remove {
+        /// Addresses or networks, as they are listed
+        #[arg(required = true, value_name = "NET")]
+        peers: Vec<IpNet>,
         /// Which instance, and how to print.
         #[command(flatten)]
         plain: Plain,

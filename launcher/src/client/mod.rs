@@ -12,19 +12,21 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use netstack::config::IpNet;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use thiserror::Error;
 
 use self::args::{
-    CaptureCommand, ClientCommand, DnsCommand, FlowArgs, Plain, PolicyCommand, PortCommand, PortName, Which,
+    CaptureCommand, ClientCommand, DnsCommand, FlowArgs, OverlayCommand, Plain, PolicyCommand, PortCommand,
+    PortName, Which,
 };
 use self::http::{HttpError, Request};
 use self::show::Show;
 use crate::api::model::{
-    Capture, Dns, DnsChange, ErrorBody, FlowList, Info, Policy, PolicyAddition, PortEvent, PortSpec,
-    PortStatus, Position, StaticName, Statistics,
+    Capture, Dns, DnsChange, ErrorBody, FlowList, Info, Overlay, PeerList, Policy, PolicyAddition, PortEvent,
+    PortSpec, PortStatus, Position, StaticName, Statistics,
 };
 use crate::enter::{self, EnterError};
 use crate::state_dir::{Instance, Place, STATE_DIR_VARIABLE};
@@ -142,6 +144,7 @@ fn run(command: &ClientCommand) -> Result<(), ClientError> {
         ClientCommand::Flows(args) => show::<FlowList>(&args.plain, &flows_target(args)),
         ClientCommand::Stats(plain) => show::<Statistics>(plain, "/v1/stats"),
         ClientCommand::Policy(command) => policy(command),
+        ClientCommand::Overlay(command) => overlay(command),
         ClientCommand::Dns(command) => dns(command),
         ClientCommand::Capture(command) => capture(command),
         ClientCommand::Enter(args) => Err(enter::enter(&select(&args.which)?, &args.cmd).into()),
@@ -315,6 +318,17 @@ fn policy(command: &PolicyCommand) -> Result<(), ClientError> {
             api.print::<Policy>(&api.send("POST", "/v1/policy", &addition)?)
         }
     }
+}
+
+fn overlay(command: &OverlayCommand) -> Result<(), ClientError> {
+    let (method, peers, plain) = match command {
+        OverlayCommand::List(plain) => return show::<Overlay>(plain, "/v1/overlay"),
+        OverlayCommand::Add { peers, plain } => ("POST", peers, plain),
+        OverlayCommand::Remove { peers, plain } => ("DELETE", peers, plain),
+    };
+    let api = Api::new(plain)?;
+    let peers = PeerList { peers: peers.iter().map(IpNet::to_string).collect() };
+    api.print::<Overlay>(&api.send(method, "/v1/overlay", &peers)?)
 }
 
 fn dns(command: &DnsCommand) -> Result<(), ClientError> {

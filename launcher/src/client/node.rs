@@ -112,8 +112,11 @@ fn ask_node(instance: &Instance, request: &Request<'_>) -> Result<http::Response
     }
 }
 
-/// What the engine says; nothing if there is none, or if it does not listen yet.
+/// What the engine says; nothing if there is none, or before the instance is ready: it would not answer yet.
 fn ask_engine<T: DeserializeOwned>(instance: &Instance, target: &str) -> Result<Option<T>, ClientError> {
+    if instance.child.is_none() {
+        return Ok(None);
+    }
     match http::send(&instance.socket(), &Request::new("GET", target)) {
         Err(HttpError::Connect { .. }) => Ok(None),
         other => parse(&good(other?)?.read()?).map(Some),

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use forwarder::spec::{Origin, PortFields};
 
 use crate::api::model::{
-    Capture, CaptureEnd, Dns, EgressPath, EgressState, FlowList, Info, Policy, PortChange, PortEvent,
-    PortSpec, PortStatus, Side, Statistics, Traffic,
+    Capture, CaptureEnd, Dns, EgressPath, EgressState, FlowList, Info, Overlay, OverlayPeer, Policy,
+    PortChange, PortEvent, PortSpec, PortStatus, Side, Statistics, Traffic,
 };
 use crate::state_dir::Instance;
 
@@ -121,6 +121,7 @@ impl Show for Statistics {
             ("icmp", self.icmp),
             ("dns", self.dns),
             ("dhcp", self.dhcp),
+            ("overlay", self.overlay),
         ] {
             let Traffic { packets_from_child, bytes_from_child, packets_to_child, bytes_to_child } = traffic;
             table.row([
@@ -215,6 +216,35 @@ impl Show for Policy {
             table.row([&hits, rule]);
         }
         table.to_text()
+    }
+}
+
+impl Show for Overlay {
+    fn to_text(&self) -> String {
+        let allowed = match self.allowed.as_slice() {
+            [] => "those that the child sends to".to_owned(),
+            nets => nets.join(", "),
+        };
+        let mut text = format!("UDP port {}; peers that may send: {allowed}\n", self.port);
+        if let Some(stranger) = self.last_refused {
+            text.push_str(&format!("{} datagrams refused, the latest of {stranger}\n", self.refused));
+        }
+        if self.peers.is_empty() {
+            return text;
+        }
+        let mut table =
+            Table::new(&["PEER", "FROM CHILD", "", "TO CHILD", "", "IDLE"]).right([1, 2, 3, 4, 5]);
+        for OverlayPeer { address, traffic, idle_seconds } in &self.peers {
+            table.row([
+                &address.to_string(),
+                &traffic.packets_from_child.to_string(),
+                &bytes(traffic.bytes_from_child),
+                &traffic.packets_to_child.to_string(),
+                &bytes(traffic.bytes_to_child),
+                &format!("{idle_seconds} s"),
+            ]);
+        }
+        text + &table.to_text()
     }
 }
 

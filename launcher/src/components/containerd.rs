@@ -24,7 +24,7 @@ pub struct Containerd {
     pub snapshotter: Snapshotter,
     /// What starts containers.
     pub runtime: OciRuntime,
-    /// Whether limits can be enforced. Of 2.0 and later the runtime has to know by itself.
+    /// Whether limits can be enforced. Version 2 has no setting for that: its runtime is kept from cgroups by us.
     pub cgroups: Cgroups,
     /// The image of the container that holds a pod's namespaces.
     pub pause_image: String,

@@ -112,6 +112,15 @@ impl Batch {
         self.end(start);
     }
 
+    /// Asks for the forwarding tables of all bridges and tunnels.
+    pub fn list_forwarding(&mut self) {
+        let start = self.begin("listing forwarding tables", libc::RTM_GETNEIGH, libc::NLM_F_DUMP);
+        // `struct ndmsg`, linux/neighbour.h
+        self.bytes.extend([libc::AF_BRIDGE as u8]);
+        self.bytes.extend([0; 11]);
+        self.end(start);
+    }
+
     /// Makes a virtual device of this kind; `settings` are the attributes of its own.
     pub fn add_link(&mut self, name: &str, kind: &str, settings: &[(u16, &[u8])]) {
         let start = self.begin("making a device", libc::RTM_NEWLINK, self.create());
@@ -267,6 +276,10 @@ pub enum Reply {
     DefaultRoute(IpFamily),
     /// Packets to this IPv6 address are delivered here from now on.
     LocalAddress(Ipv6Addr),
+    /// A tunnel sends something to this host: its forwarding table says so.
+    TunnelPeer(IpAddr),
+    /// A list is complete.
+    Done,
     /// Something else.
     Other,
 }
@@ -308,6 +321,12 @@ fn reply(message: &[u8]) -> Reply {
         };
         return Reply::Acknowledged { sequence, errno: code.cast_signed().wrapping_neg() };
     }
+    if i32::from(kind) == libc::NLMSG_DONE {
+        return Reply::Done;
+    }
+    if kind == libc::RTM_NEWNEIGH {
+        return tunnel_peer(message).map_or(Reply::Other, Reply::TunnelPeer);
+    }
     if kind == libc::RTM_NEWROUTE
         && message.get(RTM_DST_LEN) == Some(&0)
         && message.get(RTM_KIND) == Some(&libc::RTN_UNICAST)
@@ -322,6 +341,27 @@ fn reply(message: &[u8]) -> Reply {
         return destination_ipv6(message).map_or(Reply::Other, Reply::LocalAddress);
     }
     Reply::Other
+}
+
+/// `NDA_DST` of an entry of a forwarding table. Those of bridges have none.
+fn tunnel_peer(message: &[u8]) -> Option<IpAddr> {
+    // linux/neighbour.h
+    const NDA_DST: u16 = 1;
+    const ATTRIBUTES: usize = NLMSG_HEADER + 12;
+    if message.get(NLMSG_HEADER) != Some(&(libc::AF_BRIDGE as u8)) {
+        return None;
+    }
+    let mut rest = message.get(ATTRIBUTES..)?;
+    loop {
+        let [a, b, c, d, ..] = *rest else { return None };
+        let (length, kind) = (usize::from(u16::from_ne_bytes([a, b])), u16::from_ne_bytes([c, d]));
+        let value = rest.get(4..length)?;
+        if kind == NDA_DST {
+            let v4 = value.try_into().map(|octets: [u8; 4]| IpAddr::from(octets));
+            return v4.or_else(|_| value.try_into().map(|octets: [u8; 16]| IpAddr::from(octets))).ok();
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
 }
 
 /// `RTA_DST` of a message about a route to one IPv6 address.
@@ -436,6 +476,23 @@ mod tests {
             12, 0, 2, 0, 8, 0, 4, 0, 10, 0, 42, 100,
         ];
         assert_eq!(batch.bytes(), expected);
+    }
+
+    #[test]
+    fn hosts_that_tunnels_send_to_are_read() {
+        #[rustfmt::skip]
+        let entry = |family: u8, attribute: u8| [
+            48, 0, 0, 0, 28, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            family, 0, 0, 0, 7, 0, 0, 0, 0x80, 0, 2, 0,
+            10, 0, 2, 0, 2, 0, 0, 0, 0, 1, 0, 0,
+            8, 0, attribute, 0, 192, 0, 2, 7,
+        ];
+        let peer = Reply::TunnelPeer([192, 0, 2, 7].into());
+        assert_eq!(replies(&entry(7, 1)).collect::<Vec<_>>(), [peer]);
+        assert_eq!(replies(&entry(7, 9)).collect::<Vec<_>>(), [Reply::Other], "of a bridge");
+        assert_eq!(replies(&entry(2, 1)).collect::<Vec<_>>(), [Reply::Other], "of the neighbour table");
+        let done = [20, 0, 0, 0, 3, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(replies(&done).collect::<Vec<_>>(), [Reply::Done]);
     }
 
     #[test]

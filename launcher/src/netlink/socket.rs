@@ -1,6 +1,8 @@
 //! The rtnetlink socket.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -60,6 +62,50 @@ impl Socket {
         let socket = Socket::open()?;
         bind(socket.0.as_raw_fd(), &NetlinkAddr::new(0, libc::RTMGRP_LINK as u32))?;
         Ok(socket)
+    }
+
+    /// Opens a socket that hears of every change of neighbour and forwarding tables from now on.
+    ///
+    /// # Errors
+    /// socket(2), bind(2).
+    pub fn subscribe_neighbors() -> io::Result<Self> {
+        let socket = Socket::open()?;
+        bind(socket.0.as_raw_fd(), &NetlinkAddr::new(0, libc::RTMGRP_NEIGH as u32))?;
+        Ok(socket)
+    }
+
+    /// The hosts that tunnels of this namespace send to.
+    ///
+    /// # Errors
+    /// send(2), recv(2).
+    pub fn tunnel_peers(&self) -> io::Result<BTreeSet<IpAddr>> {
+        let mut batch = Batch::new();
+        batch.list_forwarding();
+        send(self.0.as_raw_fd(), batch.bytes(), MsgFlags::empty())?;
+        let (mut buffer, mut peers) = (vec![0; RECEIVE_BUFFER], BTreeSet::new());
+        loop {
+            let length = self.receive(&mut buffer)?;
+            for reply in replies(&buffer[..length]) {
+                match reply {
+                    Reply::TunnelPeer(peer) => drop(peers.insert(peer)),
+                    Reply::Done | Reply::Acknowledged { .. } => return Ok(peers),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Takes what has been told, after at most `milliseconds`, whatever it is.
+    ///
+    /// # Errors
+    /// poll(2), recv(2).
+    pub fn wait_any_for(&self, milliseconds: u16) -> io::Result<()> {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::from(milliseconds)) {
+            Ok(0) | Err(Errno::EINTR) => Ok(()),
+            Ok(_) => self.wait_any(),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Waits until something has been told, whatever it is. That something was lost counts too.

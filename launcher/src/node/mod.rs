@@ -22,10 +22,11 @@ use std::path::PathBuf;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use thiserror::Error;
 
-use self::args::{ConfigFileError, NodeArgs};
+use self::args::{Cni, ConfigFileError, NodeArgs};
 use self::plan::NodeError;
 use crate::apply;
 use crate::cli::{RunArgs, SdNotifyArg, SurroundingsArg};
+use crate::components::flannel;
 use crate::error::{Ending, LaunchError, UsageError};
 use crate::parent;
 use crate::plan::cgroup::{CgroupMode, CgroupPlan, NoDelegation};
@@ -89,6 +90,9 @@ pub fn run(args: NodeArgs, words: &[OsString]) -> Result<Ending, NodeFailure> {
     args.run.sdnotify = SdNotifyArg::Command;
     if args.run.name.is_none() && args.run.state_dir.is_none() {
         args.run.name = Some(InstanceName::node());
+    }
+    if args.cni == Cni::Flannel && args.run.overlay_port.is_none() {
+        args.run.overlay_port = Some(flannel::PORT);
     }
     let plan = compose(&args)?;
     let file = passed(&plan).map_err(NodeFailure::Pass)?;

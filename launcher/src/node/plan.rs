@@ -422,6 +422,7 @@ impl<'a> Composer<'a> {
         };
         self.file(layout::FLANNEL_NETWORK, flannel.network());
         self.task("flannel-link", &Task::FlannelLink { local }, &[], Readiness::Started, Restart::Always);
+        self.task("overlay-peers", &Task::OverlayPeers, &[], Readiness::Started, Restart::Always);
         self.units.push(flannel.unit());
         Ok(())
     }
@@ -590,7 +591,7 @@ mod tests {
     ];
 
     fn names(plan: &NodePlan) -> Vec<String> {
-        let unit = |unit: &Unit| [std::slice::from_ref(&unit.name), &unit.after].concat().join(" < ");
+        let unit = |unit: &Unit| [std::slice::from_ref(&unit.name), &unit.after[..]].concat().join(" < ");
         plan.units.iter().map(unit).collect()
     }
 
@@ -654,6 +655,21 @@ mod tests {
         assert_eq!(with("", true), "BinaryName = \"/usr/bin/crun\"");
         assert_eq!(with("", false), "BinaryName = \"/usr/bin/runc\"");
         assert_eq!(with("runc", false), "BinaryName = \"/usr/bin/crun\"");
+    }
+
+    #[test]
+    fn without_delegation_version_2_gets_a_runtime_without_cgroups() {
+        let programs = ALL.map(|(program, version)| match program {
+            Program::Containerd => (program, "2.3.4"),
+            program => (program, version),
+        });
+        let facts = facts(&programs);
+        let (plan, _) = compose(&args(&[]), &facts).unwrap();
+        assert!(text(&plan, "/run/rootless-launch/oci-runtime").ends_with("exec '/usr/bin/crun' \"$@\"\n"));
+        let config = text(&plan, "/etc/containerd/config.toml");
+        assert!(config.contains("BinaryName = \"/run/rootless-launch/oci-runtime\"\n"), "{config}");
+        let (plan, _) = compose(&args(&[]), &NodeFacts { cgroups: Cgroups::Delegated, ..facts }).unwrap();
+        assert!(text(&plan, "/etc/containerd/config.toml").contains("BinaryName = \"/usr/bin/crun\"\n"));
     }
 
     #[test]

@@ -51,6 +51,26 @@ impl ForwardPlan {
         Ok(plan)
     }
 
+    /// Takes these besides, but for those whose port of the host or of the child is published already.
+    #[must_use]
+    pub fn with(mut self, ports: &[PortSpec]) -> Self {
+        for port in ports {
+            let is_about_the_same = |given: &PortSpec| {
+                let meets = |first: u16, wanted: u16| {
+                    let last = first.saturating_add(given.count() - 1);
+                    (first..=last).contains(&wanted)
+                };
+                given.proto().transport() == port.proto().transport()
+                    && (meets(given.fields().parent_port, port.fields().parent_port)
+                        || meets(given.fields().child_port, port.fields().child_port))
+            };
+            if !self.ports.iter().any(is_about_the_same) {
+                self.ports.push(port.clone());
+            }
+        }
+        self
+    }
+
     /// Whether nothing is published.
     pub fn is_empty(&self) -> bool {
         self.ports.is_empty() && self.auto.is_none()
@@ -74,6 +94,18 @@ mod tests {
         assert_eq!(texts, ["8080:80/tcp", "53:53/udp"]);
         assert_eq!(plan.auto.unwrap().to_string(), "auto,tcp");
         assert!(ForwardPlan::new(&[], &[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_published_by_itself_gives_way_to_what_is_asked_for() {
+        let kubelet: PortSpec = "10250:10250".parse().unwrap();
+        let added = |options: &[&str], file: &[&str]| {
+            let plan = plan(options, file).unwrap().with(std::slice::from_ref(&kubelet));
+            plan.ports.contains(&kubelet)
+        };
+        assert!(added(&[], &[]) && added(&["10250:10250/udp"], &["80:80"]));
+        assert!(!added(&["10350:10250"], &[]) && !added(&[], &["1000-2000:10000-11000"]));
+        assert!(!added(&["127.0.0.1:10250:80"], &[]));
     }
 
     #[test]

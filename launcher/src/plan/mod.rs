@@ -20,7 +20,7 @@ use self::mounts::MountPlan;
 use self::namespaces::NamespacePlan;
 use self::net::NetPlan;
 use self::surroundings::Surroundings;
-use crate::cli::{Publish, RunArgs};
+use crate::cli::RunArgs;
 use crate::error::UsageError;
 
 /// A launch, valid by construction.
@@ -59,9 +59,7 @@ impl Plan {
         let net = NetPlan::new(args, policy, facts)?;
         let surroundings = Surroundings::new(args, facts)?;
         let namespaces = NamespacePlan::new(args, surroundings.kind, &net, facts)?;
-        let by_itself = surroundings.published.iter().cloned().map(Publish::Port);
-        let publish: Vec<Publish> = args.publish.iter().cloned().chain(by_itself).collect();
-        let forwards = ForwardPlan::new(&publish, published)?;
+        let forwards = ForwardPlan::new(&args.publish, published)?.with(&surroundings.published);
         let mounts = MountPlan::new(&net, &namespaces, &surroundings, args, facts);
         let warnings = net.overlaps(facts);
         let ids = IdMapPlan::new(facts);

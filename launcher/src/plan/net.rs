@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netstack::LinkCapabilities;
-use netstack::config::{Access, Config, DnsConfig, Ipv4Plan, Ipv6Mode, Ipv6Plan};
+use netstack::config::{Access, Config, DnsConfig, Ipv4Plan, Ipv6Mode, Ipv6Plan, OverlayConfig};
 use netstack::error::ConfigError;
 use netstack::flow::policy::EgressPolicy;
 
@@ -105,6 +105,7 @@ impl EnginePlan {
             .link_local(access(args.allow_link_local))
             .udp_filtering(args.udp_filtering.into())
             .policy(parse_policy(policy)?)
+            .overlay(args.overlay_port.map(|port| OverlayConfig { port, peers: args.overlay_peer.clone() }))
             .dns(dns)
             .build()?;
         let ipv6 = match config.ipv6_mode() {
@@ -188,6 +189,7 @@ fn needs_no_engine(args: &RunArgs, net: &'static str) -> Result<(), UsageError> 
         ("--policy", !args.policy.is_empty()),
         ("--allow-host-loopback", args.allow_host_loopback),
         ("--allow-link-local", args.allow_link_local),
+        ("--overlay-port", args.overlay_port.is_some()),
         ("--offload", args.offload != OffloadArg::Auto),
         ("--egress", args.egress != EgressArg::Auto),
         ("--pcap", args.pcap.is_some()),

@@ -8,6 +8,7 @@ use forwarder::spec::PortSpec;
 use serde::Serialize;
 
 use super::Plan;
+use super::cgroup::CgroupPlan;
 use super::idmap::IdMapPlan;
 use super::mounts::MountStep;
 use super::namespaces::NamespacePlan;
@@ -27,6 +28,7 @@ pub struct Shown<'a> {
     ids: &'a IdMapPlan,
     network: Network<'a>,
     sysctls: &'a [Sysctl],
+    cgroup: &'a CgroupPlan,
     mounts: &'a [MountStep],
     publish: Publish<'a>,
     command: Vec<String>,
@@ -76,6 +78,7 @@ impl<'a> Shown<'a> {
             ids: &plan.ids,
             network: Network::of(&plan.net),
             sysctls: &plan.surroundings.sysctls,
+            cgroup: &plan.cgroup,
             mounts: &plan.mounts.steps,
             publish: Publish {
                 ports: &plan.forwards.ports,
@@ -136,6 +139,9 @@ impl fmt::Display for Shown<'_> {
         writeln!(f, "user ids (inside outside count): {}", self.ids.users)?;
         writeln!(f, "group ids: {}", self.ids.groups)?;
         writeln!(f, "network: {}", self.network)?;
+        if *self.cgroup != CgroupPlan::Untouched {
+            writeln!(f, "in {}", self.cgroup)?;
+        }
         self.sysctls.iter().try_for_each(|sysctl| writeln!(f, "set {sysctl}"))?;
         self.mounts.iter().try_for_each(|step| writeln!(f, "{step}"))?;
         self.publish.ports.iter().try_for_each(|port| writeln!(f, "publish {port}"))?;
@@ -260,6 +266,7 @@ execute sh -c x
             value["ids"]["users"]["helper"]["extents"][1],
             json!({"inside": 1, "outside": 100000, "count": 65536})
         );
+        assert_eq!(value["cgroup"], "untouched");
         assert_eq!(value["sysctls"][0], json!({"name": "net/ipv4/ip_forward", "value": "1"}));
         let mounts = value["mounts"].as_array().unwrap();
         assert_eq!(mounts[0], json!({"step": "propagation", "propagation": "rslave"}));

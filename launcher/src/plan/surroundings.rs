@@ -4,13 +4,13 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use forwarder::spec::{PortFields, PortSpec, Proto, Transport};
+use forwarder::spec::{PortFields, PortSpec, Proto};
 use serde::Serialize;
 
 use super::facts::HostFacts;
 use super::mounts::MountStep;
 use super::net::TAP_NAME;
-use crate::cli::{NetArg, PropagationArg, Publish, RunArgs, SurroundingsArg};
+use crate::cli::{NetArg, PropagationArg, RunArgs, SurroundingsArg};
 use crate::error::UsageError;
 
 /// Name of a node that is not given one.
@@ -35,12 +35,13 @@ const KUBELET_PORT: u16 = 10250;
 
 /// Directories that a node writes to, with what it must not see of the host's: sockets, locks and settings of the host's own
 /// container runtimes.
-const COPIED_UP: [(&str, &[&str]); 4] = [
+const COPIED_UP: [(&str, &[&str]); 5] = [
     ("/etc", &["cni", "containerd", "containers", "crio", "kubernetes"]),
     ("/run", &["xtables.lock", "flannel", "netns", "runc", "crun", "containerd", "containers", "crio"]),
     // What CNI remembers is about this life of the network namespace.
     ("/var/lib", &["cni"]),
     ("/opt", &[]),
+    ("/var/cache", &[]),
 ];
 
 /// Directories that outlive the node, below its data directory. Those of /var/lib and /etc hide the host's.
@@ -121,7 +122,7 @@ pub struct Surroundings {
     pub mounts: Vec<MountStep>,
     /// Settings of the child's network. One that the kernel does not have is no error.
     pub sysctls: Vec<Sysctl>,
-    /// Ports that are published besides those asked for.
+    /// Ports that are published besides those asked for, unless these are about the same.
     pub published: Vec<PortSpec>,
     /// Where a node keeps what outlives it.
     pub data: Option<PathBuf>,
@@ -254,21 +255,10 @@ fn sysctls(args: &RunArgs) -> Vec<Sysctl> {
     sysctls
 }
 
-/// Where the command is known to listen, unless its port is published by an option.
+/// Where the command is known to listen.
 fn published(args: &RunArgs) -> Vec<PortSpec> {
     let ports = if args.net == NetArg::Engine { program(args).unwrap_or_default() } else { &[] };
-    let is_given = |wanted: u16| {
-        args.publish.iter().any(|publish| match publish {
-            Publish::Port(spec) => {
-                let first = spec.fields().child_port;
-                spec.proto().transport() == Transport::Tcp
-                    && (first..=spec.child_port_at(spec.count() - 1)).contains(&wanted)
-            }
-            Publish::Auto(_) => false,
-        })
-    };
-    let ports = ports.iter().filter(|&&port| !is_given(port));
-    ports.filter_map(|&port| PortFields::new(Proto::Tcp, port, port).try_into().ok()).collect()
+    ports.iter().filter_map(|&port| PortFields::new(Proto::Tcp, port, port).try_into().ok()).collect()
 }
 
 /// The ports of the command, if it is known as part of a node.
@@ -367,14 +357,11 @@ mod tests {
     }
 
     #[test]
-    fn the_kubelet_is_published_unless_the_user_does() {
+    fn the_kubelet_is_published() {
         let ports = |options: &[&str], cmd: &str| -> Vec<String> {
             of(options, cmd).published.iter().map(ToString::to_string).collect()
         };
         assert_eq!(ports(&[], "kubelet"), ["10250:10250/tcp"]);
-        assert!(ports(&["-p", "10350:10250"], "kubelet").is_empty());
-        assert!(ports(&["-p", "1000-2000:10000-11000"], "kubelet").is_empty());
-        assert_eq!(ports(&["-p", "10250:10250/udp"], "kubelet"), ["10250:10250/tcp"]);
         assert!(ports(&["--net=none"], "kubelet").is_empty());
         assert!(ports(&[], "containerd").is_empty());
         assert!(ports(&["--surroundings=node"], "sh").is_empty());

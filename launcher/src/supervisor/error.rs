@@ -54,7 +54,7 @@ pub enum SupervisorError {
     Lock {
         /// The directory.
         path: PathBuf,
-        /// open(2), flock(2).
+        /// open(2), fcntl(2).
         #[source]
         source: io::Error,
     },

@@ -17,7 +17,6 @@
 pub mod control;
 pub mod error;
 pub mod log;
-pub mod notify;
 pub mod observe;
 mod prepare;
 pub mod probe;

@@ -19,7 +19,6 @@ use nix::unistd::Pid;
 use super::control::{self, Command, Content, Follow, NodeStatus, Refusal, UnitStatus};
 use super::error::{SupervisorError, UnitFailure};
 use super::log::{Bounds, Journal, Log};
-use super::notify::Notifier;
 use super::observe::{self, Look, Seen};
 use super::prepare::{listen, lock, make_directory, write_file};
 use super::serve::{Client, Waiting};
@@ -27,6 +26,7 @@ use super::spawn::{self, Lines, NotifySocket};
 use super::unit::{self, NodePlan, PlannedDirectory, Readiness, Unit, UnitId, Units};
 use super::{Action, Event, GIVE_UP, Manner, Moment, Notice, Outcome, State, Supervisor};
 use crate::error::{Ending, with_causes};
+use crate::notify::{self, Notifier};
 use crate::signals::{Received, Signals};
 use crate::sys::{fd, wait};
 
@@ -63,7 +63,8 @@ fn read_plan(number: RawFd) -> Result<NodePlan, SupervisorError> {
     serde_json::from_str(&text).map_err(SupervisorError::ParsePlan)
 }
 
-/// Does a plan until SIGTERM, SIGINT, SIGHUP or SIGQUIT, or somebody at the control socket, ends it.
+/// Does a plan until SIGTERM, SIGINT, SIGHUP or SIGQUIT, or somebody at the control socket, ends it. SIGINT or SIGQUIT
+/// while it is being stopped kills the rest at once.
 ///
 /// The calling process has one thread and no children that matter: all of them are reaped, and killed at the end.
 ///
@@ -71,6 +72,8 @@ fn read_plan(number: RawFd) -> Result<NodePlan, SupervisorError> {
 /// It could not begin, or a unit failed before all were ready.
 pub fn run(plan: &NodePlan) -> Result<(), SupervisorError> {
     let units = Units::new(plan.units.clone())?;
+    // Init of a PID namespace does not hear what is neither caught nor blocked.
+    let signals = Signals::block().map_err(failed("signals"))?;
     let log_dir = PlannedDirectory { path: plan.log_dir.clone(), mode: 0o700 };
     make_directory(&log_dir)?;
     // Before anything is changed that another supervisor may use.
@@ -78,8 +81,7 @@ pub fn run(plan: &NodePlan) -> Result<(), SupervisorError> {
     plan.directories.iter().try_for_each(make_directory)?;
     plan.files.iter().try_for_each(write_file)?;
     let listener = listen(&plan.control)?;
-    let runner = Runner::new(plan, units, &listener)?;
-    let ended = runner.run();
+    let ended = Runner::new(plan, units, signals, &listener).and_then(Runner::run);
     // The last one out; a new supervisor waits for the lock.
     let _ = fs::remove_file(&plan.control);
     drop(lock);
@@ -104,7 +106,8 @@ struct Runner<'a> {
     signals: Signals,
     began: Instant,
     journal: Option<Journal>,
-    parent: Notifier,
+    /// Whoever started us, if he wants to know.
+    parent: Option<Notifier>,
     outcome: Option<Outcome>,
 }
 
@@ -120,9 +123,12 @@ enum Source {
 }
 
 impl<'a> Runner<'a> {
-    fn new(plan: &NodePlan, units: Units, listener: &'a UnixListener) -> Result<Self, SupervisorError> {
-        let failed = |step| move |source| SupervisorError::Loop { step, source };
-        let signals = Signals::block().map_err(failed("signals"))?;
+    fn new(
+        plan: &NodePlan,
+        units: Units,
+        signals: Signals,
+        listener: &'a UnixListener,
+    ) -> Result<Self, SupervisorError> {
         prctl::set_child_subreaper(true).map_err(|errno| failed("subreaper")(errno.into()))?;
         let outlet = |unit: &Unit| {
             let notify = (unit.ready == Readiness::Notify).then(NotifySocket::new).transpose()?;
@@ -153,7 +159,6 @@ impl<'a> Runner<'a> {
 
     fn run(mut self) -> Result<(), SupervisorError> {
         let outcome = loop {
-            let failed = |step| move |source| SupervisorError::Loop { step, source };
             self.perform_all();
             if let Some(outcome) = self.outcome.take() {
                 break outcome;
@@ -228,7 +233,6 @@ impl<'a> Runner<'a> {
     }
 
     fn handle(&mut self, source: Source) -> Result<(), SupervisorError> {
-        let failed = |step| move |source| SupervisorError::Loop { step, source };
         match source {
             Source::Signals => self.handle_signals().map_err(failed("signalfd and waitid")),
             Source::Listener => {
@@ -263,9 +267,12 @@ impl<'a> Runner<'a> {
         while let Some(Received { signal, .. }) = self.signals.next()? {
             match signal {
                 libc::SIGCHLD => {}
+                // At the terminal, once more. Others may send theirs to a whole cgroup, so that the launcher's comes too.
+                libc::SIGINT | libc::SIGQUIT if self.supervisor.is_stopping() => {
+                    self.put(Event::Stop(Manner::AtOnce));
+                }
                 libc::SIGTERM | libc::SIGINT | libc::SIGHUP | libc::SIGQUIT => {
-                    let again = self.supervisor.is_stopping();
-                    self.put(Event::Stop(if again { Manner::AtOnce } else { Manner::Orderly }));
+                    self.put(Event::Stop(Manner::Orderly));
                 }
                 other => debug!("signal {other} means nothing here"),
             }
@@ -408,10 +415,14 @@ impl<'a> Runner<'a> {
             }
             Notice::Ready => {
                 info!("every unit is ready");
-                self.parent.say("READY=1");
+                self.tell_parent(&notify::State::Ready);
             }
-            Notice::Stopping => self.parent.say("STOPPING=1"),
+            Notice::Stopping => self.tell_parent(&notify::State::Stopping),
         }
+    }
+
+    fn tell_parent(&self, state: &notify::State) {
+        self.parent.iter().for_each(|parent| parent.tell(state));
     }
 
     fn tell_progress(&self) {
@@ -420,16 +431,13 @@ impl<'a> Runner<'a> {
             self.supervisor.view(*unit).is_some_and(|view| matches!(view.state, State::Ready | State::Done))
         };
         let bad: Vec<&str> = units.ids().filter(|unit| !is_good(unit)).map(|unit| self.name(unit)).collect();
+        let count = units.len();
         let text = match bad.as_slice() {
-            [] => "STATUS=every unit is ready".to_owned(),
-            bad => format!(
-                "STATUS={} of {} units ready; not {}",
-                units.len() - bad.len(),
-                units.len(),
-                bad.join(", ")
-            ),
+            [] => "every unit is ready".to_owned(),
+            bad => format!("{} of {count} units ready; not {}", count - bad.len(), bad.join(", ")),
         };
-        self.parent.mention(&text);
+        // The next one says it better.
+        self.parent.iter().for_each(|parent| parent.mention(&notify::State::Status(text.clone())));
     }
 
     fn accept(&mut self) {
@@ -555,7 +563,9 @@ impl<'a> Runner<'a> {
             Waiting::Restart { unit, runs } => {
                 let Some(view) = self.supervisor.view(unit) else { return Ok(()) };
                 let is_settled = match view.state {
-                    State::Ready | State::Done | State::Paused | State::Failed => view.runs > runs,
+                    State::Ready | State::Done | State::Paused => view.runs > runs,
+                    // When all is stopped it will not be started again.
+                    State::Failed => view.runs > runs || self.supervisor.is_stopping(),
                     State::Stopped => true,
                     _ => false,
                 };
@@ -627,6 +637,10 @@ impl<'a> Runner<'a> {
             log: outlet.map(|outlet| outlet.log.path().to_owned()).unwrap_or_default(),
         })))
     }
+}
+
+fn failed(step: &'static str) -> impl FnOnce(io::Error) -> SupervisorError {
+    move |source| SupervisorError::Loop { step, source }
 }
 
 fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {

@@ -25,6 +25,7 @@ use nix::unistd::{Pid, geteuid, pipe2};
 
 use super::unit::Unit;
 use crate::error::Ending;
+use crate::notify;
 use crate::sys::{spawn, wait};
 
 /// Where a unit's output goes, and where it says that it is ready.
@@ -123,26 +124,23 @@ impl AsFd for NotifySocket {
     }
 }
 
-/// The environment variable of sd_notify(3).
-pub(super) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
-
 /// Starts a unit's process.
 ///
 /// # Errors
 /// pipe(2), fork(2), exec(3): what the program's name cannot be executed for is an error here too.
-pub fn spawn(unit: &Unit, lines: &Lines, notify: Option<&NotifySocket>) -> io::Result<Pid> {
+pub fn spawn(unit: &Unit, lines: &Lines, socket: Option<&NotifySocket>) -> io::Result<Pid> {
     let (program, arguments) = unit.argv.split_first().ok_or(Errno::ENOENT)?;
     let mut command = Command::new(program);
     command
         .args(arguments)
         .envs(unit.env.iter().map(|(name, value)| (name, value)))
-        .env_remove(NOTIFY_SOCKET)
+        .env_remove(notify::VARIABLE)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(lines.write.try_clone()?)
         .stderr(lines.write.try_clone()?);
-    if let Some(notify) = notify {
-        command.env(NOTIFY_SOCKET, notify.address());
+    if let Some(socket) = socket {
+        command.env(notify::VARIABLE, socket.address());
     }
     spawn::detach(&mut command);
     // What is dropped here is a number; the process goes on and is reaped by `reap`.

@@ -113,7 +113,7 @@ pub enum Readiness {
         /// For what; begins with `/`.
         path: String,
     },
-    /// When this file is there.
+    /// When this file is there; one that an earlier run has left counts too.
     File {
         /// The file.
         path: PathBuf,

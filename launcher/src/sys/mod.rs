@@ -1,7 +1,6 @@
 //! System calls that no safe wrapper offers. All `unsafe` of this crate lives here.
 
 pub mod clone;
-pub mod ethtool;
 pub mod fd;
 pub mod mount;
 pub mod pidfd;

@@ -1,5 +1,6 @@
 //! pidfd_open(2), pidfd_send_signal(2) and the parent of a user namespace (ioctl_ns(2)).
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
@@ -49,6 +50,17 @@ pub(crate) fn send(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
 /// Whether a process is dead, a zombie counting as dead.
 pub(crate) fn is_dead(process: BorrowedFd<'_>) -> bool {
     poll(&mut [PollFd::new(process, PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// Whether a process is stopped by a signal (proc_pid_stat(5), proc_pid_fdinfo(5)); need not be a child.
+pub(crate) fn is_stopped(process: &OwnedFd) -> bool {
+    let read = || {
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).ok()?;
+        let pid: i32 = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        Some(stat.rsplit_once(") ")?.1.starts_with('T'))
+    };
+    read().unwrap_or(false)
 }
 
 /// Waits until a process is dead.

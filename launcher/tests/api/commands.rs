@@ -121,6 +121,21 @@ fn rules_and_names_are_shown_and_changed() {
 }
 
 #[test]
+fn peers_of_the_overlay_are_shown_and_changed() {
+    let bench = Bench::new();
+    let listed = text(&bench, &["overlay", "list"]);
+    let mut lines = listed.lines();
+    assert_eq!(lines.next(), Some("UDP port 8472; peers that may send: those that the child sends to"));
+    assert_eq!(lines.next(), Some("5 datagrams refused, the latest of 198.51.100.1"));
+    let words: Vec<_> = lines.nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(words.join(" "), "192.0.2.7 3 1.5 KiB 2 7 B 2 s");
+    text(&bench, &["overlay", "add", "192.0.2.0/24", "2001:db8::7"]);
+    let left = text(&bench, &["overlay", "remove", "192.0.2.0/24"]);
+    assert!(left.starts_with("UDP port 8472; peers that may send: 2001:db8::7\n"), "{left}");
+    assert_eq!(run(&bench, &["overlay", "add", "192.0.2.1/24"]).status.code(), Some(2));
+}
+
+#[test]
 fn frames_are_captured_to_a_file_of_the_caller() {
     let bench = Bench::new();
     let path = std::env::temp_dir().join(format!("rootless-launch-commands-{}.pcap", std::process::id()));

@@ -175,6 +175,7 @@ fn answers_are_as_described() {
         let body = match (route.method, route.path) {
             ("POST", "/v1/ports") => spec.to_string(),
             (_, "/v1/policy") => json!({"rules": ["deny any:25"]}).to_string(),
+            (_, "/v1/overlay") => json!({"peers": ["192.0.2.0/24"]}).to_string(),
             (_, "/v1/dns") => {
                 json!({"servers": ["9.9.9.9:53"], "names": [{"name": "a.b", "address": "::1"}]}).to_string()
             }

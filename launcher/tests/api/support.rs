@@ -15,6 +15,7 @@ use launcher::api::server::{self, Limits, Server};
 use launcher::api::{Control, Refusal, Reply};
 use launcher::client::http::{self, Request};
 use launcher::state_dir::{Place, StateDir};
+use netstack::config::IpNet;
 use netstack::flow::policy::{EgressPolicy, Rule};
 
 /// Publishes nothing, but remembers.
@@ -22,6 +23,7 @@ use netstack::flow::policy::{EgressPolicy, Rule};
 pub(crate) struct Fake {
     ports: Mutex<(u64, Vec<PortStatus>)>,
     policy: Mutex<Vec<Rule>>,
+    peers: Mutex<Vec<IpNet>>,
     dns: Mutex<Dns>,
     capture: Mutex<Option<File>>,
     /// Requests for flows are never answered, but kept here.
@@ -111,6 +113,21 @@ impl Control for Fake {
         rules.splice(at..at, added);
         drop(rules);
         self.policy(reply);
+    }
+
+    fn overlay(&self, reply: Reply<Overlay>) {
+        let allowed = self.peers.lock().unwrap().iter().map(IpNet::to_string).collect();
+        reply.send(Ok(Overlay { allowed, ..full_overlay() }));
+    }
+
+    fn allow_peers(&self, peers: Vec<IpNet>, reply: Reply<Overlay>) {
+        self.peers.lock().unwrap().extend(peers);
+        self.overlay(reply);
+    }
+
+    fn forbid_peers(&self, peers: Vec<IpNet>, reply: Reply<Overlay>) {
+        self.peers.lock().unwrap().retain(|peer| !peers.contains(peer));
+        self.overlay(reply);
     }
 
     fn dns(&self, reply: Reply<Dns>) {
@@ -281,5 +298,18 @@ pub(crate) fn skipped(reason: &str) {
 pub(crate) fn wait_for(condition: impl Fn() -> bool) {
     while !condition() {
         std::thread::yield_now();
+    }
+}
+
+/// An overlay with nothing left out.
+pub(crate) fn full_overlay() -> Overlay {
+    let traffic =
+        Traffic { packets_from_child: 3, bytes_from_child: 1536, packets_to_child: 2, bytes_to_child: 7 };
+    Overlay {
+        port: 8472,
+        allowed: Vec::new(),
+        peers: vec![OverlayPeer { address: [192, 0, 2, 7].into(), traffic, idle_seconds: 2 }],
+        refused: 5,
+        last_refused: Some([198, 51, 100, 1].into()),
     }
 }

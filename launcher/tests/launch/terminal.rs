@@ -23,6 +23,7 @@ struct Terminal {
     shell: Child,
     path: String,
     seen: String,
+    kind: String,
 }
 
 impl Terminal {
@@ -42,8 +43,13 @@ impl Terminal {
         command.env("LAUNCH", format!("{LAUNCHER} --net=none {kind} --"));
         command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
         let shell = command.spawn().unwrap();
-        let mut terminal =
-            Terminal { master: File::from(OwnedFd::from(master)), shell, path, seen: String::new() };
+        let mut terminal = Terminal {
+            master: File::from(OwnedFd::from(master)),
+            shell,
+            path,
+            seen: String::new(),
+            kind: kind.to_owned(),
+        };
         terminal.expect("PROMPT> ");
         // What is typed shall not be mistaken for what is printed.
         terminal.type_in("stty -echo\n");
@@ -68,7 +74,7 @@ impl Terminal {
                 &mut [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)],
                 PollTimeout::from(20_000u16),
             );
-            assert_eq!(ready, Ok(1), "{text:?} does not come after {:?}", self.seen);
+            assert_eq!(ready, Ok(1), "{}: {text:?} does not come after {:?}", self.kind, self.seen);
             let mut bytes = [0; 4096];
             let length = self.master.read(&mut bytes).unwrap_or(0);
             assert!(length > 0, "the terminal closed; {text:?} did not come after {:?}", self.seen);

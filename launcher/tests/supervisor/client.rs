@@ -121,9 +121,11 @@ fn a_restart_that_fails_says_why() {
     }
     let scratch = Scratch::new();
     let instance = Instance::node(&scratch, |plan| {
-        plan.units =
-            vec![daemon(&scratch, "a", "[ -e $D/a.ready ] && exit 7; touch $D/a.ready; exec sleep 1000")];
+        let script = "[ -e $D/broken ] && exit 7; touch $D/a.ready; exec sleep 1000";
+        plan.units = vec![daemon(&scratch, "a", script)];
     });
+    std::fs::write(scratch.path("broken"), "").unwrap();
+    std::fs::remove_file(scratch.path("a.ready")).unwrap();
     let failed = instance.fails("restart", &["a"], 1);
     assert!(failed.contains("unit a exited with status 7 (it is paused); its log is /"), "{failed}");
     let status = instance.works("status", &[]);

@@ -1,10 +1,11 @@
 //! Units that fail, and supervisors that are treated badly.
 
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use launcher::client::http::{self, Request};
 use launcher::supervisor::unit::{PlannedFile, Readiness, Restart, Unit};
 use nix::sys::signal::Signal;
 
@@ -69,14 +70,24 @@ fn what_is_deaf_to_sigterm_is_killed() {
 }
 
 #[test]
-fn a_second_signal_is_an_order() {
+fn a_second_interrupt_is_an_order_and_a_second_sigterm_is_not() {
     let scratch = Scratch::new();
     let deaf = "trap 'echo asked' TERM; touch $D/deaf.ready; while :; do sleep 1000 & wait $!; done";
-    let node = Node::start(&scratch, vec![daemon(&scratch, "deaf", deaf)]);
+    let last = "trap 'sleep 0.1; exit 0' TERM; touch $D/last.ready; while :; do sleep 1000 & wait $!; done";
+    let units = vec![daemon(&scratch, "deaf", deaf), after("deaf", daemon(&scratch, "last", last))];
+    let node = Node::start(&scratch, units);
     node.wait_ready();
+    let target = "/v1/node/units/deaf/log?lines=0&follow=true";
+    let follower = http::send(node.control(), &Request::new("GET", target)).unwrap();
+    node.signal(Signal::SIGTERM);
+    node.signal(Signal::SIGTERM);
+    // It is asked when the other one has ended, which was not killed.
+    assert_eq!(follower.body.lines().next().unwrap().unwrap(), "asked");
+    assert!(scratch.read("log/last.log").contains("exited with status 0"));
     node.signal(Signal::SIGINT);
-    node.wait_told("STOPPING=1");
-    assert!(node.stop().0.success());
+    let (ended, text) = node.end();
+    assert!(ended.success(), "{text}");
+    assert!(scratch.read("log/deaf.log").contains("did not end when asked; killed"));
 }
 
 #[test]
@@ -93,6 +104,29 @@ fn units_die_with_a_supervisor_that_is_killed_and_the_next_one_starts() {
     let node = Node::start(&scratch, units());
     node.wait_ready();
     assert!(node.status().ready);
+    assert!(node.stop().0.success());
+}
+
+#[test]
+fn one_that_is_killed_at_any_step_of_its_start_starts_again() {
+    let scratch = Scratch::new();
+    let once =
+        Unit { ready: Readiness::Exited, restart: Restart::OnFailure, ..unit(&scratch, "once", "exec true") };
+    let units = || {
+        vec![
+            once.clone(),
+            after("once", daemon(&scratch, "good", GOOD)),
+            after("good", unit(&scratch, "last", "exec sleep 1000")),
+        ]
+    };
+    for steps in 0..6 {
+        let node = Node::start(&scratch, units());
+        (0..steps).for_each(|_| node.wait_any());
+        node.signal(Signal::SIGKILL);
+        assert_eq!(node.end().0.signal(), Some(9));
+    }
+    let node = Node::start(&scratch, units());
+    node.wait_ready();
     assert!(node.stop().0.success());
 }
 

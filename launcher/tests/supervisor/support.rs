@@ -155,6 +155,12 @@ impl Node {
         }
     }
 
+    /// Waits until the supervisor tells anything.
+    #[track_caller]
+    pub(crate) fn wait_any(&self) {
+        self.told.recv_timeout(PATIENCE).expect("something is told");
+    }
+
     #[track_caller]
     pub(crate) fn wait_ready(&self) {
         self.wait_told("READY=1");

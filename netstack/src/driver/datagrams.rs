@@ -6,16 +6,19 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 
 use super::host_sockets::{HostSocket, SocketKind};
+use super::observers::Observers;
 use super::{Driver, is_temporary, zeroed};
 use crate::action::{DatagramError, DatagramErrorKind, Hop, HostEvent, OpenError};
 use crate::error::DropReason;
 use crate::flow::FlowId;
 use crate::forward::ForwardId;
+use crate::frame::{Gso, Offload};
 use crate::offload::IpVersion;
 use crate::offload::coalesce::{RunLimits, runs};
+use crate::offload::tunnel::{self, Cut, Join};
 use crate::offload::vnet_hdr;
 use crate::packet::MAX_HEADERS;
-use crate::stack::{Datagram, Session, ToChild};
+use crate::stack::{Datagram, Session, Stack, ToChild};
 use crate::sys::socket::{self, BATCH, Incoming, RecvBatch};
 use crate::time::Instant;
 
@@ -31,7 +34,7 @@ pub(super) struct Outgoing {
     pub(super) flow: FlowId,
     pub(super) remote: SocketAddr,
     pub(super) bytes: OutgoingBytes,
-    pub(super) gso: Option<u16>,
+    pub(super) gso: Gso,
     pub(super) hop: Hop,
     pub(super) local: Option<IpAddr>,
 }
@@ -45,17 +48,48 @@ pub(super) enum OutgoingBytes {
 
 impl OutgoingBytes {
     fn slice<'a>(&'a self, slots: &'a [Box<[u8]>]) -> &'a [u8] {
+        &self.buffer(slots)[self.range()]
+    }
+
+    /// What [`OutgoingBytes::range`] is in.
+    fn buffer<'a>(&'a self, slots: &'a [Box<[u8]>]) -> &'a [u8] {
         match self {
-            OutgoingBytes::Slot(slot, range) => &slots[*slot][range.clone()],
+            OutgoingBytes::Slot(slot, _) => &slots[*slot],
             OutgoingBytes::Owned(bytes) => bytes,
         }
     }
 
-    fn len(&self) -> usize {
+    fn range(&self) -> Range<usize> {
         match self {
-            OutgoingBytes::Slot(_, range) => range.len(),
-            OutgoingBytes::Owned(bytes) => bytes.len(),
+            OutgoingBytes::Slot(_, range) => range.clone(),
+            OutgoingBytes::Owned(bytes) => 0..bytes.len(),
         }
+    }
+}
+
+/// What one group of outgoing datagrams is on the host's side.
+#[derive(Default)]
+pub(super) struct Parts {
+    parts: Vec<Part>,
+    /// Headers that were written for segments.
+    headers: Vec<u8>,
+    sizes: Vec<usize>,
+}
+
+/// One datagram, or several of the size `segment`.
+struct Part {
+    /// Its index in the group.
+    owner: usize,
+    /// What goes before its bytes, in [`Parts::headers`].
+    headers: Range<usize>,
+    /// In the owner's buffer.
+    bytes: Range<usize>,
+    segment: Option<u16>,
+}
+
+impl Part {
+    fn len(&self) -> usize {
+        self.headers.len() + self.bytes.len()
     }
 }
 
@@ -68,10 +102,14 @@ pub(super) struct Receive {
     width: usize,
     incoming: Vec<Incoming>,
     sizes: Vec<usize>,
+    /// Where single datagrams are in the buffers.
+    datagrams: Vec<Range<usize>>,
 }
 
 /// [`Receive::width`] while sockets hold little.
 const NARROW: usize = 4;
+/// Bytes of a message that make it several datagrams' worth.
+const JOINED: usize = 16 << 10;
 
 impl Receive {
     pub(super) fn new() -> Self {
@@ -81,6 +119,7 @@ impl Receive {
             width: NARROW,
             incoming: Vec::with_capacity(BATCH),
             sizes: Vec::with_capacity(BATCH),
+            datagrams: Vec::new(),
         }
     }
 }
@@ -106,7 +145,7 @@ impl Driver {
     }
 
     /// Sends datagrams of one flow.
-    fn send_group(&mut self, now: Instant, mut group: &[Outgoing]) {
+    fn send_group(&mut self, now: Instant, group: &[Outgoing]) {
         let Some(flow) = group.first().map(|first| first.flow) else { return };
         let beyond_loopback = group.iter().any(|datagram| !datagram.remote.ip().is_loopback());
         if beyond_loopback && let Err(error) = self.sockets.bind_to_interface(flow) {
@@ -117,12 +156,76 @@ impl Driver {
         let hop = group[0].hop;
         socket.set_hop(hop);
         let shared = socket.is_shared();
+        let overlay = socket.is_overlay();
+        let mut parts = std::mem::take(&mut self.parts);
+        self.cut(group, &mut parts);
+        if overlay {
+            self.tell_narrow_paths(now, group, &parts);
+        }
+        self.send_parts(now, flow, group, &mut parts);
+        self.parts = parts;
+        // What the way to one client does not take says nothing of the others.
+        if shared && let Some(socket) = self.sockets.get_mut(flow) {
+            socket.allow_segmentation();
+        }
+    }
+
+    /// Cuts what the host's side does not take whole.
+    fn cut(&mut self, group: &[Outgoing], into: &mut Parts) {
+        into.parts.clear();
+        into.headers.clear();
+        for (owner, datagram) in group.iter().enumerate() {
+            let bytes = datagram.bytes.range();
+            let Gso::Tunnel(gso) = datagram.gso else {
+                let segment = if let Gso::Udp(size) = datagram.gso { Some(size) } else { None };
+                into.parts.push(Part { owner, headers: 0..0, bytes, segment });
+                continue;
+            };
+            let Parts { parts, headers, .. } = into;
+            let frame = datagram.bytes.buffer(&self.slots);
+            let add = |cut: Cut| {
+                parts.push(Part { owner, headers: cut.headers, bytes: cut.payload, segment: None })
+            };
+            if let Err(reason) = tunnel::split(frame, bytes, gso, headers, add) {
+                self.stack.count_drop(reason);
+            }
+        }
+        into.sizes.clear();
+        into.sizes.extend(into.parts.iter().map(Part::len));
+    }
+
+    /// Tells the child of peers that its datagrams do not reach whole: "don't fragment" is not set on the overlay's
+    /// socket, so nobody else does.
+    fn tell_narrow_paths(&mut self, now: Instant, group: &[Outgoing], parts: &Parts) {
+        let mut asked = None;
+        for part in &parts.parts {
+            let Some(datagram) = group.get(part.owner) else { continue };
+            let len = part.segment.map_or(part.len(), usize::from);
+            if asked.is_some_and(|(remote, longest)| remote == datagram.remote && longest >= len) {
+                continue;
+            }
+            asked = Some((datagram.remote, len));
+            if !self.paths.is_narrow(now, datagram.remote, len) {
+                continue;
+            }
+            let Some(mtu) = self.paths.mtu(datagram.remote.ip()) else { continue };
+            let error = DatagramError { offender: None, kind: DatagramErrorKind::TooBig(mtu) };
+            let bytes = datagram.bytes.slice(&self.slots);
+            let quoted = &bytes[..bytes.len().min(QUOTE)];
+            self.stack.handle_datagram_error(now, datagram.flow, datagram.remote, error, quoted);
+        }
+    }
+
+    /// Sends the parts of datagrams of one flow.
+    fn send_parts(&mut self, now: Instant, flow: FlowId, group: &[Outgoing], parts: &mut Parts) {
+        let Some(hop) = group.first().map(|first| first.hop) else { return };
         let mut whole = hop.dont_fragment;
         let mut tries = 0;
-        while !group.is_empty() {
-            match self.send_some(flow, group) {
+        let mut at = 0;
+        while let Some(first) = parts.parts.get(at).and_then(|part| group.get(part.owner)) {
+            match self.send_some(flow, group, parts, at) {
                 Ok(sent) => {
-                    group = &group[sent.max(1)..];
+                    at += sent.max(1);
                     tries = 0;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -151,7 +254,7 @@ impl Driver {
                         DropReason::HostSendFailed
                     });
                     self.read_errors(now, flow);
-                    self.tell_refusal(now, &group[0], &error);
+                    self.tell_refusal(now, first, &error);
                     if error.raw_os_error() == Some(libc::ENODEV) {
                         // The interface that the socket is bound to is gone for good; one of the same name is another.
                         return self.stack.handle_host(
@@ -160,14 +263,10 @@ impl Driver {
                             HostEvent::OpenFailed(OpenError::NoOutbound),
                         );
                     }
-                    group = &group[1..];
+                    at += 1;
                     tries = 0;
                 }
             }
-        }
-        // What the way to one client does not take says nothing of the others.
-        if shared && let Some(socket) = self.sockets.get_mut(flow) {
-            socket.allow_segmentation();
         }
     }
 
@@ -186,24 +285,33 @@ impl Driver {
         self.stack.handle_datagram_error(now, datagram.flow, datagram.remote, error, quoted);
     }
 
-    /// Sends as many of `group` as one system call takes.
-    fn send_some(&mut self, flow: FlowId, group: &[Outgoing]) -> io::Result<usize> {
-        let Some(socket) = self.sockets.get(flow) else { return Ok(group.len()) };
+    /// Sends as many of the parts from `start` on as one system call takes.
+    fn send_some(
+        &mut self,
+        flow: FlowId,
+        group: &[Outgoing],
+        parts: &Parts,
+        start: usize,
+    ) -> io::Result<usize> {
+        let Some(socket) = self.sockets.get(flow) else { return Ok(parts.parts.len()) };
         let SocketKind::Datagram { ipv6, connected, segmentation, .. } = socket.kind else {
-            return Ok(group.len());
+            return Ok(parts.parts.len());
         };
         let slots = &self.slots;
         let to = |remote| if connected { None } else { Some(remote) };
-        if let Some(segment) = group[0].gso.filter(|_| !segmentation) {
+        let (sizes, parts, headers) = (&parts.sizes[start..], &parts.parts[start..], &parts.headers);
+        let owner = |part: &Part| &group[part.owner];
+        let first = owner(&parts[0]);
+        if let Some(segment) = parts[0].segment.filter(|_| !segmentation) {
             // A super-datagram of the child over a way that does not take it.
-            let whole = group[0].bytes.slice(slots);
-            let parts = whole.chunks(usize::from(segment).max(1)).map(|part| socket::Outgoing {
-                remote: to(group[0].remote),
-                local: group[0].local,
-                pieces: std::iter::once(part),
+            let whole = first.bytes.slice(slots);
+            let pieces = whole.chunks(usize::from(segment).max(1)).map(|piece| socket::Outgoing {
+                remote: to(first.remote),
+                local: first.local,
+                pieces: std::iter::once(piece),
                 segment: None,
             });
-            self.send_batch.send(socket.fd.as_fd(), parts)?;
+            self.send_batch.send(socket.fd.as_fd(), pieces)?;
             return Ok(1);
         }
         let version = if ipv6 { IpVersion::V6 } else { IpVersion::V4 };
@@ -211,26 +319,29 @@ impl Driver {
         if !segmentation {
             limits.count = 1;
         }
-        let sizes = &mut self.receive.sizes;
-        sizes.clear();
-        sizes.extend(group.iter().map(|datagram| datagram.bytes.len()));
         let mut at = 0;
         let mut ends = [0; BATCH];
         let mut count = 0;
         let datagrams = std::iter::from_fn(|| {
-            let first = group.get(at)?;
-            let (len, segment) = match first.gso {
+            let part = parts.get(at)?;
+            let first = owner(part);
+            let (len, segment) = match part.segment {
                 Some(segment) => (1, Some(segment)),
                 None => {
-                    let same = |other: &&Outgoing| {
-                        (other.remote, other.local, other.gso) == (first.remote, first.local, None)
+                    let same = |other: &&Part| {
+                        let owner = owner(other);
+                        (owner.remote, owner.local, other.segment) == (first.remote, first.local, None)
                     };
-                    let extent = group[at..].iter().take(limits.count).take_while(same).count();
+                    let extent = parts[at..].iter().take(limits.count).take_while(same).count();
                     let run = runs(&sizes[at..at + extent], limits).next()?;
                     (run.range.len(), run.gso)
                 }
             };
-            let pieces = group[at..at + len].iter().map(|datagram| datagram.bytes.slice(slots));
+            let pieces = parts[at..at + len].iter().flat_map(|part| {
+                let bytes = &owner(part).bytes.buffer(slots)[part.bytes.clone()];
+                let headers = Some(&headers[part.headers.clone()]).filter(|headers| !headers.is_empty());
+                headers.into_iter().chain(std::iter::once(bytes))
+            });
             at += len;
             *ends.get_mut(count)? = at;
             count += 1;
@@ -286,7 +397,9 @@ impl Driver {
         let received = self.receive.batch.recv(socket.fd.as_fd(), buffers, &mut incoming);
         let more = match received {
             Ok(count) => {
-                self.receive.width = if count >= NARROW { BATCH } else { NARROW };
+                // Many that the kernel has joined are more than a cache holds.
+                let joined = incoming.iter().any(|message| message.len > JOINED);
+                self.receive.width = if count >= NARROW && !joined { BATCH } else { NARROW };
                 count == width
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
@@ -311,6 +424,9 @@ impl Driver {
     /// Passes the first datagrams of `incoming` on, as many as fit one frame; says how many.
     fn pass_on(&mut self, now: Instant, flow: FlowId, incoming: &[Incoming]) -> usize {
         let first = incoming[0];
+        if self.sockets.get(flow).is_some_and(HostSocket::is_overlay) {
+            return self.pass_on_overlay(now, incoming);
+        }
         let Ok(Session { flow, version, ready }) = self.session_of(now, flow, &first) else { return 1 };
         let uso = ready && self.stack.link().uso;
         let limits = RunLimits::for_link(self.stack.config().mtu(), version);
@@ -349,11 +465,135 @@ impl Driver {
 
     /// The flow that a datagram belongs to which came by the socket of `flow`.
     fn session_of(&mut self, now: Instant, flow: FlowId, first: &Incoming) -> Result<Session, DropReason> {
-        if self.sockets.get(flow).is_some_and(HostSocket::is_shared) {
+        if self.sockets.get(flow).is_some_and(HostSocket::is_published) {
             return self.stack.session(now, ForwardId(flow), first.from, first.local);
         }
         let version = if first.from.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
         Ok(Session { flow, version, ready: true })
+    }
+
+    /// Passes the first datagrams of `incoming` on, as many as one peer of the overlay has sent; says how many.
+    fn pass_on_overlay(&mut self, now: Instant, incoming: &[Incoming]) -> usize {
+        let from = incoming[0].from;
+        let extent = incoming.iter().take_while(|other| other.from == from).count();
+        let mut datagrams = std::mem::take(&mut self.receive.datagrams);
+        datagrams.clear();
+        for message in &incoming[..extent] {
+            let segment = message.segment.map_or(message.len, usize::from);
+            let mut at = message.slot * DATAGRAM;
+            let end = at + message.len;
+            loop {
+                datagrams.push(at..end.min(at + segment));
+                at += segment.max(1);
+                if at >= end {
+                    break;
+                }
+            }
+        }
+        match self.stack.overlay_session(now, from) {
+            Ok(session) => self.join_and_send(now, session, from, &datagrams),
+            Err(reason) => (1..datagrams.len()).for_each(|_| self.stack.count_drop(reason)),
+        }
+        self.receive.datagrams = datagrams;
+        extent
+    }
+
+    /// Sends datagrams of one peer to the child, in as few frames as the link takes.
+    fn join_and_send(
+        &mut self,
+        now: Instant,
+        session: Session,
+        from: SocketAddr,
+        datagrams: &[Range<usize>],
+    ) {
+        let Session { flow, version, ready } = session;
+        let link = self.stack.link();
+        let mut limits = RunLimits::for_link(self.stack.config().mtu(), version);
+        if !(ready && link.uso) {
+            limits.count = 1;
+        }
+        let joins = ready && link.tunnel;
+        let (mut plain, mut at) = (0, 0);
+        while let Some(first) = datagrams.get(at) {
+            let join = if joins && first.len() <= limits.datagram {
+                Join::begin(&self.receive.buffers[first.clone()])
+            } else {
+                None
+            };
+            let Some(mut join) = join else {
+                at += 1;
+                continue;
+            };
+            let mut end = at + 1;
+            while let Some(next) = datagrams.get(end).filter(|_| end - at < BATCH)
+                && join.push(&self.receive.buffers[next.clone()])
+            {
+                end += 1;
+            }
+            if end - at > 1 {
+                self.send_plain(now, session, from, &datagrams[plain..at], limits);
+                self.send_joined(now, flow, version, from, &datagrams[at..end], &mut join);
+                plain = end;
+            }
+            at = end;
+        }
+        self.send_plain(now, session, from, &datagrams[plain..], limits);
+    }
+
+    /// Sends datagrams of one peer that nothing joins but their size.
+    fn send_plain(
+        &mut self,
+        now: Instant,
+        session: Session,
+        from: SocketAddr,
+        mut datagrams: &[Range<usize>],
+        limits: RunLimits,
+    ) {
+        while !datagrams.is_empty() {
+            let extent = datagrams.len().min(limits.count);
+            let sizes = &mut self.receive.sizes;
+            sizes.clear();
+            sizes.extend(datagrams[..extent].iter().map(Range::len));
+            let (len, gso) = runs(sizes, limits).next().map_or((1, None), |run| (run.range.len(), run.gso));
+            let (now_sent, rest) = datagrams.split_at(len);
+            self.send_to_child(now, session.flow, session.version, from, now_sent, gso);
+            datagrams = rest;
+        }
+    }
+
+    /// Sends segments as one super-segment in the tunnel.
+    fn send_joined(
+        &mut self,
+        now: Instant,
+        flow: FlowId,
+        version: IpVersion,
+        from: SocketAddr,
+        datagrams: &[Range<usize>],
+        join: &mut Join,
+    ) {
+        let header_len = join.header_len();
+        let (inner, gso, inner_version) = join.finish();
+        let total = header_len + datagrams.iter().map(|datagram| datagram.len() - header_len).sum::<usize>();
+        let mut headers = [0; MAX_HEADERS];
+        let datagram = Datagram { from, payload: &[], total, gso: Gso::Tunnel(gso) };
+        let Ok(ToChild::Frame { start, offload }) =
+            self.stack.handle_datagram(now, flow, datagram, &mut headers)
+        else {
+            return;
+        };
+        let Gso::Tunnel(gso) = offload.gso else { return };
+        let vnet = vnet_hdr::emit_tunnel(gso, inner_version, version);
+        let buffers = &self.receive.buffers;
+        let mut parts = [IoSlice::new(&[]); BATCH + 3];
+        parts[0] = IoSlice::new(&vnet[..self.link.header_len()]);
+        parts[1] = IoSlice::new(&headers[start..]);
+        parts[2] = IoSlice::new(inner);
+        for (part, datagram) in parts[3..].iter_mut().zip(datagrams) {
+            *part = IoSlice::new(&buffers[datagram.start + header_len..datagram.end]);
+        }
+        let parts = &parts[..3 + datagrams.len()];
+        let written = self.link.write(parts);
+        note_written(&mut self.stack, &mut self.observers, now, written, &parts[1..], offload);
     }
 
     /// Sends the bytes at `ranges` of the receive buffers as one frame.
@@ -373,7 +613,7 @@ impl Driver {
         let Ok(ToChild::Frame { start, offload }) = self.stack.handle_datagram(
             now,
             flow,
-            Datagram { from, payload: first, total, gso },
+            Datagram { from, payload: first, total, gso: gso.map_or(Gso::None, Gso::Udp) },
             &mut headers,
         ) else {
             return;
@@ -386,24 +626,38 @@ impl Driver {
             header_len: headers.len() as u16,
             l4_end: (headers.len() + total) as u32,
         };
-        let vnet = vnet_hdr::emit(offload, &offsets);
+        let vnet = vnet_hdr::padded(vnet_hdr::emit(offload, &offsets));
         let mut parts = [IoSlice::new(&[]); BATCH + 2];
-        parts[0] = IoSlice::new(&vnet);
+        parts[0] = IoSlice::new(&vnet[..self.link.header_len()]);
         parts[1] = IoSlice::new(headers);
         for (part, range) in parts[2..].iter_mut().zip(ranges) {
             *part = IoSlice::new(&buffers[range.clone()]);
         }
-        match self.link.write(&parts[..2 + ranges.len()]) {
-            Ok(_) => {
-                self.stack.count_frame_to_child(headers.len() + total);
-                if self.observers.any() {
-                    let frame: Vec<u8> = parts[1..].iter().flat_map(|part| part.iter().copied()).collect();
-                    self.observers.to_child(now, &frame, offload);
-                }
+        let parts = &parts[..2 + ranges.len()];
+        let written = self.link.write(parts);
+        note_written(&mut self.stack, &mut self.observers, now, written, &parts[1..], offload);
+    }
+}
+
+/// Counts a frame of these parts that was written, or was not.
+fn note_written(
+    stack: &mut Stack,
+    observers: &mut Observers,
+    now: Instant,
+    written: io::Result<usize>,
+    parts: &[IoSlice<'_>],
+    offload: Offload,
+) {
+    match written {
+        Ok(_) => {
+            stack.count_frame_to_child(parts.iter().map(|part| part.len()).sum());
+            if observers.any() {
+                let frame: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+                observers.to_child(now, &frame, offload);
             }
-            // Datagrams are not kept: the sender's loss is its own to notice (RFC 8085 section 3.1).
-            Err(error) if is_temporary(&error) => self.stack.count_drop(DropReason::ToChildQueueFull),
-            Err(_) => self.stack.count_drop(DropReason::TapWriteFailed),
         }
+        // Datagrams are not kept: the sender's loss is its own to notice (RFC 8085 section 3.1).
+        Err(error) if is_temporary(&error) => stack.count_drop(DropReason::ToChildQueueFull),
+        Err(_) => stack.count_drop(DropReason::TapWriteFailed),
     }
 }

@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use mio::unix::SourceFd;
@@ -63,6 +63,8 @@ pub(super) enum Sessions {
     One,
     /// To a flow per client: the socket of a published port.
     OnePerClient,
+    /// To the child's peers, whom the stack knows: the socket of an overlay.
+    Overlay,
 }
 
 /// For whom a connection is made.
@@ -161,6 +163,49 @@ impl HostSockets {
             unbound: false,
         };
         self.insert(forward.flow(), fd, kind, Interest::READABLE)
+    }
+
+    /// Opens the overlay's socket of one family at `port`, bound as all sockets of the child's are. `None` where the host
+    /// does not have the family.
+    ///
+    /// # Errors
+    /// bind(2): the port is taken, or the address is not there.
+    pub(super) fn open_overlay(
+        &mut self,
+        flow: FlowId,
+        port: u16,
+        ipv6: bool,
+    ) -> io::Result<Option<SocketAddr>> {
+        let fd = match socket::open(Kind::Udp, ipv6) {
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => return Ok(None),
+            opened => opened?,
+        };
+        socket::prepare_datagram(fd.as_fd(), Kind::Udp, ipv6);
+        socket::enlarge_buffers(fd.as_fd());
+        let any: IpAddr = if ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let own = match self.outbound(ipv6) {
+            Outbound::Any => any,
+            Outbound::Address(address) => *address,
+            Outbound::Interface(name) => {
+                sockopt::BindToDevice.set(&fd, &OsString::from(name))?;
+                any
+            }
+        };
+        let own = SocketAddr::new(own, port);
+        match socket::bind(fd.as_fd(), own) {
+            Err(error) if ipv6 && error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => return Ok(None),
+            bound => bound?,
+        }
+        let kind = SocketKind::Datagram {
+            sessions: Sessions::Overlay,
+            ipv6,
+            connected: false,
+            hop: None,
+            segmentation: true,
+            unbound: false,
+        };
+        self.insert(flow, fd, kind, Interest::READABLE)?;
+        Ok(Some(own))
     }
 
     /// What became of a connection under way; `None` while it is.
@@ -351,9 +396,19 @@ impl HostSocket {
         matches!(self.kind, SocketKind::Stream { connecting: Some(_), .. })
     }
 
-    /// Whether it is the socket of a published port.
+    /// Whether one peer's way out says nothing of another's.
     pub(super) fn is_shared(&self) -> bool {
+        matches!(self.kind, SocketKind::Datagram { sessions: Sessions::OnePerClient | Sessions::Overlay, .. })
+    }
+
+    /// Whether it is the socket of a published port.
+    pub(super) fn is_published(&self) -> bool {
         matches!(self.kind, SocketKind::Datagram { sessions: Sessions::OnePerClient, .. })
+    }
+
+    /// Whether it is the overlay's.
+    pub(super) fn is_overlay(&self) -> bool {
+        matches!(self.kind, SocketKind::Datagram { sessions: Sessions::Overlay, .. })
     }
 
     /// Has `UDP_SEGMENT` tried again.

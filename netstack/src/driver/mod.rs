@@ -30,6 +30,7 @@ mod host_addresses;
 mod host_relay;
 mod host_sockets;
 mod observers;
+mod paths;
 mod polling;
 pub mod resolver;
 mod settings;
@@ -46,22 +47,23 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use thiserror::Error;
 
 use self::clock::MonotonicClock;
-use self::datagrams::{Outgoing, OutgoingBytes, Receive};
+use self::datagrams::{Outgoing, OutgoingBytes, Parts, Receive};
 pub use self::forwards::AdoptError;
 use self::handle::Job;
 pub use self::handle::{DriverHandle, Ended};
 pub use self::host_relay::{HostRelay, RelayOffer};
 use self::host_sockets::{Connect, HostSockets, SocketKind, SocketUser};
 use self::observers::Observers;
+use self::paths::Paths;
 use self::polling::{Courtesy, PAUSE, Polling};
 use self::resolver::{ResolverWatch, read_resolv_conf};
 pub use self::settings::{CaptureRunning, DnsUpstream};
 use crate::action::{Action, HostEvent, Payload};
-use crate::config::{Config, DnsService, Ipv6Mode, MapTarget};
+use crate::config::{Config, DnsService, Ipv4Mode, Ipv6Mode, MapTarget};
 use crate::error::DropReason;
 use crate::flow::FlowId;
 use crate::frame::{Frame, Offload};
-use crate::offload::vnet_hdr::{self, VirtioNetHdr};
+use crate::offload::{IpVersion, vnet_hdr};
 use crate::stack::{FRAME_BUFFER, FlowInfo, Stack};
 use crate::stats::Stats;
 use crate::sys::link::{Link, PacketSocketError};
@@ -118,6 +120,17 @@ pub enum DriverError {
         #[source]
         source: io::Error,
     },
+    /// The overlay's port cannot be used.
+    #[error(
+        "UDP port {port} of the host cannot be bound for the overlay: another program or node may have it"
+    )]
+    Overlay {
+        /// The port.
+        port: u16,
+        /// Error of the system call.
+        #[source]
+        source: io::Error,
+    },
     /// No randomness for sequence numbers and DNS ids.
     #[error("reading randomness failed")]
     Random(#[source] io::Error),
@@ -153,6 +166,8 @@ pub struct Driver {
     wait_at_most: Option<Duration>,
     readable: VecDeque<FlowId>,
     outgoing: Vec<Outgoing>,
+    parts: Parts,
+    paths: Paths,
     send_batch: SendBatch,
     receive: Receive,
     jobs: Option<Receiver<Job>>,
@@ -170,7 +185,10 @@ impl Driver {
     /// # Errors
     /// When the link or one of the kernel's event sources cannot be used.
     pub fn new(link: impl Into<Link>, mut config: Config) -> Result<Self, DriverError> {
-        let link = link.into();
+        let mut link = link.into();
+        if config.overlay().is_some() {
+            link.offer_tunnels();
+        }
         if config.seed == 0 {
             config.seed = random::seed().map_err(DriverError::Random)?;
         }
@@ -211,6 +229,8 @@ impl Driver {
             wait_at_most: None,
             readable: VecDeque::new(),
             outgoing: Vec::new(),
+            parts: Parts::default(),
+            paths: Paths::default(),
             send_batch: SendBatch::new(),
             receive: Receive::new(),
             jobs: None,
@@ -218,6 +238,7 @@ impl Driver {
         };
         // Not for writing: a TAP is always writable, what it may lack is memory.
         driver.watch("link", driver.link.as_fd().as_raw_fd(), TAP, Interest::READABLE)?;
+        driver.open_overlay()?;
         if follow_dns {
             driver.follow_resolv_conf()?;
         }
@@ -345,6 +366,25 @@ impl Driver {
         }
     }
 
+    /// Opens the overlay's sockets, where there is an overlay.
+    fn open_overlay(&mut self) -> Result<(), DriverError> {
+        let Some(port) = self.stack.overlay_port() else { return Ok(()) };
+        let config = self.stack.config();
+        let families = [
+            (IpVersion::V4, config.ipv4_mode() == Ipv4Mode::On),
+            (IpVersion::V6, config.ipv6_mode() != Ipv6Mode::Off),
+        ];
+        for (version, _) in families.into_iter().filter(|&(_, offered)| offered) {
+            let Some(flow) = self.stack.overlay_flow(version) else { continue };
+            match self.sockets.open_overlay(flow, port, version == IpVersion::V6) {
+                Ok(Some(own)) => log::debug!("overlay at {own}"),
+                Ok(None) => log::debug!("the host has no {version:?} for the overlay"),
+                Err(source) => return Err(DriverError::Overlay { port, source }),
+            }
+        }
+        Ok(())
+    }
+
     /// One turn of the loop; says whether to stop.
     fn turn(&mut self, events: &mut Events) -> Result<bool, DriverError> {
         let now = match self.wait(events) {
@@ -448,7 +488,7 @@ impl Driver {
             if !self.tap_readable || bytes_read >= TAP_BATCH_BYTES {
                 break;
             }
-            let mut header = [0; VirtioNetHdr::LEN];
+            let mut header = [0; vnet_hdr::TUNNEL_LEN];
             let len = match self.link.read(&mut header, &mut self.slots[slot]) {
                 Ok(len) => len,
                 Err(error) => match error.raw_os_error() {
@@ -464,7 +504,7 @@ impl Driver {
             bytes_read += len;
             self.moved += len;
             let bytes = &mut self.slots[slot][..len];
-            let offload = match vnet_hdr::accept(&header, bytes) {
+            let offload = match vnet_hdr::accept_tunnel(&header, bytes) {
                 Ok(offload) => offload,
                 Err(reason) => {
                     self.stack.count_drop(reason);
@@ -530,8 +570,9 @@ impl Driver {
     /// Writes the frame in `self.frame`; `false` if the TAP has no memory for it now.
     fn write_frame(&mut self, now: Instant, len: usize, offload: Offload) -> bool {
         let frame = &self.frame[..len];
-        let header = vnet_hdr::emit_for_frame(offload, frame);
-        match self.link.write(&[IoSlice::new(&header), IoSlice::new(frame)]) {
+        let header = vnet_hdr::padded(vnet_hdr::emit_for_frame(offload, frame));
+        let header = &header[..self.link.header_len()];
+        match self.link.write(&[IoSlice::new(header), IoSlice::new(frame)]) {
             Ok(_) => {
                 self.observers.to_child(now, frame, offload);
                 true

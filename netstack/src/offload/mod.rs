@@ -3,6 +3,7 @@
 pub mod checksum;
 pub mod coalesce;
 pub mod segment;
+pub mod tunnel;
 pub mod vnet_hdr;
 
 use std::ops::Range;

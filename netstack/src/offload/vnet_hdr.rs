@@ -9,13 +9,19 @@
 //!
 //! To the child, [`emit`] and [`emit_for_frame`] build the header.
 //!
-//! Not handled: the 12-byte form with `num_buffers` (we do not use `TUNSETVNETHDRSZ`), legacy UDP
-//! fragmentation offload (`TUN_F_UFO` is never asked for), tunnel segmentation. Integers are in the
-//! machine's byte order, the TAP's default as long as nobody calls `TUNSETVNETLE`.
+//! Where super-segments inside UDP tunnels are asked for (`TUN_F_UDP_TUNNEL_GSO`, Linux 6.17), the header is a
+//! `struct virtio_net_hdr_v1_hash_tunnel` of 24 bytes: behind the ten come `num_buffers` and a hash, which a TAP does
+//! not use, and two offsets. [`accept_tunnel`] and [`emit_tunnel`] know both forms.
+//!
+//! Not handled: legacy UDP fragmentation offload (`TUN_F_UFO` is never asked for). Integers are in the machine's byte
+//! order, the TAP's default as long as nobody calls `TUNSETVNETLE`; the two offsets are little-endian always.
 
 use super::{HeaderOffsets, IpVersion, Transport, checksum};
 use crate::error::DropReason;
-use crate::frame::{Checksum, Gso, Offload};
+use crate::frame::{Checksum, Gso, Offload, TunnelGso};
+
+/// Bytes of the header with the offsets of tunnels.
+pub const TUNNEL_LEN: usize = 24;
 
 /// The header, field by field.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +48,8 @@ impl VirtioNetHdr {
     pub const NEEDS_CSUM: u8 = 1;
     /// The checksum was verified.
     pub const DATA_VALID: u8 = 2;
+    /// The tunnel's own UDP checksum is left to the receiver, too.
+    pub const UDP_TUNNEL_CSUM: u8 = 8;
     /// Not a super-segment.
     pub const GSO_NONE: u8 = 0;
     /// TCP over IPv4.
@@ -52,6 +60,10 @@ impl VirtioNetHdr {
     pub const GSO_UDP_L4: u8 = 5;
     /// The super-segment has CWR set.
     pub const GSO_ECN: u8 = 0x80;
+    /// It is inside a UDP tunnel over IPv4.
+    pub const GSO_TUNNEL_V4: u8 = 0x20;
+    /// It is inside a UDP tunnel over IPv6.
+    pub const GSO_TUNNEL_V6: u8 = 0x40;
 
     /// Reads the fields.
     pub fn from_bytes(bytes: &[u8; Self::LEN]) -> Self {
@@ -134,6 +146,59 @@ pub fn accept(header: &[u8; VirtioNetHdr::LEN], frame: &mut [u8]) -> Result<Offl
     Ok(offload)
 }
 
+/// [`accept`] for a header that may speak of a tunnel. The tunnel's own checksum of a super-segment is not looked at:
+/// whoever sends the segments on computes it anew.
+pub fn accept_tunnel(header: &[u8; TUNNEL_LEN], frame: &mut [u8]) -> Result<Offload, DropReason> {
+    const TUNNEL: u8 = VirtioNetHdr::GSO_TUNNEL_V4 | VirtioNetHdr::GSO_TUNNEL_V6;
+    let (plain, _) = header.split_first_chunk::<{ VirtioNetHdr::LEN }>().ok_or(DropReason::BadVnetHeader)?;
+    let fields = VirtioNetHdr::from_bytes(plain);
+    if fields.gso_type & TUNNEL == 0 {
+        return accept(plain, frame);
+    }
+    locate_tunnel(fields, offset_at(header, OUTER_L4), offset_at(header, INNER_L3), frame)
+        .map(|gso| Offload { checksum: Checksum::Partial, gso: Gso::Tunnel(gso) })
+        .ok_or(DropReason::BadVnetHeader)
+}
+
+/// Checks a tunnel's offsets against the frame.
+fn locate_tunnel(fields: VirtioNetHdr, outer_l4: u16, inner_l3: u16, frame: &[u8]) -> Option<TunnelGso> {
+    let offsets = HeaderOffsets::locate(frame)?;
+    let tunnel = match offsets.ip_version {
+        IpVersion::V4 => VirtioNetHdr::GSO_TUNNEL_V4,
+        IpVersion::V6 => VirtioNetHdr::GSO_TUNNEL_V6,
+    };
+    let inner_l4 = fields.csum_start;
+    let version = frame.get(usize::from(inner_l3))? >> 4;
+    let l3_min = if version == 4 { 20 } else { 40 };
+    let is_tunnel = offsets.transport == Transport::Udp
+        && offsets.l4_start == outer_l4
+        && inner_l3 >= offsets.header_len
+        && inner_l4 >= inner_l3.checked_add(l3_min)?
+        && fields.flags & VirtioNetHdr::NEEDS_CSUM != 0
+        && fields.gso_size > 0;
+    let inner = fields.gso_type & !(tunnel | VirtioNetHdr::GSO_ECN);
+    let (transport, header_len) = match (inner, version) {
+        (VirtioNetHdr::GSO_TCPV4, 4) | (VirtioNetHdr::GSO_TCPV6, 6) => {
+            let data_offset = u16::from(frame.get(usize::from(inner_l4) + 12)? >> 4) * 4;
+            (Transport::Tcp, Some(data_offset).filter(|&len| len >= 20)?)
+        }
+        (VirtioNetHdr::GSO_UDP_L4, 4 | 6) => (Transport::Udp, 8),
+        _ => return None,
+    };
+    let header_len = inner_l4.checked_add(header_len)?;
+    let fits = usize::from(header_len) < offsets.l4_end as usize
+        && fields.csum_offset == transport.checksum_offset();
+    let payload = offsets.header_len;
+    (is_tunnel && fits).then_some(TunnelGso {
+        payload,
+        inner_l3,
+        inner_l4,
+        header_len,
+        transport,
+        size: fields.gso_size,
+    })
+}
+
 /// The header of a frame to the child. A super-segment has to be [`Checksum::Partial`]; the kernel then
 /// computes the checksum of each segment from the pseudo-header sum in the field. `DATA_VALID` is never
 /// written, Linux does not heed it.
@@ -150,6 +215,48 @@ pub fn emit(offload: Offload, offsets: &HeaderOffsets) -> [u8; VirtioNetHdr::LEN
         header.hdr_len = offsets.header_len;
     }
     header.to_bytes()
+}
+
+/// The header of a super-segment to the child inside a tunnel over `outer`. The inner checksum field holds the
+/// pseudo-header sum, and so does the outer one over IPv6; over IPv4 there is none.
+pub fn emit_tunnel(gso: TunnelGso, inner: IpVersion, outer: IpVersion) -> [u8; TUNNEL_LEN] {
+    let (tunnel, checksum) = match outer {
+        IpVersion::V4 => (VirtioNetHdr::GSO_TUNNEL_V4, 0),
+        IpVersion::V6 => (VirtioNetHdr::GSO_TUNNEL_V6, VirtioNetHdr::UDP_TUNNEL_CSUM),
+    };
+    let segment = match (gso.transport, inner) {
+        (Transport::Udp, _) => VirtioNetHdr::GSO_UDP_L4,
+        (Transport::Tcp, IpVersion::V4) => VirtioNetHdr::GSO_TCPV4,
+        (Transport::Tcp, IpVersion::V6) => VirtioNetHdr::GSO_TCPV6,
+    };
+    let header = VirtioNetHdr {
+        flags: VirtioNetHdr::NEEDS_CSUM | checksum,
+        gso_type: segment | tunnel,
+        hdr_len: gso.header_len,
+        gso_size: gso.size,
+        csum_start: gso.inner_l4,
+        csum_offset: gso.transport.checksum_offset(),
+    };
+    let mut bytes = padded(header.to_bytes());
+    let outer_l4 = gso.payload.saturating_sub(8);
+    bytes[OUTER_L4..OUTER_L4 + 2].copy_from_slice(&outer_l4.to_le_bytes());
+    bytes[INNER_L3..INNER_L3 + 2].copy_from_slice(&gso.inner_l3.to_le_bytes());
+    bytes
+}
+
+/// A plain header with the room that tunnels need behind it.
+pub fn padded(header: [u8; VirtioNetHdr::LEN]) -> [u8; TUNNEL_LEN] {
+    let mut bytes = [0; TUNNEL_LEN];
+    bytes[..VirtioNetHdr::LEN].copy_from_slice(&header);
+    bytes
+}
+
+/// Offsets of `outer_th_offset` and `inner_nh_offset`.
+const OUTER_L4: usize = 20;
+const INNER_L3: usize = 22;
+
+fn offset_at(header: &[u8; TUNNEL_LEN], at: usize) -> u16 {
+    u16::from_le_bytes([header[at], header[at + 1]])
 }
 
 /// [`emit`] for a frame of our own making, whose headers are found by reading it. A frame that is neither

@@ -15,6 +15,7 @@ use crate::dns::tcp::{LengthPrefix, frame};
 use crate::dns::{AnswerKind, DnsAction, DnsTransport, QueryId, QueryOrigin};
 use crate::error::DropReason;
 use crate::flow::{FlowId, FlowKey, Protocol};
+use crate::frame::Gso;
 use crate::packet;
 use crate::time::Instant;
 
@@ -92,7 +93,7 @@ impl Stack {
                     flow,
                     remote: server,
                     payload: Payload::Owned(message.to_vec()),
-                    gso: None,
+                    gso: Gso::None,
                     hop: Hop { ttl: packet::DEFAULT_TTL, dont_fragment: false },
                     local: None,
                 });

@@ -35,6 +35,7 @@ use crate::config::{Ipv4Mode, Ipv6Mode};
 use crate::error::{DropReason, ForwardError};
 use crate::flow::{FlowId, FlowKey, Protocol};
 use crate::forward::{ForwardId, SessionEnds, UdpForward, may_be_child, may_be_source, visible_source};
+use crate::frame::Gso;
 use crate::neighbor::{Due, Inquiries, Inquiry};
 use crate::offload::IpVersion;
 use crate::packet::{self, BROADCAST, IpHeader, MAX_HEADERS, Mac, ethertype, protocol};
@@ -277,7 +278,7 @@ impl Stack {
     }
 
     /// Keeps a datagram until `address`, the next hop to `child`, is known.
-    fn hold_datagram(
+    pub(super) fn hold_datagram(
         &mut self,
         now: Instant,
         address: IpAddr,
@@ -285,7 +286,7 @@ impl Stack {
         child: SocketAddr,
         datagram: &Datagram<'_>,
     ) -> Result<ToChild, DropReason> {
-        if datagram.gso.is_some() || datagram.payload.len() != datagram.total {
+        if datagram.gso != Gso::None || datagram.payload.len() != datagram.total {
             // Against the agreement of [`Session::ready`].
             return Err(DropReason::NeighborUnknown);
         }

@@ -13,6 +13,7 @@ use super::{Destination, FlowKind, PingBinding, Received, Stack};
 use crate::action::{Action, DatagramError, Payload};
 use crate::error::DropReason;
 use crate::flow::{FlowId, FlowKey, Protocol};
+use crate::frame::Gso;
 use crate::icmp as icmp_wire;
 use crate::icmp::IcmpErrorKind;
 use crate::offload::checksum;
@@ -114,7 +115,7 @@ impl Stack {
                 Some(slot) => Payload::InFrame { slot, range },
                 None => Payload::Owned(message.to_vec()),
             },
-            gso: None,
+            gso: Gso::None,
             hop,
             local: None,
         });

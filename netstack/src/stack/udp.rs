@@ -26,8 +26,30 @@ pub struct Datagram<'a> {
     pub payload: &'a [u8],
     /// Payload bytes of all datagrams.
     pub total: usize,
-    /// Payload bytes of each datagram but the last, where there are several.
-    pub gso: Option<u16>,
+    /// How several are told apart: [`Gso::Udp`] names the payload bytes of each but the last. With [`Gso::Tunnel`], whose
+    /// offsets count from the start of the payload, it is one super-segment; the link has to take it
+    /// ([`LinkCapabilities::tunnel`](crate::frame::LinkCapabilities::tunnel)).
+    pub gso: Gso,
+}
+
+impl Datagram<'_> {
+    /// Number of datagrams.
+    pub(super) fn count(&self) -> usize {
+        match self.gso {
+            Gso::Udp(size) => self.total.div_ceil(usize::from(size).max(1)),
+            Gso::Tunnel(gso) => gso.segments(self.total),
+            Gso::None | Gso::Tcp(_) => 1,
+        }
+    }
+
+    /// Payload bytes of the longest.
+    fn longest(&self) -> usize {
+        match self.gso {
+            Gso::Udp(size) => usize::from(size),
+            Gso::Tunnel(gso) => usize::from(gso.header_len) + usize::from(gso.size),
+            Gso::None | Gso::Tcp(_) => self.total,
+        }
+    }
 }
 
 /// How a datagram from the host travels to the child.
@@ -92,6 +114,9 @@ impl Stack {
             return Err(reason);
         }
         let hop = self.next_hop(now, received)?;
+        if self.is_overlay(udp.dst) {
+            return self.overlay_from_child(now, received, address, range, hop);
+        }
         let id = match known {
             Some(id) => id,
             None => self.open_binding(key, received.mac, FlowKind::Udp(Box::new(UdpBinding::new(now))))?,
@@ -118,8 +143,9 @@ impl Stack {
         hop: Hop,
     ) {
         let gso = match received.offload.gso {
-            Gso::Udp(size) if range.len() > usize::from(size) => Some(size),
-            _ => None,
+            Gso::Udp(size) if range.len() <= usize::from(size) => Gso::None,
+            Gso::Tcp(_) => Gso::None,
+            gso => gso,
         };
         let payload = match received.slot {
             Some(slot) => Payload::InFrame { slot, range: range.start as u32..range.end as u32 },
@@ -145,6 +171,7 @@ impl Stack {
         let result = match self.flows.get(flow).map(|entry| &entry.value.kind) {
             Some(FlowKind::Udp(_)) => self.udp_to_child(now, flow, &datagram, headers),
             Some(FlowKind::UdpSession(_)) => self.session_to_child(now, flow, &datagram, headers),
+            Some(FlowKind::Overlay(_)) => self.overlay_to_child(now, flow, &datagram, headers),
             Some(FlowKind::Ping(_)) => self.echo_to_child(now, flow, datagram.from, datagram.payload),
             Some(FlowKind::DnsQuery(_)) => self.handle_dns_answer(now, flow, datagram.payload),
             Some(FlowKind::Tcp(_) | FlowKind::Relayed(_) | FlowKind::UdpForward(_)) | None => {
@@ -189,14 +216,12 @@ impl Stack {
         headers: &mut [u8; MAX_HEADERS],
     ) -> ToChild {
         let Datagram { payload, total, gso, .. } = *datagram;
-        self.stats.udp.packets_to_child +=
-            gso.map_or(1, |size| total.div_ceil(usize::from(size).max(1)) as u64);
+        self.stats.udp.packets_to_child += datagram.count() as u64;
         self.stats.udp.bytes_to_child += total as u64;
         let ip =
             IpHeader { src: source.ip(), dst: child.ip(), protocol: protocol::UDP, ttl: packet::DEFAULT_TTL };
         let ports = (source.port(), child.port());
-        let one = gso.map_or(total, usize::from);
-        if ip.header_len() + UDP_LEN + one > usize::from(self.config.mtu) {
+        if ip.header_len() + UDP_LEN + datagram.longest() > usize::from(self.config.mtu) {
             self.send_fragments(&ip, ports, payload, mac);
             return ToChild::Queued;
         }
@@ -209,7 +234,17 @@ impl Stack {
         let pseudo = checksum::pseudo_header_sum(ip.src, ip.dst, protocol::UDP, (UDP_LEN + total) as u32);
         if self.link.checksum {
             udp[6..8].copy_from_slice(&pseudo.to_be_bytes());
-            let gso = gso.filter(|&size| total > usize::from(size)).map_or(Gso::None, Gso::Udp);
+            let gso = match gso {
+                Gso::Udp(size) if total <= usize::from(size) => Gso::None,
+                Gso::Tunnel(gso) => {
+                    if ip.src.is_ipv4() {
+                        // None, as tunnels have it over IPv4: the inner one covers all there is.
+                        udp[6..8].fill(0);
+                    }
+                    Gso::Tunnel(gso.behind((MAX_HEADERS - start) as u16))
+                }
+                gso => gso,
+            };
             return ToChild::Frame { start, offload: Offload { checksum: Checksum::Partial, gso } };
         }
         debug_assert_eq!(payload.len(), total, "a checksum in software needs the whole payload");
@@ -337,9 +372,11 @@ impl Stack {
             FlowKind::Udp(binding) => binding.last_active + timeouts.udp,
             FlowKind::UdpSession(session) => session.last_active + timeouts.udp_session,
             FlowKind::Ping(binding) => binding.last_active + timeouts.icmp,
-            FlowKind::Tcp(_) | FlowKind::Relayed(_) | FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => {
-                return;
-            }
+            FlowKind::Tcp(_)
+            | FlowKind::Relayed(_)
+            | FlowKind::UdpForward(_)
+            | FlowKind::Overlay(_)
+            | FlowKind::DnsQuery(_) => return,
         };
         if until <= now {
             self.close_binding(id);
@@ -403,9 +440,11 @@ impl Stack {
             FlowKind::Udp(binding) => (&mut binding.last_active, &mut self.udp_lru),
             FlowKind::UdpSession(session) => (&mut session.last_active, &mut self.session_lru),
             FlowKind::Ping(binding) => (&mut binding.last_active, &mut self.ping_lru),
-            FlowKind::Tcp(_) | FlowKind::Relayed(_) | FlowKind::UdpForward(_) | FlowKind::DnsQuery(_) => {
-                return;
-            }
+            FlowKind::Tcp(_)
+            | FlowKind::Relayed(_)
+            | FlowKind::UdpForward(_)
+            | FlowKind::Overlay(_)
+            | FlowKind::DnsQuery(_) => return,
         };
         if now >= *last_active + REFRESH {
             *last_active = now;

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use super::tap::{Tap, set_nonblocking};
 use crate::frame::LinkCapabilities;
-use crate::offload::vnet_hdr::VirtioNetHdr;
+use crate::offload::vnet_hdr;
 
 /// A link to the child.
 #[derive(Debug)]
@@ -60,8 +60,28 @@ impl Link {
         }
     }
 
+    /// Has super-segments inside UDP tunnels travel whole, where that can be.
+    pub(crate) fn offer_tunnels(&mut self) {
+        match self {
+            Link::Tap(tap) => tap.offer_tunnels(),
+            Link::Packet(_) => {}
+        }
+    }
+
+    /// Bytes of the virtio-net header.
+    pub(crate) fn header_len(&self) -> usize {
+        match self {
+            Link::Tap(tap) => tap.header_len(),
+            Link::Packet(_) => 0,
+        }
+    }
+
     /// Reads one frame; `WouldBlock` when there is none.
-    pub(crate) fn read(&self, header: &mut [u8; VirtioNetHdr::LEN], frame: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn read(
+        &self,
+        header: &mut [u8; vnet_hdr::TUNNEL_LEN],
+        frame: &mut [u8],
+    ) -> io::Result<usize> {
         match self {
             Link::Tap(tap) => tap.read(header, frame),
             Link::Packet(socket) => {
@@ -71,7 +91,8 @@ impl Link {
         }
     }
 
-    /// Writes one frame that consists of `parts`, the first of which is the virtio-net header.
+    /// Writes one frame that consists of `parts`, the first of which is the virtio-net header of
+    /// [`Link::header_len`] bytes.
     pub(crate) fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Link::Tap(tap) => tap.write(parts),
@@ -144,14 +165,14 @@ mod tests {
     fn one_message_is_one_frame_and_the_end_is_told() {
         let (ours, theirs) = pair(SockType::SeqPacket);
         let link = Link::from(PacketSocket::new(ours).unwrap());
-        let (mut header, mut frame) = ([7; VirtioNetHdr::LEN], [0; 64]);
+        let (mut header, mut frame) = ([7; vnet_hdr::TUNNEL_LEN], [0; 64]);
         assert_eq!(link.read(&mut header, &mut frame).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         nix::unistd::write(&theirs, b"first").unwrap();
         nix::unistd::write(&theirs, b"second").unwrap();
         assert_eq!(link.read(&mut header, &mut frame).unwrap(), 5);
-        assert_eq!((&frame[..5], header), (&b"first"[..], [0; VirtioNetHdr::LEN]));
+        assert_eq!((&frame[..5], header), (&b"first"[..], [0; vnet_hdr::TUNNEL_LEN]));
         assert_eq!(link.read(&mut header, &mut frame).unwrap(), 6);
-        let parts = [&[0; VirtioNetHdr::LEN][..], b"head", b"body"].map(IoSlice::new);
+        let parts = [&[][..], b"head", b"body"].map(IoSlice::new);
         assert_eq!(link.write(&parts).unwrap(), 8, "without the virtio-net header");
         assert_eq!(nix::unistd::read(&theirs, &mut frame).unwrap(), 8);
         drop(theirs);

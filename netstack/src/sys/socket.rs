@@ -12,7 +12,7 @@ use crate::action::{DatagramError, DatagramErrorKind};
 /// Datagrams per system call.
 pub(crate) const BATCH: usize = 64;
 /// Pieces of memory per system call when sending.
-pub(crate) const PIECES: usize = 128;
+pub(crate) const PIECES: usize = 256;
 
 /// Kinds of sockets the driver opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +102,12 @@ pub(crate) fn prepare_tcp(fd: BorrowedFd<'_>) {
 /// Receive buffer asked for on datagram sockets, in bytes; the kernel grants at most `net.core.rmem_max`.
 const DATAGRAM_BUFFER: i32 = 2 << 20;
 
+/// Asks for more of it, for a socket that many peers share.
+pub(crate) fn enlarge_buffers(fd: BorrowedFd<'_>) {
+    let _ = set_int(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, 4 * DATAGRAM_BUFFER);
+    let _ = set_int(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, 4 * DATAGRAM_BUFFER);
+}
+
 /// Sets what every datagram socket of ours has: errors in the error queue, GRO, a larger buffer.
 pub(crate) fn prepare_datagram(fd: BorrowedFd<'_>, kind: Kind, ipv6: bool) {
     let (level, option) =
@@ -115,6 +121,19 @@ pub(crate) fn prepare_datagram(fd: BorrowedFd<'_>, kind: Kind, ipv6: bool) {
     if ipv6 {
         let _ = set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1);
     }
+}
+
+/// The path MTU to `remote` that the kernel knows, in bytes with the IP header (ip(7), `IP_MTU`).
+pub(crate) fn path_mtu(remote: SocketAddr) -> io::Result<u32> {
+    let fd = open(Kind::Udp, remote.is_ipv6())?;
+    let fd = std::os::fd::AsFd::as_fd(&fd);
+    connect(fd, remote)?;
+    let (level, option) = if remote.is_ipv6() {
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_MTU)
+    };
+    get_int(fd, level, option).map(|mtu| mtu.unsigned_abs())
 }
 
 /// Whether a socket is of `AF_INET6`.
@@ -183,7 +202,7 @@ impl SendBatch {
     }
 
     /// Sends as many of `datagrams` as fit one system call; says how many the kernel took.
-    pub(crate) fn send<'a, P: ExactSizeIterator<Item = &'a [u8]>>(
+    pub(crate) fn send<'a, P: Iterator<Item = &'a [u8]>>(
         &mut self,
         fd: BorrowedFd<'_>,
         datagrams: impl Iterator<Item = Outgoing<P>>,
@@ -192,12 +211,16 @@ impl SendBatch {
         let mut used = 0;
         for datagram in datagrams.take(BATCH) {
             let first = used;
-            if first + datagram.pieces.len() > PIECES {
-                break;
-            }
-            for (piece, entry) in datagram.pieces.zip(&mut self.pieces[first..]) {
+            let mut pieces = datagram.pieces;
+            while let Some(entry) = self.pieces.get_mut(used)
+                && let Some(piece) = pieces.next()
+            {
                 *entry = libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() };
                 used += 1;
+            }
+            // Half a datagram is none.
+            if used == PIECES && pieces.next().is_some() {
+                break;
             }
             let header = &mut self.headers[count].msg_hdr;
             (header.msg_name, header.msg_namelen) = match datagram.remote {

@@ -52,6 +52,8 @@ pub struct Tap {
     fd: OwnedFd,
     name: String,
     vnet_header: bool,
+    /// Bytes of it.
+    header_len: usize,
     capabilities: LinkCapabilities,
 }
 
@@ -92,12 +94,23 @@ impl Tap {
         }
         let vnet_header = flags & libc::IFF_VNET_HDR != 0;
         set_nonblocking(fd.as_fd()).map_err(TapError::NonBlocking)?;
-        let mut tap =
-            Tap { fd, name: request.name(), vnet_header, capabilities: LinkCapabilities::default() };
+        let mut tap = Tap {
+            fd,
+            name: request.name(),
+            vnet_header,
+            header_len: 0,
+            capabilities: LinkCapabilities::default(),
+        };
         if vnet_header {
             set_header_size(tap.fd.as_fd(), VirtioNetHdr::LEN as i32).map_err(TapError::SetHeaderSize)?;
-            tap.capabilities =
-                tap.probe_offloads(LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: true });
+            tap.header_len = VirtioNetHdr::LEN;
+            tap.capabilities = tap.probe_offloads(LinkCapabilities {
+                checksum: true,
+                tso4: true,
+                tso6: true,
+                uso: true,
+                tunnel: false,
+            });
         }
         Ok(tap)
     }
@@ -106,6 +119,24 @@ impl Tap {
     pub fn limit_offloads(&mut self, wanted: LinkCapabilities) {
         if self.vnet_header {
             self.capabilities = self.probe_offloads(wanted);
+        }
+    }
+
+    /// Has super-segments inside UDP tunnels travel whole, where the device offers it (Linux 6.17) and nothing else was
+    /// switched off.
+    pub fn offer_tunnels(&mut self) {
+        let LinkCapabilities { checksum, tso4, tso6, uso, .. } = self.capabilities;
+        if !(checksum && tso4 && tso6 && uso)
+            || set_header_size(self.fd.as_fd(), vnet_hdr::TUNNEL_LEN as i32).is_err()
+        {
+            return;
+        }
+        let wanted = LinkCapabilities { tunnel: true, ..self.capabilities };
+        if set_offload(self.fd.as_fd(), offload_flags(wanted)).is_ok() {
+            (self.capabilities, self.header_len) = (wanted, vnet_hdr::TUNNEL_LEN);
+        } else {
+            // As it was; the offloads are, too.
+            let _ = set_header_size(self.fd.as_fd(), self.header_len as i32);
         }
     }
 
@@ -132,11 +163,11 @@ impl Tap {
     /// ([`DropReason::BadVnetHeader`](crate::error::DropReason::BadVnetHeader)): go on with the next. Any other
     /// means that the device is gone.
     pub fn recv<'a>(&self, buffer: &'a mut [u8], slot: u32) -> io::Result<Frame<'a>> {
-        let mut header = [0; VirtioNetHdr::LEN];
+        let mut header = [0; vnet_hdr::TUNNEL_LEN];
         let len = self.read(&mut header, buffer)?;
         let bytes = &mut buffer[..len];
         let offload =
-            vnet_hdr::accept(&header, bytes).map_err(|reason| io::Error::new(InvalidData, reason))?;
+            vnet_hdr::accept_tunnel(&header, bytes).map_err(|reason| io::Error::new(InvalidData, reason))?;
         Ok(Frame { bytes, offload, slot })
     }
 
@@ -145,22 +176,34 @@ impl Tap {
     /// # Errors
     /// `WouldBlock` or `ENOBUFS` while the device has no room; others when it is down or gone.
     pub fn send(&self, frame: &[u8], offload: Offload) -> io::Result<()> {
-        let header = vnet_hdr::emit_for_frame(offload, frame);
-        self.write(&[IoSlice::new(&header), IoSlice::new(frame)])?;
+        let header = vnet_hdr::padded(vnet_hdr::emit_for_frame(offload, frame));
+        self.write(&[IoSlice::new(&header[..self.header_len]), IoSlice::new(frame)])?;
         Ok(())
     }
 
-    /// Reads one frame; `WouldBlock` when there is none.
-    pub(crate) fn read(&self, header: &mut [u8; VirtioNetHdr::LEN], frame: &mut [u8]) -> io::Result<usize> {
+    /// Bytes of the virtio-net header; 0 where there is none.
+    pub(crate) fn header_len(&self) -> usize {
+        self.header_len
+    }
+
+    /// Reads one frame; `WouldBlock` when there is none. Of the header the first [`Tap::header_len`] bytes are written,
+    /// or the first ten zeroed.
+    pub(crate) fn read(
+        &self,
+        header: &mut [u8; vnet_hdr::TUNNEL_LEN],
+        frame: &mut [u8],
+    ) -> io::Result<usize> {
         if !self.vnet_header {
             header.fill(0);
             return Ok(nix::unistd::read(&self.fd, frame)?);
         }
+        let header = &mut header[..self.header_len];
         let read = readv(&self.fd, &mut [IoSliceMut::new(header), IoSliceMut::new(frame)])?;
-        Ok(read.saturating_sub(VirtioNetHdr::LEN))
+        Ok(read.saturating_sub(self.header_len))
     }
 
-    /// Writes one frame that consists of `parts`, the first of which is the virtio-net header.
+    /// Writes one frame that consists of `parts`, the first of which is the virtio-net header of
+    /// [`Tap::header_len`] bytes.
     pub(crate) fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         let parts = if self.vnet_header { parts } else { &parts[1..] };
         Ok(writev(&self.fd, parts)?)
@@ -169,9 +212,15 @@ impl Tap {
     fn probe_offloads(&self, wanted: LinkCapabilities) -> LinkCapabilities {
         let tso = wanted.checksum && wanted.tso4 && wanted.tso6;
         let steps = [
-            LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: wanted.uso && tso },
-            LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: false },
-            LinkCapabilities { checksum: true, tso4: true, tso6: false, uso: false },
+            LinkCapabilities {
+                checksum: true,
+                tso4: true,
+                tso6: true,
+                uso: wanted.uso && tso,
+                tunnel: false,
+            },
+            LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: false, tunnel: false },
+            LinkCapabilities { checksum: true, tso4: true, ..LinkCapabilities::default() },
             LinkCapabilities { checksum: true, ..LinkCapabilities::default() },
         ];
         let allowed = |step: &&LinkCapabilities| {
@@ -215,12 +264,15 @@ fn offload_flags(capabilities: LinkCapabilities) -> libc::c_uint {
     const TUN_F_TSO_ECN: libc::c_uint = 0x08;
     const TUN_F_USO4: libc::c_uint = 0x20;
     const TUN_F_USO6: libc::c_uint = 0x40;
+    const TUN_F_UDP_TUNNEL_GSO: libc::c_uint = 0x80;
+    const TUN_F_UDP_TUNNEL_GSO_CSUM: libc::c_uint = 0x100;
     let flag = |on: bool, flags: libc::c_uint| if on { flags } else { 0 };
     flag(capabilities.checksum, TUN_F_CSUM)
         | flag(capabilities.tso4, TUN_F_TSO4)
         | flag(capabilities.tso6, TUN_F_TSO6)
         | flag(capabilities.tso4 || capabilities.tso6, TUN_F_TSO_ECN)
         | flag(capabilities.uso, TUN_F_USO4 | TUN_F_USO6)
+        | flag(capabilities.tunnel, TUN_F_UDP_TUNNEL_GSO | TUN_F_UDP_TUNNEL_GSO_CSUM)
 }
 
 /// `struct ifreq` as the TUN ioctls use it: name and flags.

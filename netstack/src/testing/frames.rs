@@ -336,6 +336,10 @@ pub fn check(frame: &[u8], offload: Offload, mtu: u16) {
             assert_eq!(ip.protocol, protocol::UDP);
             assert!(headers + usize::from(size) <= usize::from(mtu), "datagrams of {size} exceed the MTU");
         }
+        Gso::Tunnel(gso) => {
+            let longest = usize::from(gso.header_len) - ETHERNET_LEN + usize::from(gso.size);
+            assert!(longest <= usize::from(mtu), "segments of {longest} bytes exceed the MTU");
+        }
     }
     if ip.fragment.is_some() {
         return;

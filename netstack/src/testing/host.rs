@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use crate::action::{Action, ConnectError, DatagramError, DatagramKind, Hop, HostEvent, OpenError, Payload};
 use crate::flow::FlowId;
 use crate::forward::ForwardId;
-use crate::frame::Offload;
+use crate::frame::{Gso, Offload};
 use crate::packet::MAX_HEADERS;
 use crate::stack::{Datagram, HostIo, Stack, ToChild};
 use crate::time::Instant;
@@ -96,7 +96,7 @@ pub struct SentDatagram {
     /// Payload or ICMP message.
     pub payload: Vec<u8>,
     /// Size of the datagrams in a super-datagram.
-    pub gso: Option<u16>,
+    pub gso: Gso,
     /// TTL and fragmentation.
     pub hop: Hop,
     /// Source address, where it is not the kernel's to choose.
@@ -361,9 +361,14 @@ impl HostStub {
 
     /// The socket of a published UDP port, which the stack took as `forward`.
     pub fn published(&mut self, forward: ForwardId, ipv6: bool) {
-        self.last = Some(forward.flow());
+        self.bound(forward.flow(), ipv6);
+    }
+
+    /// A bound UDP socket that was there before the flow sent anything.
+    pub fn bound(&mut self, flow: FlowId, ipv6: bool) {
+        self.last = Some(flow);
         let socket = HostDatagram { kind: DatagramKind::Udp, ipv6, sent: Vec::new(), closed: false };
-        assert!(self.datagram.insert(forward.flow(), socket).is_none(), "published twice");
+        assert!(self.datagram.insert(flow, socket).is_none(), "bound twice");
     }
 
     /// A datagram from `from` arrives at the flow's socket; says what the stack made of it, and the frame where it
@@ -381,7 +386,7 @@ impl HostStub {
         match stack.handle_datagram(
             now,
             flow,
-            Datagram { from, payload, total: payload.len(), gso },
+            Datagram { from, payload, total: payload.len(), gso: gso.map_or(Gso::None, Gso::Udp) },
             &mut headers,
         )? {
             ToChild::Queued => Ok(None),

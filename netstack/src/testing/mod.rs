@@ -25,6 +25,7 @@ use crate::error::{DropReason, ForwardError};
 use crate::flow::FlowId;
 use crate::forward::{ForwardId, UdpForward};
 use crate::frame::{Frame, LinkCapabilities, Offload};
+use crate::offload::IpVersion;
 use crate::stack::{FRAME_BUFFER, Stack};
 use crate::time::{Duration, Instant};
 
@@ -35,10 +36,10 @@ const MANY_STEPS: usize = 200_000;
 
 /// Every offload that a link can have.
 pub const ALL_OFFLOADS: LinkCapabilities =
-    LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: true };
+    LinkCapabilities { checksum: true, tso4: true, tso6: true, uso: true, tunnel: true };
 /// None.
 pub const NO_OFFLOADS: LinkCapabilities =
-    LinkCapabilities { checksum: false, tso4: false, tso6: false, uso: false };
+    LinkCapabilities { checksum: false, tso4: false, tso6: false, uso: false, tunnel: false };
 
 /// A stack with a child and a host.
 #[derive(Debug)]
@@ -86,6 +87,11 @@ impl Harness {
             slots: vec![Vec::new()],
             buffer: vec![0; FRAME_BUFFER],
         };
+        for (version, ipv6) in [(IpVersion::V4, false), (IpVersion::V6, true)] {
+            if let Some(flow) = harness.stack.overlay_flow(version) {
+                harness.host.bound(flow, ipv6);
+            }
+        }
         // The first router advertisements are over before a test begins.
         harness.drive();
         harness.child.received.clear();
@@ -156,6 +162,15 @@ impl Harness {
         let session = self.stack.session(self.now, forward, client, local)?;
         self.datagram(session.flow, client, payload, None)?;
         Ok(session.flow)
+    }
+
+    /// A datagram arrives at the overlay's socket, and everything settles.
+    ///
+    /// # Errors
+    /// Why the stack dropped it.
+    pub fn overlay_datagram(&mut self, from: SocketAddr, payload: &[u8]) -> Result<(), DropReason> {
+        let session = self.stack.overlay_session(self.now, from)?;
+        self.datagram(session.flow, from, payload, None)
     }
 
     /// A datagram arrives at the socket of `flow`, and everything settles.

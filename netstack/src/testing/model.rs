@@ -14,12 +14,13 @@ use super::host::{ConnectPlan, RelayPlan};
 use super::link::{Link, LinkConfig, Random};
 use super::{ALL_OFFLOADS, Harness, NO_OFFLOADS, config};
 use crate::action::{ConnectError, DatagramError, DatagramErrorKind, HostEvent};
-use crate::config::Limits;
+use crate::config::{Limits, OverlayConfig};
 use crate::error::DropReason;
 use crate::flow::FlowId;
 use crate::forward::{ForwardId, ForwardSource, UdpForward};
-use crate::frame::{Checksum, Gso, Offload};
-use crate::stack::{RelayEnd, Relaying};
+use crate::frame::{Checksum, Gso, Offload, TunnelGso};
+use crate::offload::Transport;
+use crate::stack::{FlowInfo, RelayEnd, Relaying};
 use crate::time::Duration;
 
 /// Steps between two operations after which the stack is taken for livelocked.
@@ -28,6 +29,15 @@ const STEPS: usize = 20_000;
 const CONNECTIONS: usize = 24;
 /// UDP sessions of published ports.
 const SESSIONS: usize = 3;
+/// Some tunnel's super-segment.
+const TUNNEL: TunnelGso = TunnelGso {
+    payload: 42,
+    inner_l3: 64,
+    inner_l4: 84,
+    header_len: 116,
+    transport: Transport::Tcp,
+    size: 100,
+};
 /// Room for one connection's bytes at either end.
 const CHILD_RING: usize = 16 << 10;
 
@@ -63,6 +73,8 @@ struct Model {
     sent_to: BTreeMap<SocketAddr, BTreeSet<IpAddr>>,
     /// Published UDP ports of the child, IPv4 and IPv6, in runs that have some.
     published: Option<[ForwardId; 2]>,
+    /// Whom the child has sent to by the overlay, in runs that have one.
+    overlay: Option<BTreeSet<IpAddr>>,
     random: Random,
 }
 
@@ -75,7 +87,9 @@ pub fn run(bytes: &[u8]) {
     let setup = bytes.next().unwrap_or(0);
     let limits = Limits { udp_bindings: 8, udp_sessions: SESSIONS, icmp_bindings: 4, ..Limits::default() };
     let capabilities = if setup & 1 == 0 { ALL_OFFLOADS } else { NO_OFFLOADS };
-    let mut harness = Harness::new(config().limits(limits), capabilities);
+    let overlay =
+        (setup & 0x40 != 0).then(|| OverlayConfig { port: OverlayConfig::FLANNEL, peers: Vec::new() });
+    let mut harness = Harness::new(config().limits(limits).overlay(overlay.clone()), capabilities);
     harness.host.record = false;
     harness.child.set_rings(CHILD_RING);
     harness.link = Link::new(LinkConfig {
@@ -93,6 +107,7 @@ pub fn run(bytes: &[u8]) {
     let mut model = Model {
         harness,
         published,
+        overlay: overlay.map(|_| BTreeSet::new()),
         connections: Vec::new(),
         sent_to: BTreeMap::new(),
         random: Random::new(u64::from(setup)),
@@ -276,7 +291,11 @@ impl Model {
     }
 
     fn child_sends_datagram(&mut self, argument: u8) {
-        let (child, dst) = datagram_ends(argument);
+        let (child, mut dst) = datagram_ends(argument);
+        if let Some(peers) = self.overlay.as_mut().filter(|_| argument & 0x20 != 0) {
+            dst.set_port(OverlayConfig::FLANNEL);
+            peers.insert(dst.ip());
+        }
         let payload = self.random.bytes(usize::from(argument) * 16);
         let known: Vec<FlowId> = self.harness.host.datagram.keys().copied().collect();
         let before = self.harness.host.take_sent().len();
@@ -292,12 +311,30 @@ impl Model {
         let sent = self.harness.host.take_sent();
         assert_eq!(sent.len(), 1, "exactly once; bindings before: {known:?}");
         assert_eq!((sent[0].remote, &sent[0].payload), (dst, &payload));
-        self.sent_to.entry(child).or_default().insert(dst.ip());
+        if dst.port() != OverlayConfig::FLANNEL || self.overlay.is_none() {
+            self.sent_to.entry(child).or_default().insert(dst.ip());
+        }
+    }
+
+    /// A node of the overlay sends, or somebody who is none.
+    fn peer_sends_datagram(&mut self, argument: u8) {
+        let (child, mut from) = datagram_ends(argument);
+        from.set_port(u16::from(argument) + 1);
+        let may = self.overlay.as_ref().is_some_and(|peers| peers.contains(&from.ip()));
+        // The link loses questions too, and what waits for an answer is bounded.
+        match self.harness.overlay_datagram(from, b"from a peer") {
+            Ok(()) => assert!(may, "{from} has not been sent to by {child}"),
+            Err(DropReason::OverlayStranger) => assert!(!may, "{from} has been sent to"),
+            Err(reason) => assert_eq!(reason, DropReason::NeighborUnknown),
+        }
     }
 
     fn host_sends_datagram(&mut self, argument: u8) {
         if let Some(forwards) = self.published.filter(|_| argument & 0x80 != 0) {
             return self.client_sends_datagram(forwards, argument);
+        }
+        if self.overlay.is_some() && argument & 0x20 != 0 {
+            return self.peer_sends_datagram(argument);
         }
         let (child, from) = datagram_ends(argument);
         let open =
@@ -338,6 +375,7 @@ impl Model {
             Offload::default(),
             Offload { checksum: Checksum::Partial, gso: Gso::None },
             Offload { checksum: Checksum::Partial, gso: Gso::Udp(100) },
+            Offload { checksum: Checksum::Partial, gso: Gso::Tunnel(TUNNEL) },
         ] {
             let _ = self.harness.inject(frame);
             let _ = self.harness.inject_with(frame, offload);
@@ -438,8 +476,10 @@ impl Model {
         if lossy {
             return;
         }
+        // The overlay's sockets stay.
+        let is_transient = |flow: &FlowInfo| flow.key.child.port() != OverlayConfig::FLANNEL;
         assert_eq!(
-            self.harness.stack.flows().count(),
+            self.harness.stack.flows().filter(is_transient).count(),
             0,
             "{:#?}",
             self.harness.stack.flows().collect::<Vec<_>>()

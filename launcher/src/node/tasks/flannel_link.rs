@@ -1,9 +1,9 @@
 //! Keeps flannel's device as a node behind a TAP needs it, from the moment it appears. udev, which does this elsewhere, does
 //! not run in a namespace.
 //!
-//! - Checksums are computed by the kernel before encapsulation: what reaches a peer has passed a socket, where nobody
-//!   completes the inner one.
-//! - Its own address is the node's, where flanneld has made it the host's (see [`crate::components::flannel`]).
+//! Its own address is the node's, where flanneld has made it the host's (see [`crate::components::flannel`]): a kernel sends
+//! nothing from an address that it does not have. Checksum offload stays on: the engine completes what the kernel leaves, and
+//! without it the device gives up segmentation, too, at a fraction of the speed.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -14,7 +14,6 @@ use super::TaskError;
 use crate::components::flannel::DEVICE;
 use crate::netlink::message::{Batch, Interface};
 use crate::netlink::socket::Socket;
-use crate::sys::ethtool;
 
 /// Waits for the device, again and again.
 ///
@@ -37,10 +36,6 @@ pub(super) fn run(local: Option<Ipv4Addr>) -> Result<(), TaskError> {
 
 /// What cannot be done is told; the next device may be another matter.
 fn settle(requests: &Socket, index: u32, local: Option<Ipv4Addr>) {
-    match ethtool::disable_tx_checksum(DEVICE) {
-        Ok(()) => log::info!("{DEVICE}: checksums are computed before encapsulation"),
-        Err(error) => log::warn!("{DEVICE}: checksum offload stays on: {error}"),
-    }
     let Some(local) = local else { return };
     let mut batch = Batch::new();
     batch.set_vxlan_local(Interface(index), local);

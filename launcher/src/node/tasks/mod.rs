@@ -5,6 +5,7 @@ mod crio_images;
 mod flannel_link;
 mod host_ports;
 mod images;
+mod overlay_peers;
 mod programs;
 
 use std::io;
@@ -70,6 +71,8 @@ pub enum Task {
         #[arg(long)]
         local: Option<Ipv4Addr>,
     },
+    /// Let those send by the overlay that flannel sends to
+    OverlayPeers,
     /// Tell other nodes where this one is
     Annotate {
         /// The cluster's client.
@@ -128,6 +131,7 @@ impl Task {
                 let local = local.map(|local| format!("--local={local}"));
                 std::iter::once("flannel-link".into()).chain(local).collect()
             }
+            Task::OverlayPeers => vec!["overlay-peers".into()],
             Task::Annotate { kubectl, kubeconfig, node, public_ip } => vec![
                 "annotate".into(),
                 format!("--kubectl={}", kubectl.display()),
@@ -217,6 +221,7 @@ pub fn main(task: &Task) -> ExitCode {
         Task::HostPorts { .. } => c"rl-host-ports",
         Task::Images { .. } | Task::CrioImages { .. } => c"rl-images",
         Task::FlannelLink { .. } => c"rl-flannel-link",
+        Task::OverlayPeers => c"rl-peers",
         Task::Annotate { .. } => c"rl-annotate",
     };
     // For people only.
@@ -229,6 +234,7 @@ pub fn main(task: &Task) -> ExitCode {
         Task::Images { ctr, snapshotter, archives } => images::import(ctr, snapshotter, archives),
         Task::CrioImages { skopeo, storage, archives } => crio_images::copy(skopeo, storage, archives),
         Task::FlannelLink { local } => flannel_link::run(*local),
+        Task::OverlayPeers => overlay_peers::run(),
         Task::Annotate { kubectl, kubeconfig, node, public_ip } => {
             annotate::run(kubectl, kubeconfig, node, *public_ip)
         }

@@ -8,6 +8,7 @@ mod link;
 mod lossy;
 mod model;
 mod options;
+mod overlay;
 mod policy;
 mod relay;
 mod tcp;

@@ -51,7 +51,7 @@ fn a_datagram_goes_out_with_ttl_and_df_of_the_child() {
     h.inject(&frame).unwrap();
     let sent = h.host.take_sent().remove(0);
     assert_eq!((sent.remote, sent.payload.as_slice()), (remote, &b"payload"[..]));
-    assert_eq!((sent.hop.ttl, sent.hop.dont_fragment, sent.gso), (6, false, None));
+    assert_eq!((sent.hop.ttl, sent.hop.dont_fragment, sent.gso), (6, false, Gso::None));
 }
 
 #[test]
@@ -280,7 +280,7 @@ fn super_datagrams_pass_both_ways() {
         let offload = Offload { checksum: Checksum::Partial, gso: Gso::Udp(1000) };
         h.inject_with(&udp(child, remote, &[3; 4500]), offload).unwrap();
         let sent = h.host.take_sent().remove(0);
-        assert_eq!((sent.gso, sent.payload.len()), (Some(1000), 4500));
+        assert_eq!((sent.gso, sent.payload.len()), (Gso::Udp(1000), 4500));
         let flow = h.host.last_flow();
         h.datagram(flow, remote, &[4; 4500], Some(1000)).unwrap();
         let frame = h.child.received.pop_front().unwrap();
@@ -288,7 +288,7 @@ fn super_datagrams_pass_both_ways() {
         assert_eq!(h.stack.stats().udp.packets_to_child, 5);
         // One that fits a single datagram is not a super-datagram.
         h.inject_with(&udp(child, remote, &[3; 900]), offload).unwrap();
-        assert_eq!(h.host.take_sent()[0].gso, None);
+        assert_eq!(h.host.take_sent()[0].gso, Gso::None);
     }
 }
 
