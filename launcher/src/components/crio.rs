@@ -84,8 +84,6 @@ impl Crio {
             "conmon_cgroup": "pod",
             "conmon": self.conmon,
             "pinns_path": self.pinns,
-            // A pod without a container of its own gets a cgroup of CRI-O's, or does not start.
-            "drop_infra_ctr": self.cgroups != Cgroups::Withheld,
             "namespaces_dir": "/run/crio/ns",
             "container_exits_dir": "/run/crio/exits",
             "container_attach_socket_dir": "/run/crio/attach",
@@ -195,12 +193,6 @@ mod tests {
     fn a_pod_without_cgroups_has_a_container_of_its_own() {
         let config = Crio { cgroups: Cgroups::Withheld, ..crio(Storage::Overlay) }.config();
         assert!(config.contains("\ndrop_infra_ctr = false\n"), "{config}");
-    }
-
-    #[test]
-    fn without_delegation_a_container_holds_the_namespaces() {
-        let crio = Crio { cgroups: Cgroups::Withheld, ..crio(Storage::Overlay) };
-        assert!(crio.config().contains("\ndrop_infra_ctr = false\n"));
     }
 
     #[test]
