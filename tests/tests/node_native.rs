@@ -109,52 +109,6 @@ fn a_static_pod_has_all_it_wants_and_goes() {
     node.stop();
 }
 
-#[test]
-fn containerd_2_does_as_well() {
-    let Ok(components) = Components::find() else { return };
-    let world = world();
-    let second = components.second_programs();
-    let site = Site::new(&world, components);
-    let (listener, port) = listener(&world);
-    site.write_pod("web", &web("web", 18080, port));
-    let name = format!("--dns-name=lab.example={SERVICE4}");
-    let node = site.start_with(&second, &["--host-ports=off", &name]);
-    assert_eq!(announced(&listener, PATIENCE), "here is web");
-    let version = node.crictl(&["version"]);
-    assert!(version.contains("RuntimeVersion:  v2"), "{version}");
-    let container = node.container("web");
-    assert_eq!(node.crictl(&["exec", &container, "cat", "/data/index.html"]), "from the volume");
-    node.stop();
-}
-
-#[test]
-fn crio_does_as_well() {
-    let Ok(components) = Components::find() else { return };
-    let world = world();
-    let site = Site::new(&world, components);
-    let (listener, port) = listener(&world);
-    let name = format!("--dns-name=lab.example={SERVICE4}");
-    let second = site.components.second_programs();
-    let node = site.start_without_images(&second, &["--cri=crio", "--host-ports=off", &name]);
-    eventually("the supervisor runs", || site.state().join("node.sock").exists());
-    // It comes after CRI-O.
-    node.log("kubelet").wait_for_line("started");
-    for image in ["pause", "busybox"] {
-        let from = format!("oci-archive:{}", site.components.image(image).display());
-        let store = "[overlay@/var/lib/containers/storage+/run/containers/storage]";
-        let to = format!("containers-storage:{store}rootless-launch.test/{image}:1");
-        let copy = ["skopeo", "--policy", "/etc/containers/policy.json", "copy", &from, &to];
-        let _ = node.inside(&copy).success();
-    }
-    site.write_pod("web", &web("web", 18080, port));
-    assert_eq!(announced(&listener, PATIENCE), "here is web");
-    let version = node.crictl(&["version"]);
-    assert!(version.contains("RuntimeName:  cri-o"), "{version}");
-    let container = node.container("web");
-    assert_eq!(node.crictl(&["exec", &container, "cat", "/data/index.html"]), "from the volume");
-    node.stop();
-}
-
 /// A directory with one program, a script.
 fn fake(site: &Site<'_>, name: &str, script: &str) -> PathBuf {
     let directory = site.world.dir().join("fake");

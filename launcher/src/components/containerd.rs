@@ -78,6 +78,7 @@ impl Containerd {
 
     fn version_2(&self) -> Value {
         let mut cri = self.cri();
+        // 2.0 has lost it: there the runtime has to know by itself, see crate::personality::oci_runtime.
         cri["disable_cgroup"] = json!(self.cgroups == Cgroups::Withheld);
         cri["sandbox_image"] = json!(self.pause_image);
         cri["registry"] = json!({ "config_path": layout::CONTAINERD_REGISTRIES });

@@ -27,7 +27,7 @@ pub struct Crio {
     pub pinns: PathBuf,
     /// How layers of images become a file system.
     pub storage: Storage,
-    /// What starts containers.
+    /// What starts containers. Where no cgroup is delegated it has to be one that makes none.
     pub runtime: OciRuntime,
     /// Whether limits can be enforced.
     pub cgroups: Cgroups,
@@ -50,27 +50,46 @@ pub enum Storage {
     Vfs,
 }
 
-impl Crio {
-    /// crio.conf.
-    pub fn config(&self) -> String {
-        let (driver, options) = match &self.storage {
+impl Storage {
+    /// What the library of CRI-O and skopeo calls it, and its options.
+    fn driver(&self) -> (&'static str, Vec<String>) {
+        match self {
             Storage::Overlay => ("overlay", Vec::new()),
             Storage::FuseOverlayfs(program) => {
                 ("overlay", vec![format!("overlay.mount_program={}", program.display())])
             }
             Storage::Vfs => ("vfs", Vec::new()),
-        };
+        }
+    }
+
+    /// Where CRI-O keeps, for each container, what it forgets when the node ends.
+    pub fn run_directory(&self) -> PathBuf {
+        PathBuf::from(layout::CRIO_RUN_ROOT).join(format!("{}-containers", self.driver().0))
+    }
+
+    /// CRI-O's images, as containers-transports(5) names them before an image's name.
+    pub fn transport(&self) -> String {
+        let (driver, options) = self.driver();
+        let options = options.iter().map(|option| format!(":{option}")).collect::<String>();
+        format!("containers-storage:[{driver}@{}+{}{options}]", layout::CRIO_ROOT, layout::CRIO_RUN_ROOT)
+    }
+}
+
+impl Crio {
+    /// crio.conf.
+    pub fn config(&self) -> String {
+        let (driver, options) = self.storage.driver();
         let runtime = json!({
             "cgroup_manager": "cgroupfs",
             "conmon_cgroup": "pod",
             "conmon": self.conmon,
             "pinns_path": self.pinns,
-            // A pod without a container of its own gets a cgroup of CRI-O's, or does not start.
-            "drop_infra_ctr": self.cgroups != Cgroups::Withheld,
             "namespaces_dir": "/run/crio/ns",
             "container_exits_dir": "/run/crio/exits",
             "container_attach_socket_dir": "/run/crio/attach",
             "default_runtime": self.runtime.name,
+            // A pod without a container of its own is given a cgroup instead.
+            "drop_infra_ctr": self.cgroups != Cgroups::Withheld,
             "apparmor_profile": "unconfined",
             "runtimes": {
                 self.runtime.name: {
@@ -81,8 +100,8 @@ impl Crio {
         });
         toml(&json!({
             "crio": {
-                "root": "/var/lib/containers/storage",
-                "runroot": "/run/containers/storage",
+                "root": layout::CRIO_ROOT,
+                "runroot": layout::CRIO_RUN_ROOT,
                 "version_file": "/run/crio/version",
                 "version_file_persist": "/var/lib/containers/crio-version",
                 "clean_shutdown_file": "/var/lib/containers/crio-clean-shutdown",
@@ -163,12 +182,17 @@ mod tests {
         let config = crio(Storage::FuseOverlayfs("/usr/bin/fuse-overlayfs".into())).config();
         let option = "storage_option = [\"overlay.mount_program=/usr/bin/fuse-overlayfs\"]\n";
         assert!(config.contains(option) && config.contains("storage_driver = \"overlay\"\n"), "{config}");
+        let transport = Storage::FuseOverlayfs("/usr/bin/fuse-overlayfs".into()).transport();
+        assert_eq!(
+            transport,
+            "containers-storage:[overlay@/var/lib/containers/storage+/run/containers/storage:overlay.mount_program=/usr/bin/fuse-overlayfs]"
+        );
     }
 
     #[test]
-    fn without_delegation_a_container_holds_the_namespaces() {
-        let crio = Crio { cgroups: Cgroups::Withheld, ..crio(Storage::Overlay) };
-        assert!(crio.config().contains("\ndrop_infra_ctr = false\n"));
+    fn a_pod_without_cgroups_has_a_container_of_its_own() {
+        let config = Crio { cgroups: Cgroups::Withheld, ..crio(Storage::Overlay) }.config();
+        assert!(config.contains("\ndrop_infra_ctr = false\n"), "{config}");
     }
 
     #[test]

@@ -12,9 +12,6 @@ pub const CONTAINERD_STATE: &str = "/run/containerd";
 /// Hosts files of registries, see hosts.toml of containerd.
 pub const CONTAINERD_REGISTRIES: &str = "/etc/containerd/certs.d";
 
-/// What stands before the OCI runtime where there are no cgroups and the CRI runtime will not leave them alone.
-pub const OCI_RUNTIME: &str = "/run/rootless-launch/oci-runtime";
-
 /// Socket of the fuse-overlayfs snapshotter.
 pub const FUSE_OVERLAYFS_SOCKET: &str = "/run/containerd-fuse-overlayfs.sock";
 /// What the fuse-overlayfs snapshotter keeps.
@@ -30,6 +27,14 @@ pub const CRIO_SOCKET: &str = "/run/crio/crio.sock";
 pub const SIGNATURE_POLICY: &str = "/etc/containers/policy.json";
 /// Where CRI-O looks for images without a registry's name.
 pub const REGISTRIES: &str = "/etc/containers/registries.conf";
+
+/// CRI-O's images and containers.
+pub const CRIO_ROOT: &str = "/var/lib/containers/storage";
+/// What CRI-O's storage forgets when the node ends.
+pub const CRIO_RUN_ROOT: &str = "/run/containers/storage";
+
+/// Directory of a program that runs crun or runc without cgroups, and has its name.
+pub const OCI_RUNTIME: &str = "/run/rootless-launch/without-cgroups";
 
 /// CNI's configuration.
 pub const CNI_CONFIG_DIRECTORY: &str = "/etc/cni/net.d";

@@ -44,6 +44,8 @@ programs! {
     Conmon = "conmon",
     /// What CRI-O starts to keep namespaces.
     Pinns = "pinns",
+    /// Brings images to where CRI-O keeps them.
+    Skopeo = "skopeo",
     /// OCI runtime in C.
     Crun = "crun",
     /// OCI runtime in Go.
@@ -216,6 +218,7 @@ impl Program {
             Program::ContainerdShim => "Version:",
             Program::Crio => "crio version",
             Program::Conmon => "conmon version",
+            Program::Skopeo => "skopeo version",
             Program::Crun => "crun version",
             Program::Runc => "runc version",
             Program::Kubelet => "Kubernetes",
@@ -303,6 +306,7 @@ impl Program {
             ),
             Program::Pinns => of(None, None, Some("https://github.com/cri-o/cri-o/releases")),
             Program::Conmon => debian("conmon"),
+            Program::Skopeo => debian("skopeo"),
             Program::Crun => of(Some("crun"), None, Some("https://github.com/containers/crun/releases")),
             Program::Runc => of(
                 Some("runc"),

@@ -66,6 +66,8 @@ pub struct NodeArgs {
     pub static_pods: Option<PathBuf>,
 
     /// Import images from this archive, or from all in this directory, before pods start; repeat for more
+    ///
+    /// CRI-O takes OCI archives that name their images; skopeo copies them.
     #[arg(long, value_name = "FILE|DIR", help_heading = NODE)]
     pub image_archive: Vec<PathBuf>,
 

@@ -63,8 +63,9 @@ pub(super) fn collect(
     let host_name = gethostname().ok().and_then(|name| name.into_string().ok());
     let works = |works: bool| if works { Works::Yes } else { Works::No };
     Ok(NodeFacts {
+        // Where /proc is not, nothing that follows works either.
+        ourselves: env::current_exe().unwrap_or_default(),
         programs: survey(&programs(args), &search),
-        ourselves: env::current_exe().unwrap_or_else(|_| "rootless-launch".into()),
         path: path.collect::<Vec<_>>().join(":"),
         cgroups: cgroups(cgroup),
         cgroup2_alone: cgroup.1.hierarchy == Hierarchy::Unified,

@@ -8,9 +8,13 @@
 //! A hostPort leads straight to the pod, through the TAP, from the client's own address. portmap's rules do the same for the
 //! node's own address, and those are for clients inside: a rule for an address of the host (hostIP) would never match there.
 //!
+//! CRI-O maps ports itself and does not tell CNI. It writes what is wanted into the configuration of the pod's own container, when the
+//! network is there already.
+//!
 //! Not handled: SCTP, IPv6 (pods have none), pods in the host's network (CNI does not hear of them).
 
 use std::collections::BTreeSet;
+use std::mem;
 use std::net::{IpAddr, Ipv4Addr};
 
 use forwarder::spec::{PortFields, PortSpec, Proto};
@@ -83,10 +87,23 @@ pub enum Unpublished {
 ///
 /// A file that is half written is `None` too: whoever watches hears when it is whole.
 pub fn parse(text: &str) -> Option<Pod> {
-    let cached: Cached = serde_json::from_str(text).ok()?;
-    // Runtimes want the same of the pod's loopback, which is a network, too.
-    let is_about_ports = cached.kind == CACHE_KIND && cached.interface != "lo";
-    if !is_about_ports || cached.capabilities.mappings.is_empty() {
+    let mut cached = Cached::parse(text)?;
+    let mappings = mem::take(&mut cached.capabilities.mappings);
+    pod(&cached, mappings)
+}
+
+/// The same under CRI-O: `configuration` is asked for that of the container of this id.
+pub fn parse_of_crio(text: &str, configuration: impl FnOnce(&str) -> Option<String>) -> Option<Pod> {
+    let cached = Cached::parse(text)?;
+    let configuration = configuration(&cached.container_id)?;
+    let Configuration { annotations } = serde_json::from_str(&configuration).ok()?;
+    // Where no port is wanted it is null.
+    let mappings: Option<Vec<Mapping>> = serde_json::from_str(&annotations.mappings).ok()?;
+    pod(&cached, mappings.unwrap_or_default())
+}
+
+fn pod(cached: &Cached, mappings: Vec<Mapping>) -> Option<Pod> {
+    if mappings.is_empty() {
         return None;
     }
     let argument = |wanted: &str| {
@@ -102,7 +119,7 @@ pub fn parse(text: &str) -> Option<Pod> {
         IpAddr::V4(address) => Some(address),
         IpAddr::V6(_) => None,
     });
-    Some(Pod { name, address: { address }.next(), mappings: cached.capabilities.mappings })
+    Some(Pod { name, address: { address }.next(), mappings })
 }
 
 /// What is to be published for these pods, and what cannot be.
@@ -183,6 +200,27 @@ struct Cached {
     capabilities: Capabilities,
     #[serde(default)]
     result: CachedResult,
+}
+
+impl Cached {
+    /// If it is a file of libcni's about a network that ports can be mapped to.
+    fn parse(text: &str) -> Option<Self> {
+        let cached: Self = serde_json::from_str(text).ok()?;
+        // Runtimes want the same of the pod's loopback, which is a network, too.
+        (cached.kind == CACHE_KIND && cached.interface != "lo").then_some(cached)
+    }
+}
+
+/// What CRI-O writes of a container, as the OCI runtime specification says.
+#[derive(Debug, Deserialize)]
+struct Configuration {
+    annotations: CrioAnnotations,
+}
+
+#[derive(Debug, Deserialize)]
+struct CrioAnnotations {
+    #[serde(rename = "io.kubernetes.cri-o.PortMappings")]
+    mappings: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -266,6 +304,25 @@ mod tests {
             published(all, mappings),
             ["192.0.2.1:8080:10.244.0.5:80/tcp4", "127.0.0.2:53:10.244.0.5:5353/udp4"]
         );
+    }
+
+    #[test]
+    fn crio_says_it_elsewhere() {
+        let text = cached("[]");
+        let of = |annotations: &str| {
+            let configuration = format!(r#"{{"ociVersion":"1.2.0","annotations":{annotations}}}"#);
+            let asked = |id: &str| (id == "c0ffee").then_some(configuration);
+            let pod = parse_of_crio(&text, asked)?;
+            Some(wanted(&LOOPBACK, &[pod]).0.iter().map(PortSpec::to_string).collect::<Vec<_>>())
+        };
+        let mappings = r#"[{\"HostPort\":8080,\"ContainerPort\":80,\"Protocol\":\"TCP\",\"HostIP\":\"\"}]"#;
+        let annotations = format!(r#"{{"io.kubernetes.cri-o.PortMappings":"{mappings}","other":"x"}}"#);
+        assert_eq!(of(&annotations).unwrap(), ["127.0.0.1:8080:10.244.0.5:80/tcp4"]);
+        assert_eq!(of(r#"{"io.kubernetes.cri-o.PortMappings":"null"}"#), None);
+        assert_eq!(of(r#"{"io.kubernetes.cri-o.PortMappings":"{"}"#), None);
+        assert_eq!(of("{}"), None);
+        assert_eq!(parse_of_crio(&text, |_| None), None);
+        assert_eq!(parse_of_crio(&text.replace("eth0", "lo"), |_| Some(annotations)), None);
     }
 
     #[test]

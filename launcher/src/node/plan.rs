@@ -8,7 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::args::{Cni, Cri, FlannelBackend, HostPorts, NodeArgs};
-use super::tasks::{ANNOTATION, Task, oci_runtime};
+use super::tasks::{ANNOTATION, Task};
 use crate::apply::programs::{Answer, Installed};
 use crate::components::cni::Network;
 use crate::components::containerd::{self, Containerd, OciRuntime, Snapshotter};
@@ -17,16 +17,17 @@ use crate::components::flannel::{EtcdTls, Flannel, Store};
 use crate::components::kubelet::{self, Cluster, Kubelet, Patch, PatchError};
 use crate::components::programs::{Program, Suitability, Version};
 use crate::components::{Cgroups, layout};
+use crate::personality::oci_runtime;
 use crate::plan::net::TAP_NAME;
 use crate::supervisor::unit::{Journal, NodePlan, PlannedDirectory, PlannedFile, Readiness, Restart, Unit};
 
 /// What is known of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeFacts {
-    /// Programs that are there.
-    pub programs: BTreeMap<Program, Installed>,
     /// This program's file.
     pub ourselves: PathBuf,
+    /// Programs that are there.
+    pub programs: BTreeMap<Program, Installed>,
     /// PATH for what runs inside.
     pub path: String,
     /// What the node may do with cgroups.
@@ -98,11 +99,6 @@ pub enum NodeError {
         "the host has no default route, so the address that other nodes reach it at is not known: give it by --public-ip"
     )]
     NoPublicIp,
-    /// CRI-O imports no archives.
-    #[error(
-        "--image-archive works with containerd; CRI-O takes images from registries and from /var/lib/containers only"
-    )]
-    NoImport,
     /// A file that kubelet or flanneld will want.
     #[error("{option} {path:?}: {reason}")]
     File {
@@ -127,7 +123,7 @@ pub fn programs(args: &NodeArgs) -> Vec<Program> {
             Program::Ctr,
             Program::FuseOverlayfsSnapshotter,
         ]),
-        Cri::Crio => programs.extend([Program::Crio, Program::Conmon, Program::Pinns]),
+        Cri::Crio => programs.extend([Program::Crio, Program::Conmon, Program::Pinns, Program::Skopeo]),
     }
     if args.cni == Cni::Flannel {
         programs.extend([Program::Flanneld, Program::CniFlannel, Program::Kubectl]);
@@ -178,8 +174,11 @@ impl<'a> Composer<'a> {
             Cri::Containerd => wanted.extend([Program::Containerd, Program::ContainerdShim]),
             Cri::Crio => wanted.extend([Program::Crio, Program::Conmon, Program::Pinns]),
         }
-        if args.cri == Cri::Containerd && !args.image_archive.is_empty() {
-            wanted.push(Program::Ctr);
+        if !args.image_archive.is_empty() {
+            wanted.push(match args.cri {
+                Cri::Containerd => Program::Ctr,
+                Cri::Crio => Program::Skopeo,
+            });
         }
         if args.cni == Cni::Flannel {
             wanted.extend([Program::Flanneld, Program::CniFlannel]);
@@ -221,7 +220,7 @@ impl<'a> Composer<'a> {
     fn compose(mut self) -> Result<Composition, NodeError> {
         let (runtime, socket) = match self.args.cri {
             Cri::Containerd => (self.containerd(), layout::CONTAINERD_SOCKET),
-            Cri::Crio => (self.crio()?, layout::CRIO_SOCKET),
+            Cri::Crio => (self.crio(), layout::CRIO_SOCKET),
         };
         let endpoint = format!("unix://{socket}");
         self.file(
@@ -229,21 +228,13 @@ impl<'a> Composer<'a> {
             format!("runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\n"),
         );
         self.network();
-        match (self.args.host_ports, self.args.cri) {
-            (HostPorts::Off, _) => {}
-            (_, Cri::Containerd) => {
-                self.task("host-ports", &self.host_ports(), &[], Readiness::Started, Restart::Always);
-            }
-            // It maps ports by itself and tells CNI nothing of them.
-            (_, Cri::Crio) => {
-                let why = "with CRI-O hostPorts of pods stay inside the node: publish them by --publish";
-                self.warnings.push(why.to_owned());
-            }
+        if self.args.host_ports != HostPorts::Off {
+            self.task("host-ports", &self.host_ports(), &[], Readiness::Started, Restart::Always);
         }
         let mut before_kubelet = vec![runtime];
         if !self.args.image_archive.is_empty() {
             let images = self.images();
-            self.task("images", &images, &[containerd::NAME], Readiness::Exited, Restart::OnFailure);
+            self.task("images", &images, &[runtime], Readiness::Exited, Restart::OnFailure);
             before_kubelet.push("images");
         }
         self.kubelet(socket, &before_kubelet)?;
@@ -255,14 +246,16 @@ impl<'a> Composer<'a> {
 
     fn containerd(&mut self) -> &'static str {
         let facts = self.facts;
+        let version = version(facts, Program::Containerd);
+        // 1.7 can leave cgroups alone by itself.
+        let runtime = if version.major >= 2 { self.runtime_without_cgroups() } else { self.runtime.clone() };
         let snapshotter = self.snapshotter();
         self.warn_of_copies(snapshotter == Snapshotter::Native);
-        let version = version(facts, Program::Containerd);
         let containerd = Containerd {
             program: path(facts, Program::Containerd),
             version,
             snapshotter,
-            runtime: if version.major < 2 { self.runtime.clone() } else { self.sheltered() },
+            runtime,
             cgroups: facts.cgroups,
             pause_image: self.args.pause_image.clone(),
             cni_bin_dir: self.cni_bin_dir.clone(),
@@ -270,16 +263,6 @@ impl<'a> Composer<'a> {
         self.file(layout::CONTAINERD_CONFIG, containerd.config());
         self.units.extend(containerd.units());
         containerd::NAME
-    }
-
-    /// The OCI runtime, kept from cgroups where there are none.
-    fn sheltered(&mut self) -> OciRuntime {
-        if self.facts.cgroups != Cgroups::Withheld {
-            return self.runtime.clone();
-        }
-        let text = oci_runtime::script(&self.facts.ourselves, &self.runtime.program);
-        self.files.push(PlannedFile { path: layout::OCI_RUNTIME.into(), mode: 0o755, text });
-        OciRuntime { program: layout::OCI_RUNTIME.into(), ..self.runtime.clone() }
     }
 
     fn snapshotter(&self) -> Snapshotter {
@@ -296,25 +279,16 @@ impl<'a> Composer<'a> {
         }
     }
 
-    fn crio(&mut self) -> Result<&'static str, NodeError> {
-        if !self.args.image_archive.is_empty() {
-            return Err(NodeError::NoImport);
-        }
+    fn crio(&mut self) -> &'static str {
         let facts = self.facts;
-        let storage = match facts.overlayfs {
-            Works::Yes => Storage::Overlay,
-            Works::No if facts.fuse == Works::Yes && facts.programs.contains_key(&Program::FuseOverlayfs) => {
-                Storage::FuseOverlayfs(path(facts, Program::FuseOverlayfs))
-            }
-            Works::No => Storage::Vfs,
-        };
+        let storage = self.crio_storage();
         self.warn_of_copies(storage == Storage::Vfs);
         let crio = Crio {
             program: path(facts, Program::Crio),
             conmon: path(facts, Program::Conmon),
             pinns: path(facts, Program::Pinns),
             storage,
-            runtime: self.sheltered(),
+            runtime: self.runtime_without_cgroups(),
             cgroups: facts.cgroups,
             pause_image: self.args.pause_image.clone(),
             pause_command: String::new(),
@@ -324,7 +298,30 @@ impl<'a> Composer<'a> {
         self.file(layout::SIGNATURE_POLICY, crio.signature_policy());
         self.file(layout::REGISTRIES, crio.registries());
         self.units.push(crio.unit());
-        Ok(crio::NAME)
+        crio::NAME
+    }
+
+    fn crio_storage(&self) -> Storage {
+        let facts = self.facts;
+        match facts.overlayfs {
+            Works::Yes => Storage::Overlay,
+            Works::No if facts.fuse == Works::Yes && facts.programs.contains_key(&Program::FuseOverlayfs) => {
+                Storage::FuseOverlayfs(path(facts, Program::FuseOverlayfs))
+            }
+            Works::No => Storage::Vfs,
+        }
+    }
+
+    /// What starts containers, behind a program of ours where no cgroup is delegated.
+    fn runtime_without_cgroups(&mut self) -> OciRuntime {
+        let runtime = self.runtime.clone();
+        if self.facts.cgroups != Cgroups::Withheld {
+            return runtime;
+        }
+        let program = PathBuf::from(layout::OCI_RUNTIME).join(runtime.name);
+        let text = oci_runtime::script(&self.facts.ourselves, &runtime.program);
+        self.files.push(PlannedFile { path: program.clone(), mode: 0o755, text });
+        OciRuntime { program, ..runtime }
     }
 
     fn warn_of_copies(&mut self, copies: bool) {
@@ -344,7 +341,9 @@ impl<'a> Composer<'a> {
     }
 
     fn host_ports(&self) -> Task {
+        let sandboxes = (self.args.cri == Cri::Crio).then(|| self.crio_storage().run_directory());
         Task::HostPorts {
+            sandboxes,
             at: self.args.host_ports,
             first_unprivileged: self.facts.first_unprivileged,
             low_port_offset: self.args.low_port_offset,
@@ -352,10 +351,18 @@ impl<'a> Composer<'a> {
     }
 
     fn images(&self) -> Task {
-        Task::Images {
-            ctr: path(self.facts, Program::Ctr),
-            snapshotter: self.snapshotter().to_string(),
-            archives: self.args.image_archive.clone(),
+        let archives = self.args.image_archive.clone();
+        match self.args.cri {
+            Cri::Containerd => Task::Images {
+                ctr: path(self.facts, Program::Ctr),
+                snapshotter: self.snapshotter().to_string(),
+                archives,
+            },
+            Cri::Crio => Task::CrioImages {
+                skopeo: path(self.facts, Program::Skopeo),
+                storage: self.crio_storage().transport(),
+                archives,
+            },
         }
     }
 
@@ -774,13 +781,52 @@ mod tests {
     }
 
     #[test]
-    fn crio_takes_no_archives() {
-        let more = [(Program::Crio, "1.36.3"), (Program::Conmon, "2.1.12"), (Program::Pinns, "")];
-        let facts = facts(&[&ALL[..], &more].concat());
-        let Composition { plan, .. } = compose(&args(&["--cri=crio", "--host-ports=off"]), &facts).unwrap();
-        assert_eq!(names(&plan), ["crio", "kubelet < crio"]);
+    fn what_cannot_leave_cgroups_alone_calls_us_for_containers() {
+        const CONTAINERD: &str = "/etc/containerd/config.toml";
+        const CRUN: &str = "/run/rootless-launch/without-cgroups/crun";
+        let mut two = ALL;
+        two[1].1 = "2.3.4";
+        let runtime = |facts: &NodeFacts| {
+            let Composition { plan, .. } = compose(&args(&[]), facts).unwrap();
+            let config = text(&plan, CONTAINERD).to_owned();
+            (config.contains(CRUN), plan.files.into_iter().find(|file| file.path == Path::new(CRUN)))
+        };
+        let (named, file) = runtime(&facts(&two));
+        let file = file.unwrap();
+        assert!(named && file.mode == 0o755);
+        let call = "exec '/usr/bin/rootless-launch' oci-runtime '/usr/bin/crun' \"$@\"";
+        assert!(file.text.contains(call), "{}", file.text);
+        let delegated = NodeFacts { cgroups: Cgroups::Delegated, ..facts(&two) };
+        assert_eq!(runtime(&delegated), (false, None));
+        assert_eq!(runtime(&facts(&ALL)), (false, None));
+    }
+
+    #[test]
+    fn crio_has_its_images_from_skopeo() {
+        let more = [
+            (Program::Crio, "1.36.3"),
+            (Program::Conmon, "2.1.12"),
+            (Program::Pinns, ""),
+            (Program::Skopeo, "1.18.0"),
+        ];
+        let mut facts = facts(&[&ALL[..], &more].concat());
+        let crio = args(&["--cri=crio", "--image-archive=/a"]);
+        let Composition { plan, .. } = compose(&crio, &facts).unwrap();
+        assert_eq!(names(&plan), ["crio", "host-ports", "images < crio", "kubelet < crio < images"]);
         assert!(text(&plan, "/etc/kubernetes/kubelet.yaml").contains("unix:///run/crio/crio.sock"));
-        let error = compose(&args(&["--cri=crio", "--image-archive=/a"]), &facts).unwrap_err();
-        assert!(matches!(error, NodeError::NoImport));
+        assert!(
+            text(&plan, "/etc/crio/crio.conf")
+                .contains("runtime_path = \"/run/rootless-launch/without-cgroups/crun\"")
+        );
+        let storage =
+            "--storage=containers-storage:[overlay@/var/lib/containers/storage+/run/containers/storage]";
+        assert_eq!(plan.units[2].argv[2..], ["crio-images", "--skopeo=/usr/bin/skopeo", storage, "--", "/a"]);
+        let sandboxes = "--sandboxes=/run/containers/storage/overlay-containers";
+        assert_eq!(plan.units[1].argv.last().unwrap(), sandboxes);
+
+        facts.programs.remove(&Program::Skopeo);
+        let error = compose(&crio, &facts).unwrap_err().to_string();
+        assert!(error.contains("skopeo was not found; get it from: Debian package skopeo"), "{error}");
+        assert!(compose(&args(&["--cri=crio"]), &facts).is_ok());
     }
 }

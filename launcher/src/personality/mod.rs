@@ -1,10 +1,11 @@
-//! Other programs' command lines, sockets and address plans, mapped onto our engine; nothing else.
+//! Other programs' command lines, sockets and address plans, mapped onto our engine; and an OCI runtime.
 
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
 pub mod getopt;
+pub mod oci_runtime;
 pub mod pasta;
 pub mod slirp4netns;
 
@@ -15,6 +16,8 @@ pub enum Personality {
     Slirp4netns,
     /// pasta of passt.
     Pasta,
+    /// crun or runc without cgroups.
+    OciRuntime,
 }
 
 impl Personality {
@@ -34,6 +37,7 @@ impl Personality {
         match self {
             Personality::Slirp4netns => slirp4netns::main(args),
             Personality::Pasta => pasta::main(args),
+            Personality::OciRuntime => oci_runtime::main(args),
         }
     }
 
@@ -41,6 +45,7 @@ impl Personality {
         match program.file_name()?.to_str()? {
             "slirp4netns" => Some(Personality::Slirp4netns),
             "pasta" | "pasta.avx2" => Some(Personality::Pasta),
+            oci_runtime::NAME => Some(Personality::OciRuntime),
             _ => None,
         }
     }
@@ -58,6 +63,10 @@ mod tests {
     fn the_name_or_the_first_argument_chooses() {
         assert_eq!(of(&["/usr/bin/slirp4netns", "-c", "1"]), Some((Personality::Slirp4netns, 2)));
         assert_eq!(of(&["rootless-launch", "pasta", "--version"]), Some((Personality::Pasta, 1)));
+        assert_eq!(
+            of(&["rootless-launch", "oci-runtime", "crun", "state"]),
+            Some((Personality::OciRuntime, 2))
+        );
         assert_eq!(of(&["rootless-launch", "--", "pasta"]), None);
         assert_eq!(of(&["rootless-launch"]), None);
     }

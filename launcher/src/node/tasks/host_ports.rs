@@ -1,6 +1,6 @@
 //! Publishes hostPorts of pods on the host and takes them back when the pods go.
 //!
-//! It compares what pods want with what it has published, whenever CNI's results change. What it has published is kept in a
+//! It compares what pods want with what it has published, whenever CNI's results change, or what CRI-O writes of a pod. What it has published is kept in a
 //! file of the node's /run, so that it takes back after a crash what belongs to pods that have gone meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +19,7 @@ use crate::api::model::ErrorBody;
 use crate::client::http::{self, HttpError, Request};
 use crate::components::layout;
 use crate::error::with_causes;
-use crate::node::host_ports::{Pod, Policy, Unpublished, parse, wanted};
+use crate::node::host_ports::{Pod, Policy, Unpublished, parse, parse_of_crio, wanted};
 use crate::state_dir::{SOCKET, STATE_DIR_VARIABLE};
 
 /// What this task has published, as JSON.
@@ -27,45 +27,80 @@ const MEMORY: &str = "/run/rootless-launch-host-ports.json";
 /// When a port that could not be published, or taken back, is tried again: it may have become free.
 const RETRY_MILLISECONDS: u16 = 5_000;
 
-/// Runs until it is killed.
+/// Runs until it is killed. `sandboxes` is where CRI-O keeps what it knows of pods, if it is the runtime.
 ///
 /// # Errors
 /// CNI's results cannot be watched.
-pub(super) fn run(policy: &Policy) -> Result<(), TaskError> {
+pub(super) fn run(policy: &Policy, sandboxes: Option<&Path>) -> Result<(), TaskError> {
     let state_dir = std::env::var_os(STATE_DIR_VARIABLE).ok_or(TaskError::NoInstance)?;
     let results = Path::new(layout::CNI_RESULTS);
-    let inotify = watch(results).map_err(|source| TaskError::Watch { path: results.into(), source })?;
+    let watcher = Watcher::new(results, sandboxes)
+        .map_err(|source| TaskError::Watch { path: results.into(), source })?;
     let mut ports = Ports::recall(Path::new(&state_dir).join(SOCKET));
     loop {
-        let complete = ports.follow(policy, results)?;
+        let complete = ports.follow(policy, &watcher.pods()?)?;
         let timeout = if complete { PollTimeout::NONE } else { PollTimeout::from(RETRY_MILLISECONDS) };
-        wait(&inotify, timeout).map_err(|source| TaskError::Watch { path: results.into(), source })?;
+        watcher.wait(timeout).map_err(|source| TaskError::Watch { path: results.into(), source })?;
     }
 }
 
-fn watch(directory: &Path) -> io::Result<Inotify> {
-    fs::create_dir_all(directory)?;
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    let whole = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
-    let gone = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM;
-    inotify.add_watch(directory, whole | gone | AddWatchFlags::IN_ONLYDIR)?;
-    Ok(inotify)
+/// What pods there are, and word of changes.
+struct Watcher<'a> {
+    inotify: Inotify,
+    results: &'a Path,
+    sandboxes: Option<&'a Path>,
 }
 
-/// Until something happens; what, the directory itself will tell.
-fn wait(inotify: &Inotify, timeout: PollTimeout) -> io::Result<()> {
-    match poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], timeout) {
-        Ok(_) | Err(Errno::EINTR) => {}
-        Err(error) => return Err(error.into()),
+impl<'a> Watcher<'a> {
+    fn new(results: &'a Path, sandboxes: Option<&'a Path>) -> io::Result<Self> {
+        fs::create_dir_all(results)?;
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        let gone = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM;
+        inotify.add_watch(results, WRITTEN | gone | AddWatchFlags::IN_ONLYDIR)?;
+        Ok(Watcher { inotify, results, sandboxes })
     }
-    loop {
-        match inotify.read_events() {
-            Ok(_) => {}
-            Err(Errno::EAGAIN) => return Ok(()),
+
+    /// Until something happens; what, the directories themselves will tell.
+    fn wait(&self, timeout: PollTimeout) -> io::Result<()> {
+        match poll(&mut [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
+        loop {
+            match self.inotify.read_events() {
+                Ok(_) => {}
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Every pod with a result that wants ports.
+    fn pods(&self) -> Result<Vec<Pod>, TaskError> {
+        let unreadable = |source| TaskError::Read { path: self.results.into(), source };
+        let mut pods = Vec::new();
+        for entry in fs::read_dir(self.results).map_err(unreadable)? {
+            // One that goes in this moment is announced.
+            let Ok(text) = fs::read_to_string(entry.map_err(unreadable)?.path()) else { continue };
+            pods.extend(match self.sandboxes {
+                None => parse(&text),
+                Some(sandboxes) => parse_of_crio(&text, |id| self.configuration(sandboxes, id)),
+            });
+        }
+        Ok(pods)
+    }
+
+    /// The configuration of a container of CRI-O's, whose coming is watched for.
+    fn configuration(&self, sandboxes: &Path, id: &str) -> Option<String> {
+        // CRI-O makes it before the network. The kernel has one watch for a directory, and forgets it with that.
+        let directory = sandboxes.join(id).join("userdata");
+        let _ = self.inotify.add_watch(&directory, WRITTEN | AddWatchFlags::IN_ONLYDIR);
+        fs::read_to_string(directory.join("config.json")).ok()
     }
 }
+
+/// A file is there, whole.
+const WRITTEN: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE.union(AddWatchFlags::IN_MOVED_TO);
 
 /// What is published, and what could not be.
 struct Ports {
@@ -99,8 +134,8 @@ impl Ports {
     }
 
     /// Makes what is published what the pods want. False if something is to be tried again.
-    fn follow(&mut self, policy: &Policy, results: &Path) -> Result<bool, TaskError> {
-        let (specs, unpublished) = wanted(policy, &pods(results)?);
+    fn follow(&mut self, policy: &Policy, pods: &[Pod]) -> Result<bool, TaskError> {
+        let (specs, unpublished) = wanted(policy, pods);
         for reason in unpublished.difference(&self.unpublished) {
             log::warn!("{reason}");
         }
@@ -196,16 +231,4 @@ impl Ports {
             .and_then(|()| fs::rename(&unfinished, &self.memory));
         written.map_err(|source| TaskError::Write { path: self.memory.clone(), source })
     }
-}
-
-/// Every pod with a result.
-fn pods(results: &Path) -> Result<Vec<Pod>, TaskError> {
-    let unreadable = |source| TaskError::Read { path: results.into(), source };
-    let mut pods = Vec::new();
-    for entry in fs::read_dir(results).map_err(unreadable)? {
-        // One that goes in this moment is announced.
-        let text = fs::read_to_string(entry.map_err(unreadable)?.path());
-        pods.extend(text.ok().as_deref().and_then(parse));
-    }
-    Ok(pods)
 }

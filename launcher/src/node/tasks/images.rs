@@ -17,7 +17,7 @@ const ENDINGS: [&str; 4] = [".tar", ".tar.gz", ".tar.zst", ".tgz"];
 ///
 /// # Errors
 /// One cannot be imported; those before it are.
-pub(super) fn run(ctr: &Path, snapshotter: &str, archives: &[PathBuf]) -> Result<(), TaskError> {
+pub(super) fn import(ctr: &Path, snapshotter: &str, archives: &[PathBuf]) -> Result<(), TaskError> {
     for archive in files(archives)? {
         let mut command = Command::new(ctr);
         command.args(["--address", layout::CONTAINERD_SOCKET, "--namespace", NAMESPACE, "images", "import"]);
@@ -29,7 +29,10 @@ pub(super) fn run(ctr: &Path, snapshotter: &str, archives: &[PathBuf]) -> Result
 }
 
 /// Directories replaced by the archives in them, in order of their names.
-fn files(archives: &[PathBuf]) -> Result<Vec<PathBuf>, TaskError> {
+///
+/// # Errors
+/// One cannot be read, or has none.
+pub(super) fn files(archives: &[PathBuf]) -> Result<Vec<PathBuf>, TaskError> {
     let mut files = Vec::new();
     for path in archives {
         if !path.is_dir() {

@@ -1,14 +1,13 @@
 //! Small programs of ours that run inside a node, started by its supervisor: `rootless-launch node-task NAME`.
 
 mod annotate;
+mod crio_images;
 mod flannel_link;
 mod host_ports;
 mod images;
-pub(super) mod oci_runtime;
 mod overlay_peers;
 mod programs;
 
-use std::ffi::OsString;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -19,6 +18,7 @@ use nix::sys::prctl;
 use thiserror::Error;
 
 pub(super) use self::annotate::ANNOTATION;
+use self::crio_images::ArchiveError;
 use super::args::HostPorts;
 use super::host_ports::Policy;
 use crate::error::with_causes;
@@ -37,6 +37,9 @@ pub enum Task {
         /// What is added to ports below that.
         #[arg(long)]
         low_port_offset: u16,
+        /// Where CRI-O keeps what it knows of pods; other runtimes tell CNI of ports.
+        #[arg(long)]
+        sandboxes: Option<PathBuf>,
     },
     /// Import images
     Images {
@@ -50,19 +53,23 @@ pub enum Task {
         #[arg(required = true)]
         archives: Vec<PathBuf>,
     },
+    /// Bring images to where CRI-O keeps them
+    CrioImages {
+        /// What copies images.
+        #[arg(long)]
+        skopeo: PathBuf,
+        /// Where to, as containers-transports(5) says, without the image's name.
+        #[arg(long)]
+        storage: String,
+        /// OCI archives.
+        #[arg(required = true)]
+        archives: Vec<PathBuf>,
+    },
     /// Keep flannel's device as it has to be
     FlannelLink {
         /// Its own address.
         #[arg(long)]
         local: Option<Ipv4Addr>,
-    },
-    /// Start containers without cgroups
-    OciRuntime {
-        /// crun or runc.
-        program: PathBuf,
-        /// What it is called with.
-        #[arg(last = true)]
-        arguments: Vec<OsString>,
     },
     /// Let those send by the overlay that flannel sends to
     OverlayPeers,
@@ -87,15 +94,18 @@ impl Task {
     /// The arguments after the program's name, as the supervisor starts it.
     pub fn arguments(&self) -> Vec<String> {
         let words: Vec<String> = match self {
-            Task::HostPorts { at, first_unprivileged, low_port_offset } => {
+            Task::HostPorts { at, first_unprivileged, low_port_offset, sandboxes } => {
                 let at = clap::ValueEnum::to_possible_value(at);
                 let at = at.map(|value| value.get_name().to_owned()).unwrap_or_default();
-                vec![
+                let mut words = vec![
                     "host-ports".into(),
                     format!("--at={at}"),
                     format!("--first-unprivileged={first_unprivileged}"),
                     format!("--low-port-offset={low_port_offset}"),
-                ]
+                ];
+                words
+                    .extend(sandboxes.iter().map(|directory| format!("--sandboxes={}", directory.display())));
+                words
             }
             Task::Images { ctr, snapshotter, archives } => {
                 let mut words = vec![
@@ -107,12 +117,20 @@ impl Task {
                 words.extend(archives.iter().map(|archive| archive.display().to_string()));
                 words
             }
+            Task::CrioImages { skopeo, storage, archives } => {
+                let mut words = vec![
+                    "crio-images".into(),
+                    format!("--skopeo={}", skopeo.display()),
+                    format!("--storage={storage}"),
+                    "--".into(),
+                ];
+                words.extend(archives.iter().map(|archive| archive.display().to_string()));
+                words
+            }
             Task::FlannelLink { local } => {
                 let local = local.map(|local| format!("--local={local}"));
                 std::iter::once("flannel-link".into()).chain(local).collect()
             }
-            // A script starts it.
-            Task::OciRuntime { .. } => Vec::new(),
             Task::OverlayPeers => vec!["overlay-peers".into()],
             Task::Annotate { kubectl, kubeconfig, node, public_ip } => vec![
                 "annotate".into(),
@@ -166,6 +184,15 @@ pub enum TaskError {
     /// A directory that should hold images holds none.
     #[error("no image archive (*.tar, *.tar.gz, *.tar.zst, *.tgz) is in --image-archive {0:?}")]
     NoArchive(PathBuf),
+    /// An archive that skopeo would not know how to call.
+    #[error("{archive:?} cannot be given to CRI-O")]
+    Archive {
+        /// Which.
+        archive: PathBuf,
+        /// Why.
+        #[source]
+        source: ArchiveError,
+    },
     /// A program could not be started.
     #[error("cannot start {program:?}")]
     Start {
@@ -192,21 +219,21 @@ pub enum TaskError {
 pub fn main(task: &Task) -> ExitCode {
     let name = match task {
         Task::HostPorts { .. } => c"rl-host-ports",
-        Task::Images { .. } => c"rl-images",
+        Task::Images { .. } | Task::CrioImages { .. } => c"rl-images",
         Task::FlannelLink { .. } => c"rl-flannel-link",
-        Task::OciRuntime { .. } => c"rl-oci-runtime",
         Task::OverlayPeers => c"rl-peers",
         Task::Annotate { .. } => c"rl-annotate",
     };
     // For people only.
     let _ = prctl::set_name(name);
     let result = match task {
-        &Task::HostPorts { at: host_ports, first_unprivileged, low_port_offset } => {
-            host_ports::run(&Policy { host_ports, first_unprivileged, low_port_offset })
+        &Task::HostPorts { at: host_ports, first_unprivileged, low_port_offset, ref sandboxes } => {
+            let policy = Policy { host_ports, first_unprivileged, low_port_offset };
+            host_ports::run(&policy, sandboxes.as_deref())
         }
-        Task::Images { ctr, snapshotter, archives } => images::run(ctr, snapshotter, archives),
+        Task::Images { ctr, snapshotter, archives } => images::import(ctr, snapshotter, archives),
+        Task::CrioImages { skopeo, storage, archives } => crio_images::copy(skopeo, storage, archives),
         Task::FlannelLink { local } => flannel_link::run(*local),
-        Task::OciRuntime { program, arguments } => oci_runtime::run(program, arguments),
         Task::OverlayPeers => overlay_peers::run(),
         Task::Annotate { kubectl, kubeconfig, node, public_ip } => {
             annotate::run(kubectl, kubeconfig, node, *public_ip)
