@@ -14,6 +14,7 @@ use tests::{
     client::{ask, connect, ping},
     instance::{CHILD4, GATEWAY4, Instance, ask_who, eventually, udp_who},
     locate,
+    overlay::{Devices, PODS, nodes},
     process::{DEADLINE, Pipe, run},
     servers::{Serve, Server, pour, udp_echo},
     world::{FAR4, HOST4, Netns, SERVICE4, World},
@@ -202,22 +203,46 @@ fn outbound_connections_are_reset_and_new_ones_go_the_same_way() {
 
 #[test]
 fn what_was_changed_by_the_api_stays() {
-    let (world, instance, child) = lab(&["--policy=deny udp 192.0.2.9", "--dns-name=first.test=192.0.2.1"]);
+    let (world, instance, child) = lab(&[
+        "--policy=deny udp 192.0.2.9",
+        "--dns-name=first.test=192.0.2.1",
+        "--overlay-port=8472",
+        "--overlay-peer=192.0.2.0/24",
+    ]);
     let server = udp_echo(world.host.udp(&format!("{SERVICE4}:0")));
     let upstream = format!("{SERVICE4}:{}", server.port());
     instance.client(&["dns", "set", "--dns-name=name.test=192.0.2.7", "--server", &upstream]);
+    instance.client(&["overlay", "remove", "192.0.2.0/24"]);
+    instance.client(&["overlay", "add", "198.51.100.0/24"]);
+    let overlay = instance.client(&["overlay", "list"]);
     instance.client(&["policy", "add", "deny tcp 198.51.100.0/24"]);
     let (dns, policy) = (instance.client(&["dns", "get"]), instance.client(&["policy", "get", "--json"]));
     for _ in 0..2 {
         replace_engine(&instance);
         assert_eq!(instance.client(&["dns", "get"]), dns);
         assert_eq!(instance.client(&["policy", "get", "--json"]), policy);
+        assert_eq!(instance.client(&["overlay", "list"]), overlay);
         assert_eq!(dig(&child, "name.test"), "192.0.2.7");
         let far = world.far.listen(&format!("{FAR4}:0")).local_addr().expect("a socket");
         let refused = child.connect(&far.to_string()).expect_err("the policy forbids it");
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     }
     let _ = instance.finish().success();
+}
+
+#[test]
+fn connections_between_the_pods_of_two_nodes_live_on() {
+    let world = World::new();
+    let [a, b] = nodes(&world, Devices::default(), &[]);
+    let echo = Server::start(b.pod.listen("0.0.0.0:80"), Serve::Echo);
+    let mut stream = connect(&a.pod, &format!("{}:80", PODS[1]));
+    ping(&mut stream);
+    for node in [&a, &b, &a] {
+        replace_engine(&node.instance);
+        ping(&mut stream);
+    }
+    drop(stream);
+    assert_eq!(echo.served().error, None);
 }
 
 #[test]

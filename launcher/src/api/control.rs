@@ -103,7 +103,7 @@ impl Engine {
         let page = self.page.clone();
         self.post(reply, move |driver, reply| {
             let changed = change(driver);
-            if let (Ok(_), Some(page)) = (&changed, page)
+            if let Some(page) = page
                 && let Err(error) = page.save(&Settings::of(driver))
             {
                 warn!(

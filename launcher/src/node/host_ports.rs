@@ -186,7 +186,7 @@ fn spec(policy: &Policy, pod: &Pod, mapping: &Mapping) -> Result<Option<PortSpec
 
 const CACHE_KIND: &str = "cniCacheV1";
 
-/// What libcni writes. Go reads and writes names of fields in any case: containerd's begin with capitals, CRI-O's do not.
+/// What libcni writes. Go reads and writes names of fields in any case: containerd's begin with capitals, those of libcni's own examples do not.
 #[derive(Debug, Deserialize)]
 struct Cached {
     kind: String,
@@ -278,8 +278,8 @@ mod tests {
     #[test]
     fn ports_lead_to_the_pod() {
         let containerd = r#"[{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":""}]"#;
-        let crio = r#"[{"hostPort":8080,"containerPort":80,"protocol":"TCP","hostIP":""}]"#;
-        for mappings in [containerd, crio] {
+        let small = r#"[{"hostPort":8080,"containerPort":80,"protocol":"TCP","hostIP":""}]"#;
+        for mappings in [containerd, small] {
             assert_eq!(published(LOOPBACK, mappings), ["127.0.0.1:8080:10.244.0.5:80/tcp4"]);
             let all = Policy { host_ports: HostPorts::All, ..LOOPBACK };
             assert_eq!(published(all, mappings), ["8080:10.244.0.5:80/tcp4"]);

@@ -269,6 +269,10 @@ fn purge(directory: &Path) -> Result<(), InstallError> {
     match left.first() {
         None => {
             println!("removed {}", directory.display());
+            // The last one takes what all of them share; fails while there are others.
+            if let Some(shared) = directory.parent().filter(|shared| shared.ends_with("rootless-launch")) {
+                let _ = fs::remove_dir(shared);
+            }
             Ok(())
         }
         Some(first) => {

@@ -19,13 +19,14 @@ use std::io::{self, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
+use forwarder::spec::{PortFields, Proto, Transport};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use thiserror::Error;
 
 use self::args::{Cni, ConfigFileError, NodeArgs};
-use self::plan::NodeError;
+use self::plan::{Composition, NodeError};
 use crate::apply;
-use crate::cli::{RunArgs, SdNotifyArg, SurroundingsArg};
+use crate::cli::{Publish, RunArgs, SdNotifyArg, SurroundingsArg};
 use crate::components::flannel;
 use crate::error::{Ending, LaunchError, UsageError};
 use crate::parent;
@@ -94,13 +95,15 @@ pub fn run(args: NodeArgs, words: &[OsString]) -> Result<Ending, NodeFailure> {
     if args.cni == Cni::Flannel && args.run.overlay_port.is_none() {
         args.run.overlay_port = Some(flannel::PORT);
     }
-    let plan = compose(&args)?;
+    let Composition { plan, kubelet_port, warnings } = compose(&args)?;
+    warnings.iter().for_each(|text| log::warn!("{text}"));
+    args.run.publish.extend(kubelet_port.and_then(|port| published(port, &args.run.publish)));
     let file = passed(&plan).map_err(NodeFailure::Pass)?;
     let run = RunArgs { cmd: command(&file), ..args.run };
     Ok(parent::run_node(&run, Some(&plan))?)
 }
 
-fn compose(args: &NodeArgs) -> Result<NodePlan, NodeFailure> {
+fn compose(args: &NodeArgs) -> Result<Composition, NodeFailure> {
     let place = Place::new(args.run.state_dir.as_deref(), args.run.name.as_ref());
     let host = HostFacts { state_dir: place.path(), ..apply::facts::collect() };
     let NetPlan::Engine(net) = NetPlan::new(&args.run, "", &host)? else { return Err(NodeFailure::Network) };
@@ -113,9 +116,18 @@ fn compose(args: &NodeArgs) -> Result<NodePlan, NodeFailure> {
     }
     let cgroup = (&cgroup, &apply::cgroup::facts());
     let facts = facts::collect(args, &host, &data, net.config.ipv4().child, cgroup)?;
-    let (plan, warnings) = plan::compose(args, &facts)?;
-    warnings.iter().for_each(|text| log::warn!("{text}"));
-    Ok(plan)
+    Ok(plan::compose(args, &facts)?)
+}
+
+/// The port at every address of the host, unless the user has published it otherwise.
+fn published(port: u16, asked: &[Publish]) -> Option<Publish> {
+    let is_it = |publish: &Publish| match publish {
+        Publish::Port(spec) => spec.proto().transport() == Transport::Tcp && spec.fields().child_port == port,
+        Publish::Auto(_) => false,
+    };
+    // Only port 0 could be wrong with it.
+    let spec = PortFields::new(Proto::Tcp, port, port).try_into().ok();
+    spec.map(Publish::Port).filter(|_| !asked.iter().any(is_it))
 }
 
 /// Programs have working directories of their own.

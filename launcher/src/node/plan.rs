@@ -134,11 +134,22 @@ pub fn programs(args: &NodeArgs) -> Vec<Program> {
 const PLUGINS: [Program; 4] =
     [Program::CniBridge, Program::CniHostLocal, Program::CniLoopback, Program::CniPortmap];
 
-/// What the node will be, and what the user should know of it.
+/// What the node will be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Composition {
+    /// What happens inside.
+    pub plan: NodePlan,
+    /// Where the API server finds kubelet, if there is one and kubelet serves it.
+    pub kubelet_port: Option<u16>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Decides what the node will be.
 ///
 /// # Errors
 /// It cannot be.
-pub fn compose(args: &NodeArgs, facts: &NodeFacts) -> Result<(NodePlan, Vec<String>), NodeError> {
+pub fn compose(args: &NodeArgs, facts: &NodeFacts) -> Result<Composition, NodeError> {
     Composer::new(args, facts)?.compose()
 }
 
@@ -150,6 +161,7 @@ struct Composer<'a> {
     cni_bin_dir: PathBuf,
     files: Vec<PlannedFile>,
     units: Vec<Unit>,
+    kubelet_port: Option<u16>,
     warnings: Vec<String>,
 }
 
@@ -192,10 +204,20 @@ impl<'a> Composer<'a> {
         let runtime = OciRuntime { name: runtime.file_name(), program: path(facts, runtime) };
         let cni_bin_dir = plugins(args, facts)?;
         let (files, units, warnings) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Composer { args, facts, kubelet, runtime, cni_bin_dir, files, units, warnings })
+        Ok(Composer {
+            args,
+            facts,
+            kubelet,
+            runtime,
+            cni_bin_dir,
+            files,
+            units,
+            kubelet_port: None,
+            warnings,
+        })
     }
 
-    fn compose(mut self) -> Result<(NodePlan, Vec<String>), NodeError> {
+    fn compose(mut self) -> Result<Composition, NodeError> {
         let (runtime, socket) = match self.args.cri {
             Cri::Containerd => (self.containerd(), layout::CONTAINERD_SOCKET),
             Cri::Crio => (self.crio(), layout::CRIO_SOCKET),
@@ -377,6 +399,7 @@ impl<'a> Composer<'a> {
             None => kubelet.configuration(&Patch::default()).map_err(refused(Path::new("")))?,
         };
         self.file(layout::KUBELET_CONFIG, configuration.yaml());
+        self.kubelet_port = configuration.port().filter(|_| kubelet.cluster != Cluster::None);
         self.units.push(kubelet.unit(&configuration));
         Ok(())
     }
@@ -465,7 +488,7 @@ impl<'a> Composer<'a> {
         });
     }
 
-    fn finish(mut self) -> (NodePlan, Vec<String>) {
+    fn finish(mut self) -> Composition {
         let path = ("PATH".to_owned(), self.facts.path.clone());
         for unit in &mut self.units {
             unit.env.push(path.clone());
@@ -484,7 +507,7 @@ impl<'a> Composer<'a> {
             control: self.facts.state_dir.join("node.sock"),
             journal: Journal::default(),
         };
-        (plan, self.warnings)
+        Composition { plan, kubelet_port: self.kubelet_port, warnings: self.warnings }
     }
 }
 
@@ -601,7 +624,8 @@ mod tests {
 
     #[test]
     fn images_are_there_before_kubelet_is() {
-        let (plan, warnings) = compose(&args(&["--image-archive=/a.tar"]), &facts(&ALL)).unwrap();
+        let Composition { plan, warnings, .. } =
+            compose(&args(&["--image-archive=/a.tar"]), &facts(&ALL)).unwrap();
         assert_eq!(
             names(&plan),
             ["containerd", "host-ports", "images < containerd", "kubelet < containerd < images"]
@@ -648,7 +672,7 @@ mod tests {
             let programs: Vec<_> =
                 ALL.into_iter().filter(|(program, _)| program.file_name() != name).collect();
             let facts = NodeFacts { cgroup2_alone: alone, ..facts(&programs) };
-            let (plan, _) = compose(&args(&[]), &facts).unwrap();
+            let Composition { plan, .. } = compose(&args(&[]), &facts).unwrap();
             let config = text(&plan, "/etc/containerd/config.toml");
             config.lines().find(|line| line.starts_with("BinaryName")).unwrap().to_owned()
         };
@@ -682,9 +706,22 @@ mod tests {
     }
 
     #[test]
+    fn an_api_server_finds_kubelet_at_its_port() {
+        let port = |words: &[&str], patch: Option<&str>| {
+            let words = [&["--kubelet-config=/p"], words].concat();
+            let facts = NodeFacts { kubelet_patch: patch.map(str::to_owned), ..facts(&ALL) };
+            compose(&args(&words), &facts).unwrap().kubelet_port
+        };
+        assert_eq!(port(&[], None), None);
+        assert_eq!(port(&["--kubeconfig=/k"], None), Some(10250));
+        assert_eq!(port(&["--bootstrap-kubeconfig=/k"], Some("port: 10350")), Some(10350));
+        assert_eq!(port(&["--kubeconfig=/k"], Some("enableServer: false")), None);
+    }
+
+    #[test]
     fn copies_are_the_last_resort() {
         let facts = NodeFacts { overlayfs: Works::No, ..facts(&ALL) };
-        let (plan, warnings) = compose(&args(&[]), &facts).unwrap();
+        let Composition { plan, warnings, .. } = compose(&args(&[]), &facts).unwrap();
         assert!(text(&plan, "/etc/containerd/config.toml").contains("snapshotter = \"native\""));
         assert_eq!(warnings.len(), 1);
         let mut facts = NodeFacts { fuse: Works::Yes, ..facts };
@@ -692,7 +729,7 @@ mod tests {
             let path = Path::new("/usr/bin").join(program.file_name());
             facts.programs.insert(program, Installed { path, answer: Answer::Unknown });
         }
-        let (plan, warnings) = compose(&args(&["--image-archive=/a"]), &facts).unwrap();
+        let Composition { plan, warnings, .. } = compose(&args(&["--image-archive=/a"]), &facts).unwrap();
         assert!(text(&plan, "/etc/containerd/config.toml").contains("snapshotter = \"fuse-overlayfs\""));
         assert!(warnings.is_empty());
         let images = plan.units.iter().find(|unit| unit.name == "images").unwrap();
@@ -707,13 +744,13 @@ mod tests {
         assert!(matches!(compose(&flannel(&[]), &facts), Err(NodeError::NoStore)));
         assert!(matches!(compose(&flannel(&["--flannel-backend=etcd"]), &facts), Err(NodeError::NoStore)));
         let etcd = flannel(&["--flannel-backend=etcd", "--etcd-endpoint=http://a:2379"]);
-        let (plan, _) = compose(&etcd, &facts).unwrap();
+        let Composition { plan, .. } = compose(&etcd, &facts).unwrap();
         let flanneld = plan.units.iter().find(|unit| unit.name == "flanneld").unwrap();
         assert!(flanneld.argv.contains(&"--public-ip=192.0.2.7".to_owned()));
         let link = plan.units.iter().find(|unit| unit.name == "flannel-link").unwrap();
         assert_eq!(link.argv.last().unwrap(), "--local=10.0.42.100");
 
-        let (plan, warnings) = compose(&flannel(&["--kubeconfig=/k"]), &facts).unwrap();
+        let Composition { plan, warnings, .. } = compose(&flannel(&["--kubeconfig=/k"]), &facts).unwrap();
         assert!(plan.units.iter().all(|unit| unit.argv.iter().all(|word| !word.starts_with("--local"))));
         assert!(
             warnings[0]
@@ -721,7 +758,7 @@ mod tests {
         );
         let path = "/usr/bin/kubectl".into();
         facts.programs.insert(Program::Kubectl, Installed { path, answer: Answer::Unknown });
-        let (plan, warnings) = compose(&flannel(&["--kubeconfig=/k"]), &facts).unwrap();
+        let Composition { plan, warnings, .. } = compose(&flannel(&["--kubeconfig=/k"]), &facts).unwrap();
         assert!(warnings.is_empty());
         let flanneld = plan.units.iter().find(|unit| unit.name == "flanneld").unwrap();
         assert!(flanneld.after.contains(&"annotate".to_owned()));
@@ -734,7 +771,7 @@ mod tests {
         let mut two = ALL;
         two[1].1 = "2.3.4";
         let runtime = |facts: &NodeFacts| {
-            let (plan, _) = compose(&args(&[]), facts).unwrap();
+            let Composition { plan, .. } = compose(&args(&[]), facts).unwrap();
             let config = text(&plan, CONTAINERD).to_owned();
             (config.contains(CRUN), plan.files.into_iter().find(|file| file.path == Path::new(CRUN)))
         };
@@ -758,7 +795,7 @@ mod tests {
         ];
         let mut facts = facts(&[&ALL[..], &more].concat());
         let crio = args(&["--cri=crio", "--image-archive=/a"]);
-        let (plan, _) = compose(&crio, &facts).unwrap();
+        let Composition { plan, .. } = compose(&crio, &facts).unwrap();
         assert_eq!(names(&plan), ["crio", "host-ports", "images < crio", "kubelet < crio < images"]);
         assert!(text(&plan, "/etc/kubernetes/kubelet.yaml").contains("unix:///run/crio/crio.sock"));
         assert!(

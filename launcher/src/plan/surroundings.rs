@@ -238,6 +238,8 @@ fn sysctls(args: &RunArgs) -> Vec<Sysctl> {
     let sysctl = |name: &str, value| Sysctl { name: name.to_owned(), value };
     let mut sysctls = vec![
         sysctl("net/ipv4/ip_forward", "1"),
+        // Else pods are not told of a path that is narrower than their network says.
+        sysctl("net/ipv4/ip_forward_use_pmtu", "1"),
         sysctl("net/ipv6/conf/all/forwarding", "1"),
         sysctl("net/bridge/bridge-nf-call-iptables", "1"),
         sysctl("net/bridge/bridge-nf-call-ip6tables", "1"),
@@ -245,8 +247,8 @@ fn sysctls(args: &RunArgs) -> Vec<Sysctl> {
         sysctl("net/ipv4/conf/all/route_localnet", "1"),
         sysctl("net/ipv4/ip_unprivileged_port_start", "0"),
     ];
-    // Strict would drop what the overlay brings; loose holds also where somebody sets strict for a device, because the larger
-    // of both counts.
+    // The overlay's datagrams come by the TAP, where their answers go, and pass a strict filter; pods with routes of their own
+    // would not. Loose holds also where somebody sets strict for a device, because the larger of both counts.
     for device in ["all", "default", TAP_NAME] {
         if device != TAP_NAME || args.net == NetArg::Engine {
             sysctls.push(sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "2"));
