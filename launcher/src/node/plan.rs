@@ -682,22 +682,6 @@ mod tests {
     }
 
     #[test]
-    fn without_delegation_version_2_gets_a_runtime_without_cgroups() {
-        let programs = ALL.map(|(program, version)| match program {
-            Program::Containerd => (program, "2.3.4"),
-            program => (program, version),
-        });
-        let facts = facts(&programs);
-        let Composition { plan, .. } = compose(&args(&[]), &facts).unwrap();
-        assert!(text(&plan, "/run/rootless-launch/oci-runtime").ends_with("exec '/usr/bin/crun' \"$@\"\n"));
-        let config = text(&plan, "/etc/containerd/config.toml");
-        assert!(config.contains("BinaryName = \"/run/rootless-launch/oci-runtime\"\n"), "{config}");
-        let Composition { plan, .. } =
-            compose(&args(&[]), &NodeFacts { cgroups: Cgroups::Delegated, ..facts }).unwrap();
-        assert!(text(&plan, "/etc/containerd/config.toml").contains("BinaryName = \"/usr/bin/crun\"\n"));
-    }
-
-    #[test]
     fn what_cannot_be_run_is_told_with_its_complaint() {
         let mut facts = facts(&ALL);
         let kubelet = facts.programs.get_mut(&Program::Kubelet).unwrap();
