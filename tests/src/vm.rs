@@ -24,6 +24,9 @@ pub const BOOT: Duration = Duration::from_secs(300);
 /// How long one command in the machine may take.
 pub const COMMAND: Duration = Duration::from_secs(240);
 
+/// ssh's own exit status, ssh(1).
+const NO_CONNECTION: i32 = 255;
+
 /// How long KVM gets until the machine's first sign of life; one that works needs a few seconds for all of it.
 const KVM_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -112,7 +115,8 @@ impl Vm {
     pub fn login(&self, user: &str, script: &str) -> Command {
         let mut ssh = Command::new(locate::program("ssh"));
         ssh.args([
-            "-q",
+            "-o",
+            "LogLevel=ERROR",
             "-o",
             "StrictHostKeyChecking=no",
             "-o",
@@ -130,9 +134,19 @@ impl Vm {
     /// Runs `script` in a login of `user`.
     ///
     /// # Panics
-    /// When it takes longer than [`COMMAND`].
+    /// When it takes longer than [`COMMAND`], or nobody can log in.
     #[track_caller]
     pub fn run(&self, user: &str, script: &str) -> Finished {
+        let done = self.try_run(user, script);
+        if done.status.code() == Some(NO_CONNECTION) {
+            let qemu = if self.qemu.ends_before(Instant::now()) { "has ended" } else { "runs" };
+            panic!("no login (QEMU {qemu}): {}", done.describe());
+        }
+        done
+    }
+
+    #[track_caller]
+    fn try_run(&self, user: &str, script: &str) -> Finished {
         let mut process = Process::spawn(self.login(user, script)).within(COMMAND);
         process.close_stdin();
         process.finish()
@@ -161,7 +175,7 @@ impl Vm {
     #[track_caller]
     pub fn reboot(&mut self) {
         // The connection may be cut before it can say how it ended.
-        let _ = self.run("root", "systemctl reboot");
+        let _ = self.try_run("root", "systemctl reboot");
         self.wait_ready();
     }
 
