@@ -1,4 +1,4 @@
-//! What was tried and read, as it turned out. [`super::trials`] collects it, [`super::judge`] says what it means.
+//! What was tried and read, as it turned out. `trials` collects it, [`super::judge`] says what it means.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! Keeps the programs of a node running.
 //!
 //! # Theory of operation
-//! [`unit`] says what is to run, [`Supervisor`] decides (pure: facts go in, actions come out, `now` is given),
+//! [`mod@unit`] says what is to run, [`Supervisor`] decides (pure: facts go in, actions come out, `now` is given),
 //! [`probe`] judges what was seen of a unit that starts. [`run`] is the impure rest: one thread around poll(2), with
 //! [`spawn`] (processes), [`observe`] (looks), [`log`] (lines) and [`control`] (the socket for `status`, `logs`,
 //! `restart` and `stop`).
