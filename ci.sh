@@ -56,7 +56,12 @@ job_test() {
         # The rules of dependencies ask cargo, which belongs to whoever builds.
         local run=as_test_user
         case "$program" in */core_deps-*) run= ;; esac
-        (cd "$directory" && $run "$program") 2>&1 | tee -a "$log" || failed=1
+        (cd "$directory" && $run "$program") 2>&1 | tee -a "$log" && continue
+        # A whole machine under emulation is at the mercy of whoever else computes here: its deadlines get a second chance.
+        case "$program" in
+        */vm-*) echo "vm: failed once, trying again" && (cd "$directory" && $run "$program") 2>&1 | tee -a "$log" && continue ;;
+        esac
+        failed=1
     done < <(jq -r 'select(.executable != null and .profile.test) | [(.manifest_path | rtrimstr("/Cargo.toml")), .executable] | @tsv' "$list")
     cargo test --workspace --locked --doc --quiet || failed=1
     echo "tests that could not run here: $(grep -c '^SKIPPED' "$log" || true)"
