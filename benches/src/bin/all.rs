@@ -41,9 +41,10 @@ struct Part {
     title: &'static str,
 }
 
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 5] = [
     Part { name: "compare", title: "From the child to the world and back" },
     Part { name: "forwards", title: "Published ports" },
+    Part { name: "overlay", title: "Pods of two nodes over VXLAN" },
     Part { name: "distance", title: "Over distance and loss" },
     Part { name: "scale", title: "Many flows" },
 ];
