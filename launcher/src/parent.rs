@@ -189,6 +189,7 @@ fn state_dir(args: &RunArgs, plan: &Plan, place: &Place) -> Result<Option<StateD
         Ok(mut state) => {
             if let Some(data) = &plan.surroundings.data {
                 state.lock_data(data)?;
+                apply::leftovers::mend(data);
             }
             if plan.namespaces.detached_net.is_some() {
                 state.make_netns()?;

@@ -4,6 +4,7 @@ pub mod cgroup;
 pub mod command;
 pub mod facts;
 pub mod idmap;
+pub mod leftovers;
 pub mod mounts;
 pub mod net;
 pub mod programs;
