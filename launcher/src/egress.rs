@@ -10,6 +10,7 @@
 use std::cell::RefCell;
 use std::env;
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
@@ -40,6 +41,16 @@ pub enum EgressMode {
     Relay,
     /// By the TAP.
     Tap,
+}
+
+impl fmt::Display for EgressMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            EgressMode::Auto => "auto",
+            EgressMode::Relay => "relay",
+            EgressMode::Tap => "tap",
+        })
+    }
 }
 
 /// What tells the personalities, whose command lines are other programs', how to carry outbound connections.

@@ -10,7 +10,6 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use log::{debug, warn};
-use nix::unistd::Pid;
 
 /// Names the service manager's socket.
 pub const VARIABLE: &str = "NOTIFY_SOCKET";
@@ -24,8 +23,6 @@ pub enum State {
     Stopping,
     /// One line for people, which `systemctl status` shows.
     Status(String),
-    /// Another process is the main one. It has to be in the service's cgroup.
-    MainPid(Pid),
 }
 
 impl fmt::Display for State {
@@ -34,7 +31,6 @@ impl fmt::Display for State {
             State::Ready => f.write_str("READY=1"),
             State::Stopping => f.write_str("STOPPING=1"),
             State::Status(text) => write!(f, "STATUS={}", text.replace('\n', " ")),
-            State::MainPid(pid) => write!(f, "MAINPID={pid}"),
         }
     }
 }

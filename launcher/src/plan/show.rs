@@ -15,6 +15,8 @@ use super::namespaces::NamespacePlan;
 use super::net::{EnginePlan, NetPlan, TAP_NAME};
 use super::surroundings::{Kind, Sysctl};
 use crate::cli::RunArgs;
+use crate::egress::EgressMode;
+use crate::sandbox::Mode;
 use crate::supervisor::unit::NodePlan;
 
 /// What a launch will do.
@@ -47,9 +49,20 @@ enum Network<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         ipv6: Option<Addresses>,
         search: &'a [String],
+        egress: EgressMode,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        overlay: Option<Overlay>,
+        sandbox: Mode,
     },
     Loopback,
     Host,
+}
+
+#[derive(Debug, Serialize)]
+struct Overlay {
+    port: u16,
+    /// None: those to whom the child has sent.
+    peers: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -76,7 +89,7 @@ impl<'a> Shown<'a> {
             data_dir: plan.surroundings.data.as_deref(),
             namespaces: &plan.namespaces,
             ids: &plan.ids,
-            network: Network::of(&plan.net),
+            network: Network::of(&plan.net, args.sandbox.into()),
             sysctls: &plan.surroundings.sysctls,
             cgroup: &plan.cgroup,
             mounts: &plan.mounts.steps,
@@ -97,15 +110,15 @@ impl<'a> Shown<'a> {
 }
 
 impl<'a> Network<'a> {
-    fn of(plan: &'a NetPlan) -> Self {
+    fn of(plan: &'a NetPlan, sandbox: Mode) -> Self {
         match plan {
             NetPlan::Loopback => Network::Loopback,
             NetPlan::Host => Network::Host,
-            NetPlan::Engine(plan) => Network::engine(plan),
+            NetPlan::Engine(plan) => Network::engine(plan, sandbox),
         }
     }
 
-    fn engine(plan: &'a EnginePlan) -> Self {
+    fn engine(plan: &'a EnginePlan, sandbox: Mode) -> Self {
         let (ipv4, ipv6) = (plan.config.ipv4(), plan.config.ipv6());
         Network::Engine {
             device: TAP_NAME,
@@ -123,6 +136,12 @@ impl<'a> Network<'a> {
                 dns: ipv6.dns.into(),
             }),
             search: &plan.config.dns().search,
+            egress: plan.egress,
+            overlay: plan.config.overlay().map(|overlay| Overlay {
+                port: overlay.port,
+                peers: overlay.peers.iter().map(ToString::to_string).collect(),
+            }),
+            sandbox,
         }
     }
 }
@@ -173,7 +192,7 @@ impl fmt::Display for Network<'_> {
         match self {
             Network::Loopback => f.write_str("loopback only"),
             Network::Host => f.write_str("the host's"),
-            Network::Engine { device, mtu, ipv4, ipv6, search } => {
+            Network::Engine { device, mtu, ipv4, ipv6, search, egress, overlay, sandbox } => {
                 write!(f, "{device}, MTU {mtu}, {ipv4}")?;
                 if let Some(ipv6) = ipv6 {
                     write!(f, ", {ipv6}")?;
@@ -181,7 +200,13 @@ impl fmt::Display for Network<'_> {
                 if !search.is_empty() {
                     write!(f, ", search {}", search.join(" "))?;
                 }
-                Ok(())
+                if let Some(Overlay { port, peers }) = overlay {
+                    write!(f, ", overlay at UDP {port}")?;
+                    if !peers.is_empty() {
+                        write!(f, " with {}", peers.join(" "))?;
+                    }
+                }
+                write!(f, ", egress {egress}, sandbox {sandbox}")
             }
         }
     }
@@ -241,7 +266,7 @@ state directory: /run/user/1000/rootless-launch/n1
 new namespaces: user mount net
 user ids (inside outside count): 0 1000 1, 1 100000 65536 by /usr/bin/newuidmap
 group ids: 0 100 1, 1 100000 65536 by /usr/bin/newgidmap
-network: tap0, MTU 1500, 10.0.42.100/24 gateway 10.0.42.2 DNS 10.0.42.3
+network: tap0, MTU 1500, 10.0.42.100/24 gateway 10.0.42.2 DNS 10.0.42.3, egress auto, sandbox auto
 make / rslave
 mount a file of 21 bytes over /etc/resolv.conf
 mount a file of 116 bytes over /etc/hosts

@@ -30,6 +30,7 @@ use std::thread::{self, JoinHandle};
 
 use ::caps::CapsHashSet;
 use log::info;
+use serde::Serialize;
 use thiserror::Error;
 
 use self::root::RootPlan;
@@ -37,7 +38,8 @@ pub use self::seccomp::ThreadRole;
 use crate::error::with_causes;
 
 /// How much of the sandbox there has to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// As much as the kernel gives; the rest is logged.
     Auto,
@@ -45,6 +47,16 @@ pub enum Mode {
     On,
     /// None of it.
     Off,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Auto => "auto",
+            Mode::On => "on",
+            Mode::Off => "off",
+        })
+    }
 }
 
 /// Whether processes of the same user may look into /proc/PID of this one, and trace it.
