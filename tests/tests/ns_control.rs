@@ -482,7 +482,9 @@ fn bad_requests_get_a_4xx_and_delay_nobody() {
         let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
     }
     // Those are noticed one after the other; until then they count as connections.
-    eventually("the server has places again", || curl(&instance, &[], "/v1/info").starts_with("HTTP/1.1 200"));
+    eventually("the server has places again", || {
+        curl(&instance, &[], "/v1/info").starts_with("HTTP/1.1 200")
+    });
     let huge = "x".repeat(4 << 20);
     let file = instance.directory().with_extension("huge");
     fs::write(&file, &huge).unwrap();

@@ -15,6 +15,8 @@ use crate::plan::net::{EnginePlan, Ipv6Offer, TAP_NAME, TAP_QUEUE};
 
 /// The node that makes TAP devices.
 pub const TUN_DEVICE: &str = "/dev/net/tun";
+/// The most that the loopback device takes (linux/netdevice.h, `GSO_MAX_SIZE`).
+const LOOPBACK_SEGMENT: u32 = 8 * 65_535;
 /// How long the child waits for its IPv6 default route. The engine sends it at once; this bounds a fault.
 const IPV6_PATIENCE_MS: u16 = 1000;
 
@@ -63,8 +65,20 @@ pub fn tap_link(plan: &EnginePlan) -> Result<TapLink, Failure> {
     if let Some((address, prefix)) = plan.ipv6_address().filter(|_| has_ipv6) {
         batch.add_ipv6(interface, address, prefix);
     }
-    perform(&open()?, &batch)?;
+    let socket = open()?;
+    perform(&socket, &batch)?;
+    enlarge_loopback_segments(&socket);
     Ok(TapLink { tap: tap.into_fd(), ipv6_routes })
+}
+
+/// Lets servers of the child hand the relay's sockets, which they reach by the loopback device, half a megabyte at
+/// once. A kernel without it is only slower.
+fn enlarge_loopback_segments(socket: &Socket) {
+    let mut batch = Batch::new();
+    batch.segment_sizes(LOOPBACK, LOOPBACK_SEGMENT);
+    if let Err(Refused { request, error }) = socket.perform(&batch) {
+        info!("{request} of the loopback device to {LOOPBACK_SEGMENT}: {error}");
+    }
 }
 
 /// Creates the device in this network namespace.
