@@ -140,7 +140,8 @@ pub(crate) fn set_up_network<'a>(
             if let Some(namespace) = namespace {
                 task.channel.send(&Message::NetworkNamespace, Some(namespace)).map_err(talk)?;
             }
-            send(task, &Message::TapReady, Some(&link.tap))?;
+            let queues: Vec<_> = link.queues.iter().map(AsFd::as_fd).collect();
+            task.channel.send_all(&Message::TapReady, &queues).map_err(talk)?;
             ipv6 = link.ipv6_routes.map(|events| (events, &**plan));
         }
         NetPlan::Loopback => apply::net::loopback()?,

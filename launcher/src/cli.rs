@@ -248,6 +248,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "WAY", value_enum, default_value_t = EgressArg::Auto)]
     pub egress: EgressArg,
 
+    /// Queues of the TAP device, each served by a thread of the engine, 1 to 8
+    ///
+    /// For many flows at once that go by the TAP, where processors are idle; one thread and the command's keep two of them busy.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub queues: u8,
+
     /// Write every frame to this capture file (pcap)
     #[arg(long, value_name = "FILE")]
     pub pcap: Option<PathBuf>,

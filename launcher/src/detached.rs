@@ -47,7 +47,7 @@ impl DetachedNet {
         // One that failed before has said why.
         let _ = self.channel.send(&Message::IdsMapped { last_gid }, None);
         match self.channel.receive().map_err(failed)? {
-            Some(Received { message: Message::NetworkNamespace, fd: Some(namespace) }) => Ok(namespace),
+            Some(Received { message: Message::NetworkNamespace, fd: Some(namespace), .. }) => Ok(namespace),
             Some(Received { message: Message::Failed(failure), .. }) => Err(failure.into()),
             _ => Err(failed(io::ErrorKind::UnexpectedEof.into()).into()),
         }

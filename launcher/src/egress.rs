@@ -19,7 +19,7 @@ use forwarder::driver::{
     self as forwards, ChildLine, EgressAbility, EgressError, EgressEvents, Handle, LocalClients, Manner,
 };
 use netstack::Driver;
-use netstack::driver::{DriverHandle, HostRelay, RelayOffer};
+use netstack::driver::{DriverHandle, HostRelay, RelayOffer, Worker};
 use netstack::flow::FlowId;
 use netstack::stack::RelayEnd;
 use serde::{Deserialize, Serialize};
@@ -99,10 +99,17 @@ impl FromStr for EgressMode {
 ///
 /// # Errors
 /// The engine gives no handle.
-pub fn join(driver: &mut Driver, forwards: &mut PreparedForwards) -> io::Result<()> {
+pub fn join(
+    driver: &mut Driver,
+    workers: &mut [Worker],
+    forwards: &mut PreparedForwards,
+) -> io::Result<()> {
     let engine = driver.handle().map_err(io::Error::other)?;
     forwards.set_egress_events(Box::new(RelayNews { engine, news: RefCell::default() }));
     driver.set_relay(Some(Box::new(ForwarderRelay(forwards.handle()))));
+    for worker in workers {
+        worker.set_relay(Some(Box::new(ForwarderRelay(forwards.handle()))));
+    }
     Ok(())
 }
 
@@ -144,7 +151,7 @@ pub fn apart(driver: &mut Driver, target: &Target, mode: EgressMode) -> io::Resu
         ..Default::default()
     };
     let mut forwards = PreparedForwards::new(config, Some(line), None).map_err(io::Error::other)?;
-    join(driver, &mut forwards)?;
+    join(driver, &mut [], &mut forwards)?;
     Ok(forwards)
 }
 
@@ -189,13 +196,25 @@ impl EgressEvents for RelayNews {
     }
 
     fn flush(&self) {
-        let news = self.news.take();
-        // With the engine its flows have ended.
-        let _ = self.engine.post(move |driver| news.into_iter().for_each(|news| news.tell(driver)));
+        let mut news = self.news.take();
+        while let Some(flow) = news.first().map(News::flow) {
+            let same = |news: &News| news.flow().worker() == flow.worker();
+            let (told, later): (Vec<_>, Vec<_>) = news.into_iter().partition(same);
+            // With the engine its flows have ended.
+            let tell = move |driver: &mut Driver| told.into_iter().for_each(|news| news.tell(driver));
+            let _ = self.engine.post_for(flow, tell);
+            news = later;
+        }
     }
 }
 
 impl News {
+    fn flow(&self) -> FlowId {
+        match self {
+            News::Joined(flow) | News::Refused(flow, _) | News::Ended(flow, _) => *flow,
+        }
+    }
+
     fn tell(self, driver: &mut Driver) {
         match self {
             // Too late: the engine has withdrawn it, or resets it.

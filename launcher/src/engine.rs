@@ -128,18 +128,23 @@ fn serve(
     let confined = |error| Failure::new(Step::Confine, "", io::Error::other(error));
     // While the child makes its TAP: namespaces take their time.
     let hidden = Sandbox::new(task.sandbox).hide().map_err(confined)?;
-    let tap = match task.channel.receive().map_err(talk)? {
-        Some(Received { message: Message::Serve, fd: Some(tap) }) => tap,
+    let queues: Vec<OwnedFd> = match task.channel.receive().map_err(talk)? {
+        Some(Received { message: Message::Serve, fd: Some(tap), more }) => {
+            std::iter::once(tap).chain(more).collect()
+        }
         Some(_) => return Err(talk(Errno::EBADMSG.into())),
         None => return Ok(()),
     };
     let failed = |source: io::Error| Failure::new(Step::Engine, "", source);
-    let mut driver = Tap::from_fd(tap)
-        .map_err(DriverError::from)
-        .and_then(|mut tap| {
+    let (mut driver, mut workers) = queues
+        .into_iter()
+        .map(|queue| {
+            let mut tap = Tap::from_fd(queue)?;
             tap.limit_offloads(plan.link);
-            Driver::new(tap, plan.config.clone())
+            Ok(tap)
         })
+        .collect::<Result<_, DriverError>>()
+        .and_then(|queues| Driver::with_queues(queues, plan.config.clone()))
         .map_err(|error| failed(io::Error::other(error)))?;
     if let Some(pcap) = &task.files.pcap {
         let (file, zero) = (pcap.try_clone().map_err(failed)?, driver.clock().unix_micros_at_zero());
@@ -159,6 +164,7 @@ fn serve(
         config: &plan.config,
         egress: plan.egress,
         driver: &mut driver,
+        workers: &mut workers,
         line: task.agent.try_clone_to_owned().map_err(failed)?,
         forwards: task.forwards,
         store,
@@ -177,6 +183,10 @@ fn serve(
     } else {
         let channel = task.channel.try_clone().map_err(talk)?;
         services.publish(ports, plan.egress, &confinement, channel).map_err(confined)?;
+    }
+    for worker in workers {
+        let name = format!("worker-{}", worker.id().index());
+        confinement.spawn(&name, ThreadRole::Driver, move || worker.run()).map_err(confined)?;
     }
     confinement.confine(ThreadRole::Driver).map_err(confined)?;
     let served = serve_until_told(task, &mut driver, &requests, &services);

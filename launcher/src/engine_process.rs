@@ -82,7 +82,8 @@ pub struct EngineProcess {
     former_agent: Option<Pid>,
     /// The child's namespaces, once they are there.
     target: Option<Target>,
-    tap: Option<OwnedFd>,
+    /// Queues of the TAP.
+    tap: Vec<OwnedFd>,
     store: Store,
     settings: Page,
     files: EngineFiles,
@@ -123,7 +124,7 @@ impl EngineProcess {
             agent: AgentState::Absent,
             former_agent: None,
             target,
-            tap: None,
+            tap: Vec::new(),
             store: Store::new(Limits::default()),
             settings: settings.map_err(|error| Failure::new(Step::Prepare, "a file of memory", error))?,
             files,
@@ -160,8 +161,8 @@ impl EngineProcess {
     }
 
     /// Hands the TAP to the engine, and keeps it for the next.
-    pub fn serve(&mut self, tap: OwnedFd) {
-        self.tap = Some(tap);
+    pub fn serve(&mut self, tap: Vec<OwnedFd>) {
+        self.tap = tap;
         self.pass_tap();
     }
 
@@ -266,7 +267,7 @@ impl EngineProcess {
     /// Lets go of what the engine has as well; nothing is started again.
     pub fn release(&mut self) {
         self.due = None;
-        self.tap = None;
+        self.tap.clear();
         drop(self.store.bequeath());
         self.files = EngineFiles::default();
     }
@@ -359,9 +360,10 @@ impl EngineProcess {
     }
 
     fn pass_tap(&self) {
-        if let (Some(channel), Some(tap)) = (&self.channel, &self.tap) {
+        if let Some(channel) = self.channel.as_ref().filter(|_| !self.tap.is_empty()) {
+            let queues: Vec<_> = self.tap.iter().map(AsFd::as_fd).collect();
             // An engine that is dead will be noticed by its channel.
-            let _ = channel.send(&Message::Serve, Some(tap.as_fd()));
+            let _ = channel.send_all(&Message::Serve, &queues);
         }
     }
 

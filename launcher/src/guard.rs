@@ -113,7 +113,7 @@ fn main(channel: &Channel, child: &UserNamespace, state: Option<&StateDir>) -> i
     let mut engine = None;
     loop {
         match channel.receive() {
-            Ok(Some(Received { message: Message::EngineStarted, fd })) => engine = fd,
+            Ok(Some(Received { message: Message::EngineStarted, fd, .. })) => engine = fd,
             Ok(Some(Received { message: Message::Stop, .. })) => return 0,
             _ => break,
         }

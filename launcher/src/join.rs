@@ -188,7 +188,7 @@ pub fn run_inside(
             let received = ours.receive();
             let ending = wait::wait_end(child).map_err(JoinError::Start)?;
             match received.map_err(JoinError::Start)? {
-                Some(Received { message: Message::TapReady, fd: Some(fd) }) => Ok(fd),
+                Some(Received { message: Message::TapReady, fd: Some(fd), .. }) => Ok(fd),
                 Some(Received { message: Message::Failed(failure), .. }) => Err(failure.into()),
                 _ => Err(JoinError::Died(ending)),
             }

@@ -391,7 +391,13 @@ impl Processes {
         let Some(engine) = &mut self.engine else { return Ok(()) };
         match engine.receive().map_err(talk)? {
             Some(received) => {
-                self.perform(handshake.handle_message(Peer::Engine, received.message)?, None, launch, signals)
+                self.perform(
+                    handshake.handle_message(Peer::Engine, received.message)?,
+                    None,
+                    Vec::new(),
+                    launch,
+                    signals,
+                )
             }
             None if handshake.is_running() && launch.on_death == OnDeath::Restart => engine.handle_death(),
             None => Err(engine.end_of_launch()),
@@ -431,7 +437,7 @@ impl Processes {
         match channel.receive().map_err(talk)? {
             Some(received) => {
                 let action = handshake.handle_message(Peer::Child, received.message)?;
-                self.perform(action, received.fd, launch, signals)
+                self.perform(action, received.fd, received.more, launch, signals)
             }
             None => {
                 handshake.handle_child_closed();
@@ -445,6 +451,7 @@ impl Processes {
         &mut self,
         action: Action,
         fd: Option<OwnedFd>,
+        more: Vec<OwnedFd>,
         launch: &Launch<'_>,
         signals: &Signals,
     ) -> Result<(), LaunchError> {
@@ -470,8 +477,8 @@ impl Processes {
                 Ok(())
             }
             Action::PassTap => {
-                if let (Some(engine), Some(tap)) = (engine, fd) {
-                    engine.serve(tap);
+                if let Some(engine) = engine {
+                    engine.serve(fd.into_iter().chain(more).collect());
                 }
                 Ok(())
             }

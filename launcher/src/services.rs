@@ -19,6 +19,7 @@ use forwarder::store::{Inheritance, StoreLine};
 use log::warn;
 use netstack::Driver;
 use netstack::config::{Config, Ipv4Mode, Ipv6Mode};
+use netstack::driver::Worker;
 use nix::unistd::Pid;
 
 use crate::api::control::{Engine, Facts, HostDns};
@@ -45,6 +46,8 @@ pub struct ServiceTask<'a> {
     pub egress: EgressMode,
     /// The engine that serves it.
     pub driver: &'a mut Driver,
+    /// Its workers, which do not run yet.
+    pub workers: &'a mut [Worker],
     /// Leads to the agent in the child's namespaces.
     pub line: OwnedFd,
     /// What is published from the start.
@@ -102,7 +105,7 @@ impl Services {
         let mut forwards = forwards.map_err(io::Error::other)?;
         forwards.set_store(task.store, task.inheritance);
         if task.egress != EgressMode::Tap {
-            egress::join(task.driver, &mut forwards)?;
+            egress::join(task.driver, task.workers, &mut forwards)?;
         }
         let control = Engine::new(facts, Some(driver), Some(forwards.handle()));
         let control = Arc::new(control.with_page(task.settings.try_clone()?));

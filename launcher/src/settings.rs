@@ -92,8 +92,8 @@ impl Settings {
         let rule = |text: &String| text.parse().map_err(|_| SettingsError::Rule(text.clone()));
         let rules: Vec<Rule> = self.policy.iter().map(rule).collect::<Result<_, _>>()?;
         let policy = EgressPolicy::from_rules(rules).map_err(SettingsError::Policy)?;
+        driver.set_policy(policy);
         let stack = driver.stack_mut();
-        stack.set_policy(policy);
         replace_names(stack, &self.names).map_err(|refusal| SettingsError::Names(refusal.message))?;
         if let Some(peers) = &self.peers {
             let peers = peers.iter().map(|peer| peer.parse()).collect::<Result<_, _>>();

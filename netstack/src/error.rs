@@ -138,11 +138,14 @@ pub enum DropReason {
     /// A datagram of an overlay whose sender is none of the child's peers.
     #[error("not a peer of the overlay")]
     OverlayStranger,
+    /// A frame for another worker, whose inbox was full, or that no worker takes for its own (the sender repeats it).
+    #[error("inbox of another worker full")]
+    WorkerBusy,
 }
 
 impl DropReason {
     /// Every reason, in counter order.
-    pub const ALL: [DropReason; 43] = [
+    pub const ALL: [DropReason; 44] = [
         DropReason::Truncated,
         DropReason::Malformed,
         DropReason::UnknownEtherType,
@@ -186,6 +189,7 @@ impl DropReason {
         DropReason::UdpSessionsFull,
         DropReason::RelayedFlow,
         DropReason::OverlayStranger,
+        DropReason::WorkerBusy,
     ];
 }
 

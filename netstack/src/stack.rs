@@ -18,6 +18,7 @@ mod icmp;
 mod overlay;
 mod services;
 mod settings;
+mod sharing;
 mod tcp;
 mod udp;
 
@@ -55,6 +56,7 @@ pub use self::forward::Session;
 pub use self::host_relay::{RelayEnd, Relaying};
 pub use self::overlay::OverlayPeer;
 pub use self::settings::HostAddresses;
+pub use self::sharing::{Claims, Handover};
 pub use self::tcp::HostIo;
 pub use self::udp::{Datagram, ToChild};
 
@@ -125,6 +127,9 @@ pub struct Stack {
     host_addresses: HostAddresses,
     trim_rings_at: Option<Instant>,
     fragment_id: u32,
+    fragment_step: u32,
+    /// Where other stacks serve the same child.
+    share: Option<sharing::Share>,
     /// The latest frame that an action refers to.
     slot_in_use: Option<u32>,
     /// The `now` of the latest call, for what the polls decide.
@@ -262,6 +267,8 @@ impl Stack {
             host_addresses: HostAddresses::default(),
             trim_rings_at: None,
             fragment_id: config.seed as u32,
+            fragment_step: 1,
+            share: None,
             slot_in_use: None,
             now,
             stats: Stats::default(),
@@ -452,7 +459,7 @@ impl Stack {
         self.link
     }
 
-    /// Bytes of ring memory that TCP flows may use at this moment.
+    /// Bytes of ring memory that TCP flows may use at this moment, those of other workers included.
     pub fn buffer_bytes(&self) -> usize {
         self.rings.lent()
     }
@@ -547,9 +554,13 @@ impl Stack {
         }
         let ip = IpPacket::parse(frame, ethernet.ethertype)?;
         let received = Received { frame, slot, offload, mac: ethernet.src, ip };
+        self.handle_ip(now, &received)
+    }
+
+    fn handle_ip(&mut self, now: Instant, received: &Received<'_>) -> Result<(), DropReason> {
         match received.ip.fragment {
-            Some(fragment) if fragment.offset != 0 || fragment.more => self.reassemble(now, &received),
-            _ => self.handle_packet(now, &received),
+            Some(fragment) if fragment.offset != 0 || fragment.more => self.reassemble(now, received),
+            _ => self.handle_packet(now, received),
         }
     }
 
@@ -570,6 +581,7 @@ impl Stack {
             protocol::UDP => self.udp_from_child(now, received),
             protocol::ICMP if ip.src.is_ipv4() => self.icmp_from_child(now, received),
             protocol::ICMPV6 if ip.src.is_ipv6() => self.icmpv6_from_child(now, received),
+            _ if self.is_for_first(received)? => Ok(()),
             _ => {
                 self.check_source(received)?;
                 self.tell(now, IcmpErrorKind::ProtocolUnreachable, received.packet(), received.mac);
@@ -579,6 +591,9 @@ impl Stack {
     }
 
     fn reassemble(&mut self, now: Instant, received: &Received<'_>) -> Result<(), DropReason> {
+        if self.is_for_first(received)? {
+            return Ok(());
+        }
         self.check_source(received)?;
         let ip = &received.ip;
         let Some(fragment) = ip.fragment else { return Ok(()) };
@@ -832,6 +847,7 @@ impl Stack {
 
     /// Takes a flow out of the table and its timer off the wheel.
     fn forget(&mut self, id: FlowId) -> Option<FlowKind> {
+        self.give_up_claim(id);
         let entry = self.flows.remove(id)?;
         self.timers.cancel(id.index);
         Some(entry.value.kind)

@@ -15,6 +15,16 @@ pub struct Traffic {
     pub bytes_to_child: u64,
 }
 
+impl Traffic {
+    /// Adds what another has counted.
+    fn add(&mut self, other: &Traffic) {
+        self.packets_from_child += other.packets_from_child;
+        self.bytes_from_child += other.bytes_from_child;
+        self.packets_to_child += other.packets_to_child;
+        self.bytes_to_child += other.bytes_to_child;
+    }
+}
+
 /// TCP connections that were handed to a relay of sockets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RelayStats {
@@ -104,6 +114,36 @@ impl Stats {
         self.drops[reason as usize] += 1;
     }
 
+    /// Adds what another stack of the same child has counted.
+    pub fn add(&mut self, other: &Stats) {
+        let Stats { tcp, udp, icmp, dns, dhcp, relay, overlay, frames, drops, .. } = other;
+        self.tcp.add(tcp);
+        self.udp.add(udp);
+        self.icmp.add(icmp);
+        self.dns.add(dns);
+        self.dhcp.add(dhcp);
+        self.overlay.add(overlay);
+        self.frames.add(frames);
+        self.relay.active += relay.active;
+        self.relay.joined += relay.joined;
+        self.relay.refused += relay.refused;
+        self.relay.unanswered += relay.unanswered;
+        self.relay.bytes_from_child += relay.bytes_from_child;
+        self.relay.bytes_to_child += relay.bytes_to_child;
+        self.tcp_opened += other.tcp_opened;
+        self.tcp_connect_failed += other.tcp_connect_failed;
+        self.tcp_from_host += other.tcp_from_host;
+        self.tcp_unanswered += other.tcp_unanswered;
+        self.tcp_reset += other.tcp_reset;
+        self.udp_sessions += other.udp_sessions;
+        self.udp_session_errors += other.udp_session_errors;
+        self.dns_static += other.dns_static;
+        self.dns_servfail += other.dns_servfail;
+        for (sum, drops) in self.drops.iter_mut().zip(drops) {
+            *sum += drops;
+        }
+    }
+
     /// How often `reason` was counted.
     pub fn drops(&self, reason: DropReason) -> u64 {
         self.drops[reason as usize]
@@ -128,5 +168,7 @@ mod tests {
             assert_eq!(stats.drops(reason), 1);
         }
         assert_eq!(stats.all_drops().count(), DropReason::ALL.len());
+        stats.add(&stats.clone());
+        assert!(stats.all_drops().all(|(_, count)| count == 2));
     }
 }

@@ -242,28 +242,27 @@ impl Control for Engine {
     }
 
     fn policy(&self, reply: Reply<Policy>) {
-        self.post(reply, |driver, reply| reply.send(Ok(policy(driver.stack_mut()))));
+        self.post(reply, |driver, reply| reply.send(Ok(policy(driver))));
     }
 
     fn set_policy(&self, new: EgressPolicy, reply: Reply<Policy>) {
         self.change(reply, |driver| {
-            driver.stack_mut().set_policy(new);
-            Ok(policy(driver.stack()))
+            driver.set_policy(new);
+            Ok(policy(driver))
         });
     }
 
     fn add_policy(&self, added: Vec<Rule>, position: Position, reply: Reply<Policy>) {
         self.change(reply, move |driver| {
-            let stack = driver.stack_mut();
-            let mut rules = stack.policy().rules().to_vec();
+            let mut rules = driver.stack().policy().rules().to_vec();
             let at = match position {
                 Position::First => 0,
                 Position::Last => rules.len(),
             };
             rules.splice(at..at, added);
             let new = EgressPolicy::from_rules(rules);
-            stack.set_policy(new.map_err(|error| Refusal::bad_request(error.to_string()))?);
-            Ok(policy(stack))
+            driver.set_policy(new.map_err(|error| Refusal::bad_request(error.to_string()))?);
+            Ok(policy(driver))
         });
     }
 
@@ -497,10 +496,10 @@ fn phase_name(phase: Phase) -> &'static str {
     }
 }
 
-fn policy(stack: &Stack) -> Policy {
+fn policy(driver: &Driver) -> Policy {
     Policy {
-        rules: stack.policy().rules().iter().map(Rule::to_string).collect(),
-        hits: stack.policy_hits().to_vec(),
+        rules: driver.stack().policy().rules().iter().map(Rule::to_string).collect(),
+        hits: driver.policy_hits(),
     }
 }
 

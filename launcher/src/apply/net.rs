@@ -23,8 +23,8 @@ const IPV6_PATIENCE_MS: u16 = 1000;
 /// The child's TAP, up and addressed.
 #[derive(Debug)]
 pub struct TapLink {
-    /// Descriptor of the TAP, for the engine.
-    pub tap: OwnedFd,
+    /// Descriptors of the TAP's queues, for the engine.
+    pub queues: Vec<OwnedFd>,
     /// Hears of the IPv6 default route, if it comes at once.
     pub ipv6_routes: Option<Socket>,
 }
@@ -44,7 +44,7 @@ pub fn loopback() -> Result<(), Failure> {
 /// # Errors
 /// The step that failed.
 pub fn tap_link(plan: &EnginePlan) -> Result<TapLink, Failure> {
-    let tap = open_tap()?;
+    let queues = open_tap(plan.queues.into())?;
     let index = if_nametoindex(TAP_NAME).map_err(|error| Failure::new(Step::CreateTap, TAP_NAME, error))?;
     let interface = Interface(index);
     let has_ipv6 = prepare_ipv6(plan.ipv6);
@@ -68,7 +68,7 @@ pub fn tap_link(plan: &EnginePlan) -> Result<TapLink, Failure> {
     let socket = open()?;
     perform(&socket, &batch)?;
     enlarge_loopback_segments(&socket);
-    Ok(TapLink { tap: tap.into_fd(), ipv6_routes })
+    Ok(TapLink { queues: queues.into_iter().map(Tap::into_fd).collect(), ipv6_routes })
 }
 
 /// Lets servers of the child hand the relay's sockets, which they reach by the loopback device, half a megabyte at
@@ -81,12 +81,12 @@ fn enlarge_loopback_segments(socket: &Socket) {
     }
 }
 
-/// Creates the device in this network namespace.
+/// Creates the device with so many queues in this network namespace.
 ///
 /// # Errors
 /// The device node cannot be opened, or the device not be made.
-pub fn open_tap() -> Result<Tap, Failure> {
-    Tap::open_in_current_netns(TAP_NAME).map_err(|error| match error {
+pub fn open_tap(queues: usize) -> Result<Vec<Tap>, Failure> {
+    Tap::open_queues_in_current_netns(TAP_NAME, queues).map_err(|error| match error {
         TapError::OpenTun(source) => Failure::new(Step::OpenTun, TUN_DEVICE, source),
         TapError::SetInterface { name, source } => Failure::new(Step::CreateTap, name, source),
         error => Failure::new(Step::CreateTap, TAP_NAME, io::Error::other(error)),

@@ -20,6 +20,8 @@ pub struct Received {
     pub message: Message,
     /// The descriptor.
     pub fd: Option<OwnedFd>,
+    /// Those that came after it.
+    pub more: Vec<OwnedFd>,
 }
 
 impl Channel {
@@ -45,8 +47,16 @@ impl Channel {
     /// # Errors
     /// sendmsg(2); `EPIPE` if the other process is gone.
     pub fn send(&self, message: &Message, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        self.send_all(message, fd.as_slice())
+    }
+
+    /// The same with several descriptors, at most [`scm::MOST`].
+    ///
+    /// # Errors
+    /// As [`Channel::send`].
+    pub fn send_all(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let bytes = message.encode();
-        let fds: Vec<RawFd> = fd.iter().map(AsRawFd::as_raw_fd).collect();
+        let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&fds)];
         let control = if fds.is_empty() { &[][..] } else { &rights[..] };
         loop {
@@ -69,7 +79,7 @@ impl Channel {
     /// recvmsg(2); `EBADMSG` for what is not a message.
     pub fn receive(&self) -> io::Result<Option<Received>> {
         let mut bytes = [0u8; MAX_MESSAGE];
-        let (length, fd) = loop {
+        let (length, fds) = loop {
             match scm::receive(self.0.as_fd(), &mut bytes) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // The far side closed without reading everything. The kernel says so once, before it hands out
@@ -82,7 +92,8 @@ impl Channel {
             return Ok(None);
         }
         let message = Message::decode(&bytes[..length]).map_err(|_| Errno::EBADMSG)?;
-        Ok(Some(Received { message, fd }))
+        let mut fds = fds.into_iter();
+        Ok(Some(Received { message, fd: fds.next(), more: fds.collect() }))
     }
 }
 
@@ -118,6 +129,14 @@ mod tests {
         assert_eq!(second.message, Message::NetworkReady);
         assert!(second.fd.is_none());
         assert!(b.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn as_many_descriptors_arrive_as_a_tap_has_queues() {
+        let (a, b) = Channel::pair().unwrap();
+        a.send_all(&Message::TapReady, &[a.as_fd(); scm::MOST]).unwrap();
+        let received = b.receive().unwrap().unwrap();
+        assert_eq!(received.fd.iter().chain(&received.more).count(), scm::MOST);
     }
 
     #[test]

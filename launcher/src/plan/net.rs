@@ -40,6 +40,8 @@ pub struct EnginePlan {
     pub link: LinkCapabilities,
     /// How outbound TCP connections are carried.
     pub egress: EgressMode,
+    /// Queues of the TAP, each with a worker.
+    pub queues: u8,
 }
 
 /// What the child knows beforehand about IPv6.
@@ -117,7 +119,7 @@ impl EnginePlan {
         if args.egress == EgressArg::Relay && args.pcap.is_some() {
             return Err(UsageError::RelayWithCapture);
         }
-        Ok(EnginePlan { config, ipv6, link: args.offload.into(), egress: args.egress.into() })
+        Ok(EnginePlan { config, ipv6, link: args.offload.into(), egress: args.egress.into(), queues: args.queues })
     }
 
     /// The child's IPv6 address, if it gets one.
@@ -192,6 +194,7 @@ fn needs_no_engine(args: &RunArgs, net: &'static str) -> Result<(), UsageError> 
         ("--overlay-port", args.overlay_port.is_some()),
         ("--offload", args.offload != OffloadArg::Auto),
         ("--egress", args.egress != EgressArg::Auto),
+        ("--queues", args.queues != 1),
         ("--pcap", args.pcap.is_some()),
         ("--stats", args.stats),
     ];

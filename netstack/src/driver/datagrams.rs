@@ -593,7 +593,7 @@ impl Driver {
         }
         let parts = &parts[..3 + datagrams.len()];
         let written = self.link.write(parts);
-        note_written(&mut self.stack, &mut self.observers, now, written, &parts[1..], offload);
+        note_written(&mut self.stack, &self.observers, now, written, &parts[1..], offload);
     }
 
     /// Sends the bytes at `ranges` of the receive buffers as one frame.
@@ -635,14 +635,14 @@ impl Driver {
         }
         let parts = &parts[..2 + ranges.len()];
         let written = self.link.write(parts);
-        note_written(&mut self.stack, &mut self.observers, now, written, &parts[1..], offload);
+        note_written(&mut self.stack, &self.observers, now, written, &parts[1..], offload);
     }
 }
 
 /// Counts a frame of these parts that was written, or was not.
 fn note_written(
     stack: &mut Stack,
-    observers: &mut Observers,
+    observers: &Observers,
     now: Instant,
     written: io::Result<usize>,
     parts: &[IoSlice<'_>],

@@ -69,6 +69,7 @@ impl Driver {
             self.stack.remove_udp_forward(id);
             return Err(AdoptError::Register(error));
         }
+        self.tell_published();
         Ok(id)
     }
 
@@ -76,6 +77,7 @@ impl Driver {
     /// returns, the host's port is free.
     pub fn remove_udp_forward(&mut self, id: ForwardId) -> bool {
         let removed = self.stack.remove_udp_forward(id);
+        self.tell_published();
         self.drain(self.clock.now());
         removed
     }

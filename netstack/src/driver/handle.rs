@@ -7,6 +7,7 @@ use mio::Waker;
 use thiserror::Error;
 
 use super::Driver;
+use crate::flow::FlowId;
 
 /// The driver has ended.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -20,12 +21,25 @@ pub(super) type Job = Box<dyn FnOnce(&mut Driver) + Send>;
 pub struct DriverHandle {
     jobs: Sender<Job>,
     waker: Arc<Waker>,
+    /// All workers, this one first; none where there is only one.
+    workers: Arc<[DriverHandle]>,
 }
 
 impl DriverHandle {
     pub(super) fn new(waker: Waker) -> (Self, Receiver<Job>) {
         let (jobs, receiver) = mpsc::channel();
-        (DriverHandle { jobs, waker: Arc::new(waker) }, receiver)
+        (DriverHandle { jobs, waker: Arc::new(waker), workers: [].into() }, receiver)
+    }
+
+    /// The same as the first of these.
+    pub(super) fn among(self, workers: Arc<[DriverHandle]>) -> Self {
+        DriverHandle { workers, ..self }
+    }
+
+    /// Has the driver look around.
+    pub(super) fn wake(&self) {
+        // Fails only without memory for an event counter that is there already.
+        let _ = self.waker.wake();
     }
 
     /// Runs `job` on the driver's thread, between two turns of its loop, and waits for the result.
@@ -42,6 +56,14 @@ impl DriverHandle {
             let _ = reply.send(job(driver));
         })?;
         result.recv().map_err(|_| Ended)
+    }
+
+    /// As [`DriverHandle::post`], on the thread of the worker that has `flow`, where there are several.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn post_for(&self, flow: FlowId, job: impl FnOnce(&mut Driver) + Send + 'static) -> Result<(), Ended> {
+        self.workers.get(flow.worker().index()).unwrap_or(self).post(job)
     }
 
     /// Runs `job` on the driver's thread, and does not wait.

@@ -34,6 +34,7 @@ mod paths;
 mod polling;
 pub mod resolver;
 mod settings;
+mod workers;
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -58,14 +59,15 @@ use self::paths::Paths;
 use self::polling::{Courtesy, PAUSE, Polling};
 use self::resolver::{ResolverWatch, read_resolv_conf};
 pub use self::settings::{CaptureRunning, DnsUpstream};
+pub use self::workers::Worker;
+use self::workers::Crew;
 use crate::action::{Action, HostEvent, Payload};
 use crate::config::{Config, DnsService, Ipv4Mode, Ipv6Mode, MapTarget};
 use crate::error::DropReason;
 use crate::flow::FlowId;
 use crate::frame::{Frame, Offload};
 use crate::offload::{IpVersion, vnet_hdr};
-use crate::stack::{FRAME_BUFFER, FlowInfo, Stack};
-use crate::stats::Stats;
+use crate::stack::{FRAME_BUFFER, Stack};
 use crate::sys::link::{Link, PacketSocketError};
 use crate::sys::netlink::{AddressWatch, RouteWatch};
 use crate::sys::random;
@@ -131,6 +133,14 @@ pub enum DriverError {
         #[source]
         source: io::Error,
     },
+    /// Not the queues of one TAP.
+    #[error("{count} queues cannot be served, of a TAP that {}", if *.multi { "has several: 1 to 8 are needed" } else { "has one" })]
+    Queues {
+        /// So many.
+        count: usize,
+        /// Whether each is of a TAP that may have several.
+        multi: bool,
+    },
     /// No randomness for sequence numbers and DNS ids.
     #[error("reading randomness failed")]
     Random(#[source] io::Error),
@@ -172,6 +182,19 @@ pub struct Driver {
     receive: Receive,
     jobs: Option<Receiver<Job>>,
     handle: Option<DriverHandle>,
+    /// Where other workers serve the same child.
+    crew: Option<Crew>,
+    /// What another worker has ended by.
+    failed: Option<DriverError>,
+}
+
+/// What a driver does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Duties {
+    /// Everything.
+    All,
+    /// Flows of the child; DNS, overlay and the services of the link are another's.
+    Flows,
 }
 
 impl Driver {
@@ -184,9 +207,17 @@ impl Driver {
     ///
     /// # Errors
     /// When the link or one of the kernel's event sources cannot be used.
-    pub fn new(link: impl Into<Link>, mut config: Config) -> Result<Self, DriverError> {
-        let mut link = link.into();
-        if config.overlay().is_some() {
+    pub fn new(link: impl Into<Link>, config: Config) -> Result<Self, DriverError> {
+        Self::build(link.into(), config, MonotonicClock::new(), Duties::All)
+    }
+
+    fn build(
+        mut link: Link,
+        mut config: Config,
+        clock: MonotonicClock,
+        duties: Duties,
+    ) -> Result<Self, DriverError> {
+        if duties == Duties::All && config.overlay().is_some() {
             link.offer_tunnels();
         }
         if config.seed == 0 {
@@ -198,11 +229,10 @@ impl Driver {
         }
         let poll = Poll::new().map_err(DriverError::Poll)?;
         let registry = poll.registry().try_clone().map_err(DriverError::Poll)?;
-        let clock = MonotonicClock::new();
         let watch_ipv6 = config.ipv6_mode() == Ipv6Mode::Auto;
         let polling = Polling::new(config.busy_poll());
         // Also where the configuration names servers: a sandbox may forbid to begin with it later.
-        let follow_dns = config.dns().service == DnsService::On;
+        let follow_dns = duties == Duties::All && config.dns().service == DnsService::On;
         let follow_addresses = config.maps().iter().any(|map| map.host == MapTarget::HostAddress);
         let outbound = (config.outbound().0.clone(), config.outbound().1.clone());
         let memory = Memory { region: Region::mapped, trim: region::trim_heap };
@@ -235,10 +265,14 @@ impl Driver {
             receive: Receive::new(),
             jobs: None,
             handle: None,
+            crew: None,
+            failed: None,
         };
         // Not for writing: a TAP is always writable, what it may lack is memory.
         driver.watch("link", driver.link.as_fd().as_raw_fd(), TAP, Interest::READABLE)?;
-        driver.open_overlay()?;
+        if duties == Duties::All {
+            driver.open_overlay()?;
+        }
         if follow_dns {
             driver.follow_resolv_conf()?;
         }
@@ -256,7 +290,7 @@ impl Driver {
         &self.clock
     }
 
-    /// The stack, for settings.
+    /// The stack, for settings; of several workers the first's, which alone answers DNS and has the overlay.
     pub fn stack_mut(&mut self) -> &mut Stack {
         &mut self.stack
     }
@@ -284,17 +318,7 @@ impl Driver {
         self.jobs = None;
     }
 
-    /// Counters so far.
-    pub fn stats(&self) -> Stats {
-        self.stack.stats()
-    }
-
-    /// Flows of the child at this moment.
-    pub fn flows(&self) -> impl Iterator<Item = FlowInfo> + '_ {
-        self.stack.flows()
-    }
-
-    /// The stack, to look at.
+    /// The stack, to look at; of several workers the first's.
     pub fn stack(&self) -> &Stack {
         &self.stack
     }
@@ -312,7 +336,8 @@ impl Driver {
     /// Descriptors whose last close waits for all processors (RCU), some 10 to 20 ms: who ends may want somebody
     /// else to close them.
     pub fn slow_to_close(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        [Some(self.link.as_fd()), self.resolver.as_ref().map(|watch| watch.as_fd())].into_iter().flatten()
+        let own = [Some(self.link.as_fd()), self.resolver.as_ref().map(|watch| watch.as_fd())];
+        own.into_iter().flatten().chain(self.ended_others().iter().map(|driver| driver.link.as_fd()))
     }
 
     /// Serves until `stop` is readable or closed by its other end. May be called again to go on.
@@ -337,14 +362,21 @@ impl Driver {
 
     /// Serves on until what the child has sent is delivered: processes that have ended may leave bytes with
     /// their kernel, which it goes on sending. Ends at once where there are none, and in any case after
-    /// 500 ms without progress or 10 s in all.
+    /// 500 ms without progress or 10 s in all. Other workers do the same and end.
     ///
     /// # Errors
     /// When waiting fails. That the TAP is gone is no error here: the kernel has given up as well.
     pub fn finish(&mut self) -> Result<(), DriverError> {
+        self.dismiss_others();
+        let result = self.finish_alone();
+        self.await_others();
+        result
+    }
+
+    fn finish_alone(&mut self) -> Result<(), DriverError> {
         let mut events = Events::with_capacity(256);
         let start = self.clock.now();
-        let mut progress = (start, self.stats().frames);
+        let mut progress = (start, self.stack.stats().frames);
         // The first turn takes only what is there.
         let mut patience = Duration::ZERO;
         loop {
@@ -356,8 +388,8 @@ impl Driver {
                 Err(error) => return Err(error),
             }
             let now = self.clock.now();
-            if self.stats().frames != progress.1 {
-                progress = (now, self.stats().frames);
+            if self.stack.stats().frames != progress.1 {
+                progress = (now, self.stack.stats().frames);
             }
             let delivered = !self.tap_readable && !self.stack.has_undelivered();
             if delivered || now >= progress.0 + LINGER || now >= start + LINGER_MAX {
@@ -401,9 +433,12 @@ impl Driver {
                 RESOLV_CONF => self.handle_resolv_conf(),
                 ROUTES => self.handle_routes(now),
                 ADDRESSES => self.handle_addresses(),
-                JOBS => self.handle_jobs(),
+                JOBS => self.handle_jobs(now),
                 token => self.handle_socket(now, FlowId::from_bits(token.0 as u64), event),
             }
+        }
+        if let Some(error) = self.failed.take() {
+            return Err(error);
         }
         if stop {
             return Ok(true);
@@ -521,6 +556,7 @@ impl Driver {
                 }
             }
         }
+        self.pass_handovers();
         Ok(())
     }
 
@@ -768,7 +804,8 @@ impl Driver {
         }
     }
 
-    fn handle_jobs(&mut self) {
+    fn handle_jobs(&mut self, now: Instant) {
+        self.take_handovers(now);
         while let Some(job) = self.jobs.as_ref().and_then(|jobs| jobs.try_recv().ok()) {
             job(self);
         }

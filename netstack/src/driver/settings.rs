@@ -51,12 +51,12 @@ impl Driver {
 
     /// Shows every frame to `observer` from now on, instead of an earlier one.
     pub fn set_observer(&mut self, observer: Box<dyn FrameObserver + Send>) {
-        self.observers.embedder = Some(observer);
+        self.observers.change(|seats| seats.embedder = Some(observer));
     }
 
     /// Shows no frames to the observer any more, and gives it back.
     pub fn clear_observer(&mut self) -> Option<Box<dyn FrameObserver + Send>> {
-        self.observers.embedder.take()
+        self.observers.change(|seats| seats.embedder.take())
     }
 
     /// Writes all frames to `out` as pcap from now on, beside what an observer does. Writes happen between frames: a
@@ -69,17 +69,19 @@ impl Driver {
         out: Box<dyn io::Write + Send>,
         limit: CaptureLimit,
     ) -> Result<(), CaptureRunning> {
-        if self.observers.status().is_some_and(|status| status.is_running()) {
-            return Err(CaptureRunning);
-        }
         let zero = self.clock.unix_micros_at_zero();
-        self.observers.capture = Some(PcapWriter::with_limit(out, zero, limit));
-        Ok(())
+        self.observers.change(|seats| {
+            if seats.capture.as_ref().is_some_and(|capture| capture.status().is_running()) {
+                return Err(CaptureRunning);
+            }
+            seats.capture = Some(PcapWriter::with_limit(out, zero, limit));
+            Ok(())
+        })
     }
 
     /// Ends the capture and closes its output; says how far it came. `None` where there was none.
     pub fn stop_capture(&mut self) -> Option<CaptureStatus> {
-        let mut capture = self.observers.capture.take()?;
+        let mut capture = self.observers.change(|seats| seats.capture.take())?;
         capture.flush();
         Some(capture.status())
     }

@@ -39,6 +39,25 @@ pub enum FlowPath {
     Relay,
 }
 
+/// One of the workers that serve a child together, each with a stack and a queue of the TAP of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkerId(pub(crate) u8);
+
+impl WorkerId {
+    /// Most workers of one child.
+    pub const MOST: usize = 8;
+    /// The one that serves all that is no flow of another's.
+    pub const FIRST: WorkerId = WorkerId(0);
+
+    /// Counted from 0, below [`WorkerId::MOST`].
+    pub fn index(self) -> usize {
+        self.0.into()
+    }
+}
+
+/// Where the worker stands in a generation of 30 bits.
+pub(crate) const WORKER_SHIFT: u32 = 27;
+
 /// Names one flow. The generation makes a stale id of a reused slot harmless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowId {
@@ -50,6 +69,11 @@ impl FlowId {
     /// The id as one integer, for use as an event token. At most 62 bits are used.
     pub fn to_bits(self) -> u64 {
         (u64::from(self.generation & 0x3fff_ffff) << 32) | u64::from(self.index)
+    }
+
+    /// The worker that has it, where there are several.
+    pub fn worker(self) -> WorkerId {
+        WorkerId((self.generation >> WORKER_SHIFT) as u8)
     }
 
     /// The inverse of [`FlowId::to_bits`].

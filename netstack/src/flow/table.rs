@@ -10,7 +10,7 @@ use std::hash::BuildHasher;
 use hashbrown::HashTable;
 use slab::Slab;
 
-use super::{FlowId, FlowKey};
+use super::{FlowId, FlowKey, WORKER_SHIFT, WorkerId};
 
 /// One entry: the caller's value with its key.
 #[derive(Debug)]
@@ -29,6 +29,7 @@ pub struct FlowTable<T> {
     index: HashTable<u32>,
     hasher: foldhash::fast::FixedState,
     generation: u32,
+    worker: WorkerId,
 }
 
 impl<T> FlowTable<T> {
@@ -39,7 +40,13 @@ impl<T> FlowTable<T> {
             index: HashTable::new(),
             hasher: foldhash::fast::FixedState::with_seed(seed),
             generation: 0,
+            worker: WorkerId::FIRST,
         }
+    }
+
+    /// Has ids name `worker` from now on.
+    pub fn set_worker(&mut self, worker: WorkerId) {
+        self.worker = worker;
     }
 
     /// Adds a flow. The key must not be in the table.
@@ -52,8 +59,8 @@ impl<T> FlowTable<T> {
 
     /// Adds a flow that is never found by its key: one of the engine's own.
     pub fn insert_hidden(&mut self, key: FlowKey, value: T) -> FlowId {
-        self.generation = (self.generation + 1) & 0x3fff_ffff;
-        let generation = self.generation;
+        self.generation = (self.generation + 1) & ((1 << WORKER_SHIFT) - 1);
+        let generation = u32::from(self.worker.0) << WORKER_SHIFT | self.generation;
         let index = self.entries.insert(Entry { key, value, generation }) as u32;
         FlowId { index, generation }
     }

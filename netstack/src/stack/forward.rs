@@ -75,7 +75,7 @@ impl Stack {
     ) -> Result<FlowId, ForwardError> {
         self.now = now;
         self.check_ends(source, child)?;
-        if self.counts.tcp >= self.config.limits.flows {
+        if self.tcp_flows() >= self.config.limits.flows {
             self.stats.count_drop(DropReason::FlowTableFull);
             return Err(ForwardError::FlowTableFull);
         }
@@ -98,6 +98,8 @@ impl Stack {
         let endpoint = Endpoint::connect(&mut self.network, region, size, key.remote, child, keepalive);
         let flow = TcpFlow::opened_by_host(now, endpoint, source);
         let state = FlowState::new(FlowKind::Tcp(Box::new(flow)), hop.unwrap_or(BROADCAST));
+        // A SYN of the child's own that came meanwhile between the same ends is answered by this one.
+        self.claim(key);
         let id = self.flows.insert(key, state);
         self.counts.tcp += 1;
         self.counts.half_open += 1;
@@ -442,13 +444,13 @@ impl Stack {
         let mut key = FlowKey { protocol, child, remote: SocketAddr::new(source.ip(), source.port()) };
         // The scope and flow label that a host's IPv6 address may carry mean nothing to the child.
         key.child = SocketAddr::new(child.ip(), child.port());
-        if self.flows.find(&key).is_none() {
+        if self.flows.find(&key).is_none() && self.is_unclaimed(&key) {
             return Ok(key);
         }
         for _ in FIRST_PORT..=u16::MAX {
             self.next_port = self.next_port.wrapping_add(1).max(FIRST_PORT);
             key.remote.set_port(self.next_port);
-            if self.flows.find(&key).is_none() {
+            if self.flows.find(&key).is_none() && self.is_unclaimed(&key) {
                 return Ok(key);
             }
         }

@@ -34,6 +34,9 @@ impl Stack {
         now: Instant,
         received: &Received<'_>,
     ) -> Result<(), DropReason> {
+        if self.is_for_first(received)? {
+            return Ok(());
+        }
         self.check_source(received)?;
         match received.transport().first_chunk::<ECHO_LEN>() {
             None => Err(DropReason::Truncated),
@@ -49,6 +52,9 @@ impl Stack {
         now: Instant,
         received: &Received<'_>,
     ) -> Result<(), DropReason> {
+        if self.is_for_first(received)? {
+            return Ok(());
+        }
         let Some(&[icmp_type, code]) = received.transport().first_chunk() else {
             return Err(DropReason::Truncated);
         };

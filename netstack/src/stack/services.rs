@@ -18,6 +18,9 @@ const DHCPV6_SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
 
 impl Stack {
     pub(super) fn handle_arp(&mut self, frame: &[u8]) -> Result<(), DropReason> {
+        if self.is_arp_for_first(frame)? {
+            return Ok(());
+        }
         let outcome = self.arp.handle(&frame[ETHERNET_LEN..])?;
         if let Some((address, mac)) = outcome.sender {
             self.learn_neighbor(address.into(), mac);
@@ -74,7 +77,7 @@ impl Stack {
             IpAddr::V4(dst) if udp.dst == DHCP_SERVER => {
                 let plan = &self.config.ipv4;
                 let ours = dst.is_broadcast() || dst == plan.gateway || plan.subnet.is_broadcast(dst);
-                ours.then(|| self.handle_dhcp(now, payload))
+                ours.then(|| self.handle_dhcp(now, received, payload))
             }
             IpAddr::V6(dst) if udp.dst == DHCPV6_SERVER && dst == DHCPV6_SERVERS => {
                 Some(self.handle_dhcpv6(received, udp.src, payload))
@@ -83,7 +86,15 @@ impl Stack {
         }
     }
 
-    fn handle_dhcp(&mut self, now: Instant, payload: &[u8]) -> Result<(), DropReason> {
+    fn handle_dhcp(
+        &mut self,
+        now: Instant,
+        received: &Received<'_>,
+        payload: &[u8],
+    ) -> Result<(), DropReason> {
+        if self.is_for_first(received)? {
+            return Ok(());
+        }
         if !self.config.serves(LinkService::Dhcp) {
             return Err(DropReason::DhcpIgnored);
         }
@@ -104,6 +115,9 @@ impl Stack {
         port: u16,
         payload: &[u8],
     ) -> Result<(), DropReason> {
+        if self.is_for_first(received)? {
+            return Ok(());
+        }
         if !self.is_ipv6_offered() {
             return Err(DropReason::Ipv6Off);
         }

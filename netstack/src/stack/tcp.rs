@@ -128,19 +128,27 @@ impl Stack {
             remote: SocketAddr::new(ip.dst, tcp.dst),
         };
         let payload_len = received.transport().len() - tcp.header_len;
-        self.stats.tcp.packets_from_child += 1;
-        self.stats.tcp.bytes_from_child += payload_len as u64;
         let is_first = tcp.flags & (Tcp::SYN | Tcp::ACK | Tcp::RST | Tcp::FIN) == Tcp::SYN;
         if let Some(id) = self.flows.find(&key)
             && !(is_first && self.yields_key(id, tcp.sequence))
         {
+            self.count_segment(payload_len);
             return self.segment_from_child(now, id, received, &tcp, payload_len);
         }
+        if self.is_segment_elsewhere(key, is_first, received)? {
+            return Ok(());
+        }
+        self.count_segment(payload_len);
         if is_first {
             return self.open_tcp(now, key, received, &tcp);
         }
         self.reject_segment(now, received);
         Err(DropReason::NoFlow)
+    }
+
+    fn count_segment(&mut self, payload_len: usize) {
+        self.stats.tcp.packets_from_child += 1;
+        self.stats.tcp.bytes_from_child += payload_len as u64;
     }
 
     fn segment_from_child(
@@ -210,7 +218,7 @@ impl Stack {
             Ok(Destination::Gateway) => return Err(self.refuse(now, self.gateway_refusal(), received)),
             Err(refusal) => return Err(self.refuse(now, refusal, received)),
         };
-        if self.counts.tcp >= self.config.limits.flows {
+        if self.tcp_flows() >= self.config.limits.flows {
             self.reject_segment(now, received);
             return Err(DropReason::FlowTableFull);
         }
@@ -229,6 +237,10 @@ impl Stack {
             // The endpoint did not take the SYN (contradicting options).
             self.rings.give_back(endpoint.into_region());
             return Err(DropReason::Malformed);
+        }
+        if !self.claim(key) {
+            self.rings.give_back(endpoint.into_region());
+            return Err(DropReason::WorkerBusy);
         }
         let flow = TcpFlow::new(now, endpoint, peer, syn.sequence);
         let remote = match flow.peer {

@@ -83,10 +83,13 @@ impl Stack {
             return served;
         }
         self.check_source(received)?;
-        self.stats.udp.packets_from_child += 1;
-        self.stats.udp.bytes_from_child += payload.len() as u64;
         let child = SocketAddr::new(ip.src, udp.src);
         let written = SocketAddr::new(ip.dst, udp.dst);
+        if self.is_datagram_elsewhere(child, written, received, &udp)? {
+            return Ok(());
+        }
+        self.stats.udp.packets_from_child += 1;
+        self.stats.udp.bytes_from_child += payload.len() as u64;
         let range = received.ip.transport.start + UDP_LEN..received.ip.transport.start + udp.len;
         if let Some(id) = self.find_session(child, written) {
             return self.session_from_child(now, id, received, range);
@@ -278,7 +281,7 @@ impl Stack {
 
     /// Frames of a transport payload in as many IP fragments as the MTU asks for.
     pub(super) fn ip_fragments(&mut self, ip: &IpHeader, transport: &[u8], mac: packet::Mac) -> Vec<Vec<u8>> {
-        self.fragment_id = self.fragment_id.wrapping_add(1);
+        self.fragment_id = self.fragment_id.wrapping_add(self.fragment_step);
         let (ident, mtu, own) = (self.fragment_id, self.config.mtu, self.config.mac);
         let mut frames = Vec::new();
         let mut push = |packet: &[u8]| {
@@ -409,6 +412,9 @@ impl Stack {
             self.close_binding(oldest.ok_or(full)?);
         }
         let is_udp = matches!(kind, FlowKind::Udp(_));
+        if !self.claim(key) {
+            return Err(DropReason::WorkerBusy);
+        }
         let id = self.flows.insert(key, FlowState::new(kind, mac));
         if is_udp {
             self.udp_lru.insert(id.index)

@@ -51,6 +51,7 @@ pub enum TapError {
 pub struct Tap {
     fd: OwnedFd,
     name: String,
+    multi_queue: bool,
     vnet_header: bool,
     /// Bytes of it.
     header_len: usize,
@@ -61,6 +62,19 @@ impl Tap {
     /// Makes (or attaches to) the TAP `name` in the network namespace of the calling thread. Needs
     /// `CAP_NET_ADMIN` there.
     pub fn open_in_current_netns(name: &str) -> Result<Self, TapError> {
+        Self::open(name, 0)
+    }
+
+    /// Makes the TAP `name` with so many queues, at least one, between which the kernel spreads the child's flows. Needs
+    /// `CAP_NET_ADMIN`, as [`Tap::open_in_current_netns`]; one queue is what that makes.
+    pub fn open_queues_in_current_netns(name: &str, queues: usize) -> Result<Vec<Self>, TapError> {
+        if queues <= 1 {
+            return Ok(vec![Self::open_in_current_netns(name)?]);
+        }
+        (0..queues).map(|_| Self::open(name, libc::IFF_MULTI_QUEUE)).collect()
+    }
+
+    fn open(name: &str, queue: libc::c_int) -> Result<Self, TapError> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -69,8 +83,8 @@ impl Tap {
             .map_err(TapError::OpenTun)?;
         let fd = OwnedFd::from(file);
         let mut request = InterfaceRequest::named(name)?;
-        let with_header = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
-        let plain = (libc::IFF_TAP | libc::IFF_NO_PI) as i16;
+        let with_header = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queue) as i16;
+        let plain = (libc::IFF_TAP | libc::IFF_NO_PI | queue) as i16;
         request.flags = with_header;
         let attached = set_interface(fd.as_fd(), &mut request).or_else(|error| {
             // Kernels without virtio-net headers on TAPs say EINVAL.
@@ -97,6 +111,7 @@ impl Tap {
         let mut tap = Tap {
             fd,
             name: request.name(),
+            multi_queue: flags & libc::IFF_MULTI_QUEUE != 0,
             vnet_header,
             header_len: 0,
             capabilities: LinkCapabilities::default(),
@@ -138,6 +153,17 @@ impl Tap {
             // As it was; the offloads are, too.
             let _ = set_header_size(self.fd.as_fd(), self.header_len as i32);
         }
+    }
+
+    /// Takes the form of frames over from another queue of the same device, which is the device's.
+    pub(crate) fn adopt_header_of(&mut self, other: &Tap) {
+        self.header_len = other.header_len;
+        self.capabilities = other.capabilities;
+    }
+
+    /// Whether the device may have other queues than this one.
+    pub fn is_multi_queue(&self) -> bool {
+        self.multi_queue
     }
 
     /// What the device does for us.

@@ -7,6 +7,9 @@
 //! case, the sum of all ring sizes: as `limits.buffer_bytes` fills, new flows get smaller rings, and none
 //! when it is full. A few regions are kept warm for the next connection.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::sys::region::Region;
 
 /// Sizes of one endpoint's rings in bytes.
@@ -45,7 +48,8 @@ pub(crate) struct Memory {
 #[derive(Debug)]
 pub(crate) struct RingPool {
     limit: usize,
-    lent: usize,
+    /// By all pools that share the limit.
+    lent: Arc<AtomicUsize>,
     memory: Memory,
     /// Regions of [`RingSize::LARGE`] only, the size that busy connections come and go with.
     spare: Vec<Region>,
@@ -57,7 +61,12 @@ impl RingPool {
 
     /// A pool that lends at most `limit` bytes at a time.
     pub(crate) fn new(limit: usize, memory: Memory) -> Self {
-        RingPool { limit, lent: 0, memory, spare: Vec::new() }
+        RingPool { limit, lent: Arc::default(), memory, spare: Vec::new() }
+    }
+
+    /// Counts what is lent together with others from now on; nothing is lent yet.
+    pub(crate) fn share(&mut self, lent: Arc<AtomicUsize>) {
+        self.lent = lent;
     }
 
     /// Memory for one endpoint, or `None` when the limit is reached.
@@ -70,13 +79,13 @@ impl RingPool {
                 (self.memory.region)(size.total())?
             }
         };
-        self.lent += size.total();
+        self.lent.fetch_add(size.total(), Ordering::Relaxed);
         Some((region, size))
     }
 
     /// Takes memory back.
     pub(crate) fn give_back(&mut self, region: Region) {
-        self.lent = self.lent.saturating_sub(region.len());
+        self.lent.fetch_sub(region.len(), Ordering::Relaxed);
         if region.len() == RingSize::LARGE.total() && self.spare.len() < Self::SPARE {
             self.spare.push(region);
         }
@@ -95,13 +104,14 @@ impl RingPool {
 
     /// Bytes lent now.
     pub(crate) fn lent(&self) -> usize {
-        self.lent
+        self.lent.load(Ordering::Relaxed)
     }
 
     fn size_now(&self) -> Option<RingSize> {
         let steps = [(RingSize::LARGE, 40), (RingSize::MEDIUM, 60), (RingSize::SMALL, 100)];
+        let lent = self.lent();
         let fits =
-            |&(size, percent): &(RingSize, usize)| self.lent + size.total() <= self.limit / 100 * percent;
+            |&(size, percent): &(RingSize, usize)| lent + size.total() <= self.limit / 100 * percent;
         steps.iter().find(|step| fits(step)).map(|&(size, _)| size)
     }
 }

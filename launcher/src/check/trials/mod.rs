@@ -62,7 +62,7 @@ fn launch(host: &HostFacts) -> LaunchFacts {
         |trial: fn() -> Outcome| throw_away(LAUNCH, Ids::Root(host), trial).and_then(|outcome| outcome);
     LaunchFacts {
         namespaces: tried(apply::net::loopback),
-        tap: tried(|| apply::net::open_tap().map(drop)),
+        tap: tried(|| apply::net::open_tap(1).map(drop)),
         relay: tried(|| apply::net::loopback().and_then(|()| egress::demand(forwarder::child::try_egress()))),
         mounts: tried(|| {
             apply::mounts::apply(
