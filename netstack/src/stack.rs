@@ -604,6 +604,8 @@ impl Stack {
             self.stats.count_drop(DropReason::ReassemblyFull);
         }
         let Some(payload) = inserted? else { return Ok(()) };
+        // However its last fragment came here, the whole goes to whoever has its flow.
+        self.set_handed(false);
         self.handle_bare(now, received, &payload)
     }
 

@@ -57,6 +57,8 @@ impl WorkerId {
 
 /// Where the worker stands in a generation of 30 bits.
 pub(crate) const WORKER_SHIFT: u32 = 27;
+/// More than there are flows; in [`FlowId::to_bits`] the worker stands above them, which keeps the number short.
+const INDEX_BITS: u32 = 29;
 
 /// Names one flow. The generation makes a stale id of a reused slot harmless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,9 +68,10 @@ pub struct FlowId {
 }
 
 impl FlowId {
-    /// The id as one integer, for use as an event token. At most 62 bits are used.
+    /// The id as one integer, for use as an event token. At most 59 bits are used.
     pub fn to_bits(self) -> u64 {
-        (u64::from(self.generation & 0x3fff_ffff) << 32) | u64::from(self.index)
+        let generation = self.generation & ((1 << WORKER_SHIFT) - 1);
+        u64::from(generation) << 32 | u64::from(self.worker().0) << INDEX_BITS | u64::from(self.index)
     }
 
     /// The worker that has it, where there are several.
@@ -78,7 +81,8 @@ impl FlowId {
 
     /// The inverse of [`FlowId::to_bits`].
     pub fn from_bits(bits: u64) -> Self {
-        FlowId { index: bits as u32, generation: (bits >> 32) as u32 & 0x3fff_ffff }
+        let (generation, low) = ((bits >> 32) as u32 & ((1 << WORKER_SHIFT) - 1), bits as u32);
+        FlowId { index: low & ((1 << INDEX_BITS) - 1), generation: low >> INDEX_BITS << WORKER_SHIFT | generation }
     }
 }
 

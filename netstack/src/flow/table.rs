@@ -155,6 +155,9 @@ mod tests {
         assert!(table.remove(old).is_none());
         assert_eq!(table.find(&key(1)), Some(new));
         assert_eq!(FlowId::from_bits(new.to_bits()), new);
+        table.set_worker(WorkerId(7));
+        let other = table.insert(key(2), ());
+        assert_eq!((FlowId::from_bits(other.to_bits()), other.worker()), (other, WorkerId(7)));
     }
 
     #[test]

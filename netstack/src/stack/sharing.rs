@@ -22,7 +22,7 @@
 //! A UDP binding is claimed for all remotes: one socket of the child stays one socket of the host. What goes to another worker
 //! is copied ([`Stack::poll_handover`]); its answers lead the kernel to the right queue.
 //!
-//! A packet is handed over once; only the first worker may get one for the second time. What is in the way then (a flow that ended
+//! A packet is handed over once, a reassembled one once more; only the first worker may get one for the second time. What is in the way then (a flow that ended
 //! meanwhile) is dropped, and the sender repeats it.
 //!
 //! *Limits:* `flows` and `buffer_bytes` count for all together; half-open flows and UDP bindings are divided by the number of
@@ -327,9 +327,44 @@ impl Stack {
         Ok(true)
     }
 
-    fn set_handed(&mut self, handed: bool) {
+    pub(super) fn set_handed(&mut self, handed: bool) {
         if let Some(share) = &mut self.share {
             share.handed = handed;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: WorkerId = WorkerId(1);
+    const THIRD: WorkerId = WorkerId(2);
+
+    #[test]
+    fn a_packet_goes_to_whoever_has_its_flow() {
+        for own in [WorkerId::FIRST, SECOND, THIRD] {
+            for kind in [Kind::Opens, Kind::Stray] {
+                assert_eq!(place(own, kind, Some(THIRD)), THIRD);
+                assert_eq!(place(own, kind, Some(WorkerId::FIRST)), WorkerId::FIRST);
+            }
+            assert_eq!(place(own, Kind::Opens, None), own, "a flow is made where its first packet came");
+            assert_eq!(place(own, Kind::Stray, None), WorkerId::FIRST);
+            assert_eq!(place(own, Kind::First, None), WorkerId::FIRST);
+        }
+    }
+
+    #[test]
+    fn a_flow_is_claimed_once_until_it_is_given_up_by_its_owner() {
+        let claims = Claims::new(3, 7);
+        let child = ([10, 0, 42, 100], 1).into();
+        let key = FlowKey { protocol: Protocol::Tcp, child, remote: ([192, 0, 2, 1], 80).into() };
+        assert_eq!(claims.claim(key, SECOND), SECOND);
+        assert_eq!((claims.claim(key, THIRD), claims.claim(key, SECOND)), (SECOND, SECOND));
+        claims.give_up(&key, THIRD);
+        assert_eq!((claims.owner(&key), claims.tcp.load(Ordering::Relaxed)), (Some(SECOND), 1));
+        claims.give_up(&key, SECOND);
+        assert_eq!((claims.owner(&key), claims.tcp.load(Ordering::Relaxed)), (None, 0));
+        assert_eq!(claims.claim(key, THIRD), THIRD);
     }
 }

@@ -11,6 +11,7 @@ mod options;
 mod overlay;
 mod policy;
 mod relay;
+mod sharing;
 mod tcp;
 mod tcp_script;
 mod udp;
