@@ -14,12 +14,14 @@ pub enum Subject {
     Pasta,
     /// Ours, every packet by the TAP.
     Tap,
+    /// The same with two queues, each with a thread.
+    TapQueues,
     /// Ours, TCP by sockets.
     Relay,
 }
 
 impl Subject {
-    /// All of them, ours last.
+    /// All of them but [`Subject::TapQueues`], which has a place where there are several streams; ours last.
     pub const ALL: [Self; 5] = [Self::Veth, Self::Slirp4netns, Self::Pasta, Self::Tap, Self::Relay];
 
     /// How a command is put behind it.
@@ -28,6 +30,7 @@ impl Subject {
         let launch = self.engine().launch();
         match self {
             Self::Tap => launch.args(&["--egress=tap"]),
+            Self::TapQueues => launch.args(&["--egress=tap", "--queues=2"]),
             Self::Relay => launch.args(&["--egress=relay"]),
             _ => launch,
         }
@@ -50,7 +53,7 @@ impl Subject {
             Self::Veth => Engine::Veth,
             Self::Slirp4netns => Engine::Slirp4netns,
             Self::Pasta => Engine::Pasta,
-            Self::Tap | Self::Relay => Engine::Ours,
+            Self::Tap | Self::TapQueues | Self::Relay => Engine::Ours,
         }
     }
 }
@@ -59,6 +62,7 @@ impl comparison::Column for Subject {
     fn name(self) -> String {
         match self {
             Self::Tap => "rootless-launch, TAP".to_owned(),
+            Self::TapQueues => "rootless-launch, TAP, 2 queues".to_owned(),
             Self::Relay => "rootless-launch, relay".to_owned(),
             peer => peer.engine().name().to_owned(),
         }

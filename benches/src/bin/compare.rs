@@ -106,7 +106,7 @@ struct Column {
 }
 
 impl Column {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::new(Subject::Veth, 1500),
         Self::new(Subject::Slirp4netns, 65520),
         Self::new(Subject::Slirp4netns, 1500),
@@ -114,6 +114,8 @@ impl Column {
         Self::new(Subject::Pasta, 1500),
         Self::new(Subject::Tap, 65520),
         Self::new(Subject::Tap, 1500),
+        Self::new(Subject::TapQueues, 65520),
+        Self::new(Subject::TapQueues, 1500),
         Self::new(Subject::Relay, 65520),
         Self::new(Subject::Relay, 1500),
     ];
@@ -301,6 +303,9 @@ impl benches::comparison::Lab for Lab {
 
     fn measures(&self, row: Row, column: Column) -> bool {
         match row {
+            Row::Tcp4ToHost | Row::Tcp4ToChild => true,
+            // One stream has one queue.
+            _ if column.subject == Subject::TapQueues => false,
             Row::LaunchTrue => column.subject == Subject::Tap,
             // The others need up to minutes to open them.
             Row::TcpRrBusy => matches!(column.subject, Subject::Veth | Subject::Tap),

@@ -26,7 +26,7 @@ pub struct RelayOffer {
 /// Who carries flows past this driver. Its methods are called on the driver's thread and must not wait.
 pub trait HostRelay: Send {
     /// Takes a flow, or gives it back at once. Who takes it answers within a few seconds, by [`Driver::relay_joined`]
-    /// or [`Driver::relay_refused`], from another thread by [`DriverHandle::post`](super::DriverHandle::post).
+    /// or [`Driver::relay_refused`], from another thread by [`DriverHandle::post_for`](super::DriverHandle::post_for).
     ///
     /// # Errors
     /// The offer itself, where it cannot be taken.

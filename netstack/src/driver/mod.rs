@@ -368,9 +368,8 @@ impl Driver {
     /// When waiting fails. That the TAP is gone is no error here: the kernel has given up as well.
     pub fn finish(&mut self) -> Result<(), DriverError> {
         self.dismiss_others();
-        let result = self.finish_alone();
-        self.await_others();
-        result
+        self.finish_alone()?;
+        self.await_others()
     }
 
     fn finish_alone(&mut self) -> Result<(), DriverError> {

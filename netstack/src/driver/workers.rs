@@ -69,6 +69,9 @@ impl Worker {
             let _ = first.handle.post(move |first| first.failed = Some(error));
         }
         let _ = back.send(driver);
+        if let Some(first) = doors.first() {
+            first.handle.wake();
+        }
     }
 }
 
@@ -254,16 +257,36 @@ impl Driver {
         }
     }
 
-    /// Waits until all others are home.
-    pub(super) fn await_others(&mut self) {
-        let Some(Crew { doors, place: Place::First { home, ended }, .. }) = &mut self.crew else { return };
-        let started = doors.iter().skip(1).filter(|door| door.runs()).count();
-        while ended.len() < started {
-            match home.recv() {
-                Ok(driver) => ended.push(driver),
-                Err(_) => return,
+    /// Serves on until all others are home: packets of theirs come here, too.
+    pub(super) fn await_others(&mut self) -> Result<(), DriverError> {
+        let mut events = Events::with_capacity(256);
+        while self.are_others_out() {
+            match self.turn(&mut events) {
+                Ok(_) => {}
+                // They notice it, too.
+                Err(DriverError::TapGone(_)) => {
+                    while self.are_others_out() && self.let_one_in() {}
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
             }
         }
+        Ok(())
+    }
+
+    /// Waits until one is home; says whether one is.
+    fn let_one_in(&mut self) -> bool {
+        let Some(Crew { place: Place::First { home, ended }, .. }) = &mut self.crew else { return false };
+        home.recv().map(|driver| ended.push(driver)).is_ok()
+    }
+
+    /// Lets in who is back.
+    fn are_others_out(&mut self) -> bool {
+        let Some(Crew { doors, place: Place::First { home, ended }, .. }) = &mut self.crew else {
+            return false;
+        };
+        ended.extend(home.try_iter());
+        ended.len() < doors.iter().skip(1).filter(|door| door.runs()).count()
     }
 
     /// Workers that have ended.

@@ -254,7 +254,7 @@ impl Stack {
         let own = share.own;
         let is_dns = || matches!(self.destination_at(key.remote), Ok(Destination::Dns));
         let to = match opens {
-            true if own != WorkerId::FIRST && is_dns() => place(own, Kind::First, None),
+            true if is_dns() => place(own, Kind::First, None),
             true => place(own, Kind::Opens, share.claims.owner(&key)),
             false => place(own, Kind::Stray, share.claims.owner(&key)),
         };
@@ -271,10 +271,10 @@ impl Stack {
     ) -> Result<bool, DropReason> {
         let Some(share) = &self.share else { return Ok(false) };
         let own = share.own;
-        let first = own != WorkerId::FIRST
-            && (share.published.contains(&child)
-                || self.is_overlay(udp.dst)
-                || udp.dst == 53 && matches!(self.destination_at(remote), Ok(Destination::Dns)));
+        // Before anybody is asked who has the sender's binding: it is not what carries these.
+        let first = share.published.contains(&child)
+            || self.is_overlay(udp.dst)
+            || udp.dst == 53 && matches!(self.destination_at(remote), Ok(Destination::Dns));
         let key = FlowKey { protocol: Protocol::Udp, child, remote: super::udp::unspecified(child.ip()) };
         let to = if first {
             place(own, Kind::First, None)

@@ -9,7 +9,7 @@ use crate::flow::WorkerId;
 use crate::forward::{ForwardSource, UdpForward};
 use crate::packet::Tcp;
 use crate::stack::{Claims, Stack};
-use crate::testing::frames::{CHILD_MAC, DNS, GATEWAY, Seen, Segment, arp_request, echo_request, fragments, udp};
+use crate::testing::frames::{CHILD_MAC, DNS, DNS6, GATEWAY, Seen, Segment, arp_request, echo_request, fragments, udp};
 use crate::testing::{Harness, config};
 use crate::time::Duration;
 
@@ -89,6 +89,10 @@ fn segment(src: SocketAddr, dst: SocketAddr, next: (u32, u32), flags: u8, payloa
     Segment { sequence, acknowledgement, payload: payload.to_vec(), ..Segment::new(src, dst, flags) }
 }
 
+fn dns(child: SocketAddr) -> IpAddr {
+    if child.is_ipv4() { DNS.into() } else { DNS6.into() }
+}
+
 #[test]
 fn a_connection_stays_where_it_began_whatever_queue_its_segments_come_by() {
     for (child, remote) in families(80) {
@@ -152,6 +156,10 @@ fn a_socket_of_the_child_is_one_socket_of_the_host_whatever_queues_its_datagrams
         assert_eq!(crew.flows(), [0, 1]);
         let sent: Vec<_> = crew.0[1].host.take_sent().into_iter().map(|sent| sent.payload).collect();
         assert_eq!(sent, [b"a", b"b"]);
+        // What is not carried by it goes its own way.
+        crew.arrive(0, &udp(child, SocketAddr::new(dns(child), 53), b"?")).map_or_else(drop, drop);
+        crew.arrive(1, &udp(child, SocketAddr::new(dns(child), 53), b"?")).map_or_else(drop, drop);
+        assert_eq!(crew.0[0].stack.stats().dns.packets_from_child, 2);
         // Silent for long enough, it may begin elsewhere.
         crew.0[1].drive_for(Duration::from_secs(301));
         assert_eq!(crew.flows(), [0, 0]);
