@@ -265,6 +265,7 @@ mod tests {
         assert!(fault(&["--net=none", "--dns=9.9.9.9"]).contains("--dns has no meaning with --net=none"));
         assert!(fault(&["--net=host", "--stats"]).contains("--stats"));
         assert!(fault(&["--net=none", "--egress=tap"]).contains("--egress"));
+        assert!(fault(&["--net=none", "--queues=2"]).contains("--queues"));
         assert!(matches!(plan(&["--net=none"], &HostFacts::default()), Ok(NetPlan::Loopback)));
     }
 

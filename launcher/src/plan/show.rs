@@ -45,6 +45,7 @@ enum Network<'a> {
     Engine {
         device: &'static str,
         mtu: u16,
+        queues: u8,
         ipv4: Addresses,
         #[serde(skip_serializing_if = "Option::is_none")]
         ipv6: Option<Addresses>,
@@ -123,6 +124,7 @@ impl<'a> Network<'a> {
         Network::Engine {
             device: TAP_NAME,
             mtu: plan.config.mtu(),
+            queues: plan.queues,
             ipv4: Addresses {
                 child: ipv4.child.into(),
                 prefix: ipv4.subnet.prefix(),
@@ -192,8 +194,12 @@ impl fmt::Display for Network<'_> {
         match self {
             Network::Loopback => f.write_str("loopback only"),
             Network::Host => f.write_str("the host's"),
-            Network::Engine { device, mtu, ipv4, ipv6, search, egress, overlay, sandbox } => {
-                write!(f, "{device}, MTU {mtu}, {ipv4}")?;
+            Network::Engine { device, mtu, queues, ipv4, ipv6, search, egress, overlay, sandbox } => {
+                write!(f, "{device}, MTU {mtu}, ")?;
+                if *queues > 1 {
+                    write!(f, "{queues} queues, ")?;
+                }
+                write!(f, "{ipv4}")?;
                 if let Some(ipv6) = ipv6 {
                     write!(f, ", {ipv6}")?;
                 }
@@ -275,6 +281,12 @@ publish auto,udp
 execute sh -c x
 "
         );
+    }
+
+    #[test]
+    fn several_queues_are_told() {
+        let text = shown(&["--queues=4"], &["true"], |s| s.to_string());
+        assert!(text.contains("network: tap0, MTU 1500, 4 queues, 10.0.42.100/24"), "{text}");
     }
 
     #[test]

@@ -135,21 +135,31 @@ impl Driver {
     pub fn with_queues(taps: Vec<Tap>, config: Config) -> Result<(Self, Vec<Worker>), DriverError> {
         let count = taps.len();
         let multi = taps.iter().all(Tap::is_multi_queue);
-        let mut taps = taps.into_iter();
-        let first = taps.next().filter(|_| count == 1 || count <= WorkerId::MOST && multi);
-        let first = first.ok_or(DriverError::Queues { count, multi })?;
+        if !(count == 1 || multi) {
+            return Err(DriverError::Queues { count, multi });
+        }
+        Self::with_links(taps.into_iter().map(Link::from), config)
+    }
+
+    fn with_links(
+        mut links: impl ExactSizeIterator<Item = Link>,
+        config: Config,
+    ) -> Result<(Self, Vec<Worker>), DriverError> {
+        let count = links.len();
+        let first = links.next().filter(|_| count <= WorkerId::MOST);
+        let first = first.ok_or(DriverError::Queues { count, multi: true })?;
         if count == 1 {
             return Ok((Driver::new(first, config)?, Vec::new()));
         }
         let clock = MonotonicClock::new();
-        let mut drivers = vec![Driver::build(first.into(), config.clone(), clock, Duties::All)?];
-        for mut tap in taps {
-            if let Some(Driver { link: Link::Tap(first), .. }) = drivers.first() {
+        let mut drivers = vec![Driver::build(first, config.clone(), clock, Duties::All)?];
+        for mut link in links {
+            if let (Link::Tap(tap), Some(Driver { link: Link::Tap(first), .. })) = (&mut link, drivers.first()) {
                 tap.adopt_header_of(first);
             }
             let mut config = Stack::config_of_others(config.clone());
             config.seed = random::seed().map_err(DriverError::Random)?;
-            drivers.push(Driver::build(tap.into(), config, clock, Duties::Flows)?);
+            drivers.push(Driver::build(link, config, clock, Duties::Flows)?);
         }
         let claims = Arc::new(Claims::new(count, random::seed().map_err(DriverError::Random)?));
         let (back, home) = mpsc::channel();
@@ -173,7 +183,7 @@ impl Driver {
             driver.crew = Some(Crew { inbox, doors: doors.clone(), place });
         }
         let mut drivers = drivers.into_iter();
-        let mut first = drivers.next().ok_or(DriverError::Queues { count, multi })?;
+        let mut first = drivers.next().ok_or(DriverError::Queues { count, multi: true })?;
         let handles = doors.iter().map(|door| door.handle.clone()).collect();
         first.handle = first.handle.take().map(|handle| handle.among(handles));
         Ok((first, drivers.map(Worker).collect()))
@@ -369,5 +379,116 @@ impl Driver {
 impl Drop for Crew {
     fn drop(&mut self) {
         self.dismiss(Dismissal::Stop);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::thread::{self, JoinHandle};
+
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+
+    use super::*;
+    use crate::config::Ipv6Mode;
+    use crate::sys::link::PacketSocket;
+    use crate::testing::frames::{CHILD, GATEWAY, Seen, arp_request, echo_request};
+
+    /// Two workers, whose queues are sockets: the test chooses which one a frame comes by.
+    fn two() -> (Driver, Worker, [OwnedFd; 2]) {
+        let pair = || socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let ((first, a), (second, b)) = (pair(), pair());
+        let links = [first, second].map(|link| Link::from(PacketSocket::new(link).unwrap()));
+        let config = Config::builder().ipv6_mode(Ipv6Mode::Off).build().unwrap();
+        let (driver, mut workers) = Driver::with_links(links.into_iter(), config).unwrap();
+        (driver, workers.remove(0), [a, b])
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "workers are for threads")]
+    fn run(worker: Worker) -> JoinHandle<()> {
+        thread::spawn(|| worker.run())
+    }
+
+    fn write(queue: &OwnedFd, frame: &[u8]) {
+        send(queue.as_raw_fd(), frame, MsgFlags::empty()).unwrap();
+    }
+
+    /// The next frame to the child, which has to be there.
+    #[track_caller]
+    fn read(queue: &OwnedFd) -> Seen {
+        let mut frame = [0; 2048];
+        let len = recv(queue.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT).unwrap();
+        Seen::read(&frame[..len])
+    }
+
+    #[test]
+    fn one_queue_has_no_workers_and_none_is_refused() {
+        let config = Config::builder().build().unwrap();
+        let error = Driver::with_queues(Vec::new(), config).unwrap_err();
+        assert!(matches!(error, DriverError::Queues { count: 0, .. }), "{error}");
+    }
+
+    #[test]
+    fn frames_of_the_link_are_answered_by_the_first_whichever_queue_they_come_by() {
+        let (mut first, worker, [queue, other]) = two();
+        let thread = run(worker);
+        write(&other, &arp_request(CHILD, GATEWAY));
+        write(&other, &echo_request(CHILD.into(), GATEWAY.into(), 1, 1, b"ping"));
+        // Until the worker has read them, who then is sent home.
+        while first.stats().frames.packets_from_child < 2 {}
+        first.finish().unwrap();
+        thread.join().unwrap();
+        assert!(matches!(read(&queue), Seen::Arp(_)));
+        assert!(matches!(read(&queue), Seen::Icmp { kind: (0, 0), .. }));
+        let stats = first.stats();
+        assert_eq!((stats.frames.packets_from_child, stats.frames.packets_to_child), (2, 2), "each once");
+    }
+
+    #[test]
+    fn an_inbox_that_is_full_takes_no_more_and_counts_it() {
+        let (mut first, worker, [queue, other]) = two();
+        let thread = run(worker);
+        for _ in 0..INBOX + 88 {
+            write(&other, &arp_request(CHILD, GATEWAY));
+        }
+        // The first does not look.
+        while first.stats().drops(DropReason::WorkerBusy) < 88 {}
+        for _ in 0..2 {
+            first.finish().unwrap();
+        }
+        thread.join().unwrap();
+        assert_eq!(first.stats().drops(DropReason::WorkerBusy), 88);
+        let answers = first.stats().frames.packets_to_child;
+        assert!(answers > 0 && matches!(read(&queue), Seen::Arp(_)), "{answers}");
+    }
+
+    #[test]
+    fn what_is_set_before_the_threads_are_there_is_set_for_all() {
+        let (mut first, worker, _queues) = two();
+        first.set_policy("deny any".parse().unwrap());
+        let thread = run(worker);
+        assert_eq!(first.policy_hits(), [0]);
+        let rules = first.ask_others(|driver| driver.stack.policy().rules().len());
+        assert!(rules.iter().all(|&rules| rules == 1), "{rules:?}");
+        first.finish().unwrap();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_worker_whose_queue_is_gone_ends_the_first() {
+        let (mut first, worker, [_queue, other]) = two();
+        let (stop, _never) = std::io::pipe().unwrap();
+        drop(other);
+        let thread = run(worker);
+        assert!(matches!(first.run_until(&stop), Err(DriverError::TapGone(_))));
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn nobody_works_on_without_the_first() {
+        let (first, worker, _queues) = two();
+        let thread = run(worker);
+        drop(first);
+        thread.join().unwrap();
     }
 }
