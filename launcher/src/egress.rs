@@ -99,11 +99,7 @@ impl FromStr for EgressMode {
 ///
 /// # Errors
 /// The engine gives no handle.
-pub fn join(
-    driver: &mut Driver,
-    workers: &mut [Worker],
-    forwards: &mut PreparedForwards,
-) -> io::Result<()> {
+pub fn join(driver: &mut Driver, workers: &mut [Worker], forwards: &mut PreparedForwards) -> io::Result<()> {
     let engine = driver.handle().map_err(io::Error::other)?;
     forwards.set_egress_events(Box::new(RelayNews { engine, news: RefCell::default() }));
     driver.set_relay(Some(Box::new(ForwarderRelay(forwards.handle()))));

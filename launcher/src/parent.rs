@@ -390,15 +390,13 @@ impl Processes {
     ) -> Result<(), LaunchError> {
         let Some(engine) = &mut self.engine else { return Ok(()) };
         match engine.receive().map_err(talk)? {
-            Some(received) => {
-                self.perform(
-                    handshake.handle_message(Peer::Engine, received.message)?,
-                    None,
-                    Vec::new(),
-                    launch,
-                    signals,
-                )
-            }
+            Some(received) => self.perform(
+                handshake.handle_message(Peer::Engine, received.message)?,
+                None,
+                Vec::new(),
+                launch,
+                signals,
+            ),
             None if handshake.is_running() && launch.on_death == OnDeath::Restart => engine.handle_death(),
             None => Err(engine.end_of_launch()),
         }

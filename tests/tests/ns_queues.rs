@@ -56,9 +56,10 @@ impl Lab {
     fn spread(&self, protocol: &str) -> (BTreeSet<u64>, usize) {
         let protocol = format!("--protocol={protocol}");
         let flows = self.instance.client(&["flows", &protocol, "--limit=1000", "--json"]);
-        let ids = flows.split("\"id\":").skip(1).map(|rest| {
-            rest.split([',', '}']).next().expect("a number").parse::<u64>().expect("a number")
-        });
+        let ids = flows
+            .split("\"id\":")
+            .skip(1)
+            .map(|rest| rest.split([',', '}']).next().expect("a number").parse::<u64>().expect("a number"));
         let ids: Vec<_> = ids.collect();
         (ids.iter().map(|id| id >> 29 & 7).collect(), ids.len())
     }

@@ -119,7 +119,13 @@ impl EnginePlan {
         if args.egress == EgressArg::Relay && args.pcap.is_some() {
             return Err(UsageError::RelayWithCapture);
         }
-        Ok(EnginePlan { config, ipv6, link: args.offload.into(), egress: args.egress.into(), queues: args.queues })
+        Ok(EnginePlan {
+            config,
+            ipv6,
+            link: args.offload.into(),
+            egress: args.egress.into(),
+            queues: args.queues,
+        })
     }
 
     /// The child's IPv6 address, if it gets one.

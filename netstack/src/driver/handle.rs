@@ -62,7 +62,11 @@ impl DriverHandle {
     ///
     /// # Errors
     /// It has ended.
-    pub fn post_for(&self, flow: FlowId, job: impl FnOnce(&mut Driver) + Send + 'static) -> Result<(), Ended> {
+    pub fn post_for(
+        &self,
+        flow: FlowId,
+        job: impl FnOnce(&mut Driver) + Send + 'static,
+    ) -> Result<(), Ended> {
         self.workers.get(flow.worker().index()).unwrap_or(self).post(job)
     }
 

@@ -123,8 +123,7 @@ enum Dismissal {
 }
 
 impl Driver {
-    /// Serves the child behind the queues of one TAP, made by
-    /// [`Tap::open_queues_in_current_netns`](crate::sys::tap::Tap::open_queues_in_current_netns): the first by this driver, each
+    /// Serves the child behind the queues of one TAP, made by [`Tap::open_queues_in_current_netns`]: the first by this driver, each
     /// further one by a [`Worker`], which the caller runs on a thread of its own. This driver stands for all: what is set, asked
     /// and observed here concerns every worker, and [`Driver::finish`] is the end of them all.
     ///
@@ -154,7 +153,9 @@ impl Driver {
         let clock = MonotonicClock::new();
         let mut drivers = vec![Driver::build(first, config.clone(), clock, Duties::All)?];
         for mut link in links {
-            if let (Link::Tap(tap), Some(Driver { link: Link::Tap(first), .. })) = (&mut link, drivers.first()) {
+            if let (Link::Tap(tap), Some(Driver { link: Link::Tap(first), .. })) =
+                (&mut link, drivers.first())
+            {
                 tap.adopt_header_of(first);
             }
             let mut config = Stack::config_of_others(config.clone());
@@ -167,7 +168,12 @@ impl Driver {
         let mut inboxes = Vec::with_capacity(count);
         for driver in &mut drivers {
             let (frames, inbox) = mpsc::sync_channel(INBOX);
-            doors.push(Door { frames, called: Arc::default(), runs: Arc::default(), handle: driver.handle()? });
+            doors.push(Door {
+                frames,
+                called: Arc::default(),
+                runs: Arc::default(),
+                handle: driver.handle()?,
+            });
             inboxes.push(inbox);
         }
         let doors: Arc<[Door]> = doors.into();
@@ -308,10 +314,7 @@ impl Driver {
     }
 
     /// Asks every other worker, the ended ones here.
-    fn ask_others<R: Send + 'static>(
-        &self,
-        ask: impl Fn(&Driver) -> R + Clone + Send + 'static,
-    ) -> Vec<R> {
+    fn ask_others<R: Send + 'static>(&self, ask: impl Fn(&Driver) -> R + Clone + Send + 'static) -> Vec<R> {
         let Some(Crew { doors, place: Place::First { ended, .. }, .. }) = &self.crew else {
             return Vec::new();
         };
@@ -319,7 +322,13 @@ impl Driver {
             let ask = ask.clone();
             door.handle.call(move |driver| ask(driver)).ok()
         };
-        doors.iter().skip(1).filter(|door| door.runs()).filter_map(running).chain(ended.iter().map(&ask)).collect()
+        doors
+            .iter()
+            .skip(1)
+            .filter(|door| door.runs())
+            .filter_map(running)
+            .chain(ended.iter().map(&ask))
+            .collect()
     }
 
     /// Has every other worker do `job`, and waits until it is done.
@@ -396,7 +405,8 @@ mod tests {
 
     /// Two workers, whose queues are sockets: the test chooses which one a frame comes by.
     fn two() -> (Driver, Worker, [OwnedFd; 2]) {
-        let pair = || socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let pair =
+            || socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
         let ((first, a), (second, b)) = (pair(), pair());
         let links = [first, second].map(|link| Link::from(PacketSocket::new(link).unwrap()));
         let config = Config::builder().ipv6_mode(Ipv6Mode::Off).build().unwrap();

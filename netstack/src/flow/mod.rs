@@ -82,7 +82,10 @@ impl FlowId {
     /// The inverse of [`FlowId::to_bits`].
     pub fn from_bits(bits: u64) -> Self {
         let (generation, low) = ((bits >> 32) as u32 & ((1 << WORKER_SHIFT) - 1), bits as u32);
-        FlowId { index: low & ((1 << INDEX_BITS) - 1), generation: low >> INDEX_BITS << WORKER_SHIFT | generation }
+        FlowId {
+            index: low & ((1 << INDEX_BITS) - 1),
+            generation: low >> INDEX_BITS << WORKER_SHIFT | generation,
+        }
     }
 }
 

@@ -28,7 +28,7 @@
 //! *Limits:* `flows` and `buffer_bytes` count for all together; half-open flows and UDP bindings are divided by the number of
 //! workers; everything else is the first's.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -118,7 +118,7 @@ pub(super) struct Share {
     own: WorkerId,
     claims: Arc<Claims>,
     /// The child's ends of published UDP ports.
-    published: Vec<SocketAddr>,
+    published: BTreeSet<SocketAddr>,
     handovers: VecDeque<Handover>,
     /// What is handled came from another worker.
     handed: bool,
@@ -161,7 +161,7 @@ impl Stack {
         // Never the same as another worker's: their fragments meet in the child.
         self.fragment_id = (self.fragment_id & !(WorkerId::MOST as u32 - 1)) | u32::from(own.0);
         self.fragment_step = WorkerId::MOST as u32;
-        let (published, handovers) = (Vec::new(), VecDeque::new());
+        let (published, handovers) = (BTreeSet::new(), VecDeque::new());
         self.share = Some(Share { own, claims, published, handovers, handed: false });
     }
 
@@ -189,13 +189,14 @@ impl Stack {
 
     /// Says which addresses of the child are published by UDP: only the first worker has the sockets that answers leave by. What it had
     /// itself of them ends.
-    pub fn set_published(&mut self, published: Vec<SocketAddr>) {
+    pub fn set_published(&mut self, published: BTreeSet<SocketAddr>) {
         let Some(share) = &mut self.share else { return };
         share.published = published;
         if share.own == WorkerId::FIRST {
             return;
         }
-        let is_published = |key: &FlowKey| key.protocol == Protocol::Udp && share.published.contains(&key.child);
+        let is_published =
+            |key: &FlowKey| key.protocol == Protocol::Udp && share.published.contains(&key.child);
         let ended: Vec<FlowId> = self
             .flows
             .iter()
@@ -206,7 +207,7 @@ impl Stack {
     }
 
     /// The child's ends of published UDP ports.
-    pub fn published(&self) -> Vec<SocketAddr> {
+    pub fn published(&self) -> BTreeSet<SocketAddr> {
         let forward = |entry: &super::FlowState| match &entry.kind {
             FlowKind::UdpForward(forward) => Some(forward.child),
             _ => None,

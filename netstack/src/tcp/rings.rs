@@ -110,8 +110,7 @@ impl RingPool {
     fn size_now(&self) -> Option<RingSize> {
         let steps = [(RingSize::LARGE, 40), (RingSize::MEDIUM, 60), (RingSize::SMALL, 100)];
         let lent = self.lent();
-        let fits =
-            |&(size, percent): &(RingSize, usize)| lent + size.total() <= self.limit / 100 * percent;
+        let fits = |&(size, percent): &(RingSize, usize)| lent + size.total() <= self.limit / 100 * percent;
         steps.iter().find(|step| fits(step)).map(|&(size, _)| size)
     }
 }

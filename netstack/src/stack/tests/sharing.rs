@@ -9,7 +9,9 @@ use crate::flow::WorkerId;
 use crate::forward::{ForwardSource, UdpForward};
 use crate::packet::Tcp;
 use crate::stack::{Claims, Stack};
-use crate::testing::frames::{CHILD_MAC, DNS, DNS6, GATEWAY, Seen, Segment, arp_request, echo_request, fragments, udp};
+use crate::testing::frames::{
+    CHILD_MAC, DNS, DNS6, GATEWAY, Seen, Segment, arp_request, echo_request, fragments, udp,
+};
 use crate::testing::{Harness, config};
 use crate::time::Duration;
 
@@ -221,7 +223,7 @@ fn answers_of_a_published_udp_port_leave_by_its_socket() {
     let forward = UdpForward { child, source: ForwardSource::Client };
     let id = crew.0[0].publish_udp(forward).unwrap();
     let published = crew.0[0].stack.published();
-    assert_eq!(published, [child]);
+    assert_eq!(published, [child].into());
     crew.0.iter_mut().for_each(|harness| harness.stack.set_published(published.clone()));
     crew.0[1].settle();
     assert_eq!(crew.flows(), [0, 0], "its socket is the first's from now on");
@@ -271,6 +273,7 @@ fn a_frame_that_nobody_takes_for_its_own_is_dropped() {
 fn the_others_do_not_announce_a_router() {
     let (config, now) = (config().build().unwrap(), crate::time::Instant::from_secs(1));
     let mut out = vec![0; crate::stack::FRAME_BUFFER];
-    let mut frames = |config: Config| Stack::new(config, ALL_OFFLOADS, now).poll_frame(now, &mut out).is_some();
+    let mut frames =
+        |config: Config| Stack::new(config, ALL_OFFLOADS, now).poll_frame(now, &mut out).is_some();
     assert!(!frames(Stack::config_of_others(config)));
 }
