@@ -45,7 +45,6 @@ impl Observers {
         }
     }
 
-    #[expect(clippy::wrong_self_convention, reason = "to names the direction, as everywhere in this crate")]
     pub(super) fn to_child(&self, now: Instant, frame: &[u8], offload: Offload) {
         if self.any() {
             self.show(|observer| observer.to_child(now, frame, offload));

@@ -275,6 +275,9 @@ impl Driver {
 
     /// Serves on until all others are home: packets of theirs come here, too.
     pub(super) fn await_others(&mut self) -> Result<(), DriverError> {
+        if !self.are_others_out() {
+            return Ok(());
+        }
         let mut events = Events::with_capacity(256);
         while self.are_others_out() {
             match self.turn(&mut events) {
