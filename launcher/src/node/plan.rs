@@ -8,7 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::args::{Cni, Cri, FlannelBackend, HostPorts, NodeArgs};
-use super::tasks::{ANNOTATION, Task};
+use super::tasks::{ANNOTATION, GRACE, SLACK, Task};
 use crate::apply::programs::{Answer, Installed};
 use crate::components::cni::Network;
 use crate::components::containerd::{self, Containerd, OciRuntime, Snapshotter};
@@ -239,6 +239,10 @@ impl<'a> Composer<'a> {
             self.task("images", &images, &[runtime], Readiness::Exited, Restart::OnFailure);
             before_kubelet.push("images");
         }
+        // kubelet comes after it, and has ended before it is run.
+        let stop = Task::StopPods { socket: socket.into() };
+        self.task(PODS, &stop, &[runtime], Readiness::AtStop, Restart::Never);
+        before_kubelet.push(PODS);
         self.kubelet(socket, &before_kubelet)?;
         if self.args.cni == Cni::Flannel {
             self.flannel()?;
@@ -478,6 +482,10 @@ impl<'a> Composer<'a> {
     fn task(&mut self, name: &str, task: &Task, after: &[&str], ready: Readiness, restart: Restart) {
         let mut argv = vec![OURSELVES.to_owned()];
         argv.extend(task.arguments());
+        let stop_timeout = match ready {
+            Readiness::AtStop => GRACE + SLACK + SLACK,
+            _ => Duration::from_secs(5),
+        };
         self.units.push(Unit {
             name: name.to_owned(),
             argv,
@@ -485,7 +493,7 @@ impl<'a> Composer<'a> {
             after: after.iter().map(|&name| name.to_owned()).collect(),
             ready,
             start_timeout: Duration::from_secs(600),
-            stop_timeout: Duration::from_secs(5),
+            stop_timeout,
             restart,
         });
     }
@@ -514,6 +522,9 @@ impl<'a> Composer<'a> {
         let path = ("PATH".to_owned(), self.facts.path.clone());
         for unit in &mut self.units {
             unit.env.push(path.clone());
+            if let Some(seconds) = self.args.start_timeout {
+                unit.start_timeout = Duration::from_secs(seconds.into());
+            }
         }
         let mut directories: Vec<&Path> = self.files.iter().filter_map(|file| file.path.parent()).collect();
         directories.extend([layout::CNI_RESULTS, layout::KUBELET_ROOT].map(Path::new));
@@ -535,6 +546,8 @@ impl<'a> Composer<'a> {
     }
 }
 
+/// The unit that ends pods.
+const PODS: &str = "pods";
 /// This program, for the supervisor that starts it again.
 const OURSELVES: &str = "/proc/self/exe";
 
@@ -584,10 +597,13 @@ fn plugins(args: &NodeArgs, facts: &NodeFacts) -> Result<PathBuf, NodeError> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use clap::Parser;
 
     use super::*;
     use crate::cli::{Cli, Command};
+    use crate::internal::Internal;
     use crate::supervisor::unit::Units;
 
     fn args(words: &[&str]) -> NodeArgs {
@@ -663,6 +679,14 @@ mod tests {
         plan.units.iter().map(unit).collect()
     }
 
+    /// As the process of the unit reads it.
+    fn task(unit: &Unit) -> Task {
+        match Internal::of(unit.argv.iter().map(OsString::from)) {
+            Some(Ok(Internal::Task(task))) => task,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn text<'a>(plan: &'a NodePlan, path: &str) -> &'a str {
         &plan.files.iter().find(|file| file.path == Path::new(path)).unwrap().text
     }
@@ -673,7 +697,13 @@ mod tests {
             compose(&args(&["--image-archive=/a.tar"]), &facts(&ALL)).unwrap();
         assert_eq!(
             names(&plan),
-            ["containerd", "host-ports", "images < containerd", "kubelet < containerd < images"]
+            [
+                "containerd",
+                "host-ports",
+                "images < containerd",
+                "pods < containerd",
+                "kubelet < containerd < images < pods"
+            ]
         );
         assert!(warnings.is_empty());
         assert!(Units::new(plan.units.clone()).is_ok());
@@ -690,7 +720,7 @@ mod tests {
         assert!(
             plan.units.iter().all(|unit| unit.env.contains(&("PATH".into(), "/usr/bin:/usr/sbin".into())))
         );
-        assert_eq!(plan.units[3].argv[2], "--hostname-override=box");
+        assert_eq!(plan.units[4].argv[2], "--hostname-override=box");
     }
 
     #[test]
@@ -778,7 +808,11 @@ mod tests {
         assert!(text(&plan, "/etc/containerd/config.toml").contains("snapshotter = \"fuse-overlayfs\""));
         assert!(warnings.is_empty());
         let images = plan.units.iter().find(|unit| unit.name == "images").unwrap();
-        assert!(images.argv.contains(&"--snapshotter=fuse-overlayfs".to_owned()), "{images:?}");
+        let task = task(images);
+        assert!(
+            matches!(task, Task::Images { snapshotter, .. } if snapshotter == "fuse-overlayfs"),
+            "{images:?}"
+        );
     }
 
     #[test]
@@ -793,10 +827,11 @@ mod tests {
         let flanneld = plan.units.iter().find(|unit| unit.name == "flanneld").unwrap();
         assert!(flanneld.argv.contains(&"--public-ip=192.0.2.7".to_owned()));
         let link = plan.units.iter().find(|unit| unit.name == "flannel-link").unwrap();
-        assert_eq!(link.argv.last().unwrap(), "--local=10.0.42.100");
+        assert_eq!(task(link), Task::FlannelLink { local: Some(Ipv4Addr::new(10, 0, 42, 100)) });
 
         let Composition { plan, warnings, .. } = compose(&flannel(&["--kubeconfig=/k"]), &facts).unwrap();
-        assert!(plan.units.iter().all(|unit| unit.argv.iter().all(|word| !word.starts_with("--local"))));
+        let link = plan.units.iter().find(|unit| unit.name == "flannel-link").unwrap();
+        assert_eq!(task(link), Task::FlannelLink { local: None });
         assert!(
             warnings[0]
                 .contains("kubectl annotate node box flannel.alpha.coreos.com/public-ip-overwrite=192.0.2.7")
@@ -841,17 +876,24 @@ mod tests {
         let mut facts = facts(&[&ALL[..], &more].concat());
         let crio = args(&["--cri=crio", "--image-archive=/a"]);
         let Composition { plan, .. } = compose(&crio, &facts).unwrap();
-        assert_eq!(names(&plan), ["crio", "host-ports", "images < crio", "kubelet < crio < images"]);
+        assert_eq!(
+            names(&plan),
+            ["crio", "host-ports", "images < crio", "pods < crio", "kubelet < crio < images < pods"]
+        );
         assert!(text(&plan, "/etc/kubernetes/kubelet.yaml").contains("unix:///run/crio/crio.sock"));
         assert!(
             text(&plan, "/etc/crio/crio.conf")
                 .contains("runtime_path = \"/run/rootless-launch/without-cgroups/crun\"")
         );
         let storage =
-            "--storage=containers-storage:[overlay@/var/lib/containers/storage+/run/containers/storage]";
-        assert_eq!(plan.units[2].argv[2..], ["crio-images", "--skopeo=/usr/bin/skopeo", storage, "--", "/a"]);
-        let sandboxes = "--sandboxes=/run/containers/storage/overlay-containers";
-        assert_eq!(plan.units[1].argv.last().unwrap(), sandboxes);
+            "containers-storage:[overlay@/var/lib/containers/storage+/run/containers/storage]".to_owned();
+        let images =
+            Task::CrioImages { skopeo: "/usr/bin/skopeo".into(), storage, archives: vec!["/a".into()] };
+        assert_eq!(task(&plan.units[2]), images);
+        assert_eq!(task(&plan.units[3]), Task::StopPods { socket: layout::CRIO_SOCKET.into() });
+        let wanted = Some(PathBuf::from("/run/containers/storage/overlay-containers"));
+        let ports = task(&plan.units[1]);
+        assert!(matches!(&ports, Task::HostPorts { sandboxes, .. } if *sandboxes == wanted), "{ports:?}");
 
         facts.programs.remove(&Program::Skopeo);
         let error = compose(&crio, &facts).unwrap_err().to_string();

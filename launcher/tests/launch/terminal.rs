@@ -51,8 +51,9 @@ impl Terminal {
             kind: kind.to_owned(),
         };
         terminal.expect("PROMPT> ");
-        // What is typed shall not be mistaken for what is printed.
-        terminal.type_in("stty -echo\n");
+        // What is typed shall not be mistaken for what is printed. The kernel flushes what was printed after it has sent a key's signal,
+        // and with it what the command may have answered to that already.
+        terminal.type_in("stty -echo noflsh\n");
         terminal.expect("PROMPT> ");
         Some(terminal)
     }

@@ -7,6 +7,7 @@ mod host_ports;
 mod images;
 mod overlay_peers;
 mod programs;
+mod stop_pods;
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -19,6 +20,8 @@ use thiserror::Error;
 
 pub(super) use self::annotate::ANNOTATION;
 use self::crio_images::ArchiveError;
+use self::stop_pods::CriError;
+pub(super) use self::stop_pods::{GRACE, SLACK};
 use super::args::HostPorts;
 use super::host_ports::Policy;
 use crate::error::with_causes;
@@ -57,6 +60,11 @@ pub enum Task {
         storage: String,
         /// OCI archives, and directories of such.
         archives: Vec<PathBuf>,
+    },
+    /// Ask containers to end, before their runtime is stopped.
+    StopPods {
+        /// Where the runtime serves CRI.
+        socket: PathBuf,
     },
     /// Keep flannel's device as it has to be.
     FlannelLink {
@@ -150,6 +158,15 @@ pub enum TaskError {
         /// The last line of what it said.
         said: String,
     },
+    /// CRI.
+    #[error("the container runtime at {socket:?} cannot be asked to end containers")]
+    Runtime {
+        /// Where it serves.
+        socket: PathBuf,
+        /// Why.
+        #[source]
+        source: CriError,
+    },
     /// rtnetlink(7).
     #[error("cannot talk to the kernel about network devices")]
     Netlink(#[source] io::Error),
@@ -160,6 +177,7 @@ pub fn main(task: &Task) -> ExitCode {
     let name = match task {
         Task::HostPorts { .. } => c"rl-host-ports",
         Task::Images { .. } | Task::CrioImages { .. } => c"rl-images",
+        Task::StopPods { .. } => c"rl-stop-pods",
         Task::FlannelLink { .. } => c"rl-flannel-link",
         Task::OverlayPeers => c"rl-peers",
         Task::Annotate { .. } => c"rl-annotate",
@@ -173,6 +191,7 @@ pub fn main(task: &Task) -> ExitCode {
         }
         Task::Images { ctr, snapshotter, archives } => images::import(ctr, snapshotter, archives),
         Task::CrioImages { skopeo, storage, archives } => crio_images::copy(skopeo, storage, archives),
+        Task::StopPods { socket } => stop_pods::run(socket),
         Task::FlannelLink { local } => flannel_link::run(*local),
         Task::OverlayPeers => overlay_peers::run(),
         Task::Annotate { kubectl, kubeconfig, node, public_ip } => {
