@@ -47,6 +47,7 @@ use crate::state_dir::{InstanceName, Place, StateDir};
 use crate::supervisor::unit::NodePlan;
 use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork};
+use crate::sys::memory;
 use crate::sys::pidfd;
 use crate::sys::signal::{Disposition, inherited_sigpipe, set_disposition};
 use crate::sys::wait::{self, AfterStop, Event};
@@ -339,6 +340,10 @@ impl Processes {
             }
             if ready.child {
                 self.handle_child(&mut handshake, launch, signals)?;
+            }
+            // The start is over, or something that is seldom done.
+            if handshake.is_running() && (ready.child || ready.agent || ready.store) {
+                memory::release_code();
             }
             // What an init says may have stopped us, and signals that came then have been taken.
             if ready.signals || ready.child {

@@ -12,6 +12,7 @@ use super::{ClientError, good, parse, print, print_json, select};
 use crate::api::model::{Info, PortStatus, Statistics};
 use crate::state_dir::Instance;
 use crate::supervisor::control::{NodeStatus, UnitStatus, json};
+use crate::supervisor::unit::PlannedProgram;
 
 /// All that is to be known of an instance at one glance. What an instance does not have is absent.
 #[derive(Debug, Serialize)]
@@ -101,6 +102,12 @@ pub(super) fn node(instance: &Instance) -> Result<Option<NodeStatus>, ClientErro
         Err(ClientError::Http(HttpError::Connect { .. })) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Tells the supervisor of a node that is being stopped that nobody waits for pods.
+pub(super) fn hurry(instance: &Instance) {
+    // It has just ended, or goes on as it was.
+    let _ = ask_node(instance, &Request::new("POST", "/v1/node/stop"));
 }
 
 fn ask_node(instance: &Instance, request: &Request<'_>) -> Result<http::Response, ClientError> {
@@ -195,6 +202,13 @@ impl Show for NodeStatus {
                 _ => {}
             }
         }
+        if !self.programs.is_empty() {
+            let mut table = Table::new(&["PROGRAM", "VERSION", "FILE"]);
+            for PlannedProgram { name, version, file } in &self.programs {
+                table.row([name, version.as_deref().unwrap_or("-"), &file.display().to_string()]);
+            }
+            text.push_str(&format!("\n{}", table.to_text()));
+        }
         text
     }
 }
@@ -232,6 +246,18 @@ mod tests {
             stopping: false,
             stop_seconds: 30,
             units: vec![unit("containerd", "ready"), paused, unit("kubelet", "starting")],
+            programs: vec![
+                PlannedProgram {
+                    name: "containerd".into(),
+                    version: Some("2.3.4".into()),
+                    file: "/usr/bin/containerd".into(),
+                },
+                PlannedProgram {
+                    name: "CNI plugin bridge".into(),
+                    version: None,
+                    file: "/opt/cni/bin/bridge".into(),
+                },
+            ],
         };
         let expected = "\
 the node is not ready
@@ -241,6 +267,10 @@ flanneld    paused    2026-11-22T15:30:22Z    -         3  was killed by SIGKILL
 kubelet     starting  2026-11-22T15:30:22Z    7         0  -                      /log/kubelet.log
 flanneld was killed by SIGKILL
 kubelet starts; it is ready when it says READY=1
+
+PROGRAM            VERSION  FILE
+containerd         2.3.4    /usr/bin/containerd
+CNI plugin bridge  -        /opt/cni/bin/bridge
 ";
         assert_eq!(node.to_text(), expected);
     }

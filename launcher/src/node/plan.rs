@@ -8,7 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::args::{Cni, Cri, FlannelBackend, HostPorts, NodeArgs};
-use super::tasks::{ANNOTATION, Task};
+use super::tasks::{ANNOTATION, GRACE, SLACK, Task};
 use crate::apply::programs::{Answer, Installed};
 use crate::components::cni::Network;
 use crate::components::containerd::{self, Containerd, OciRuntime, Snapshotter};
@@ -19,7 +19,9 @@ use crate::components::programs::{Program, Suitability, Version};
 use crate::components::{Cgroups, layout};
 use crate::personality::oci_runtime;
 use crate::plan::net::TAP_NAME;
-use crate::supervisor::unit::{Journal, NodePlan, PlannedDirectory, PlannedFile, Readiness, Restart, Unit};
+use crate::supervisor::unit::{
+    Journal, NodePlan, PlannedDirectory, PlannedFile, PlannedProgram, Readiness, Restart, Unit,
+};
 
 /// What is known of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -237,6 +239,10 @@ impl<'a> Composer<'a> {
             self.task("images", &images, &[runtime], Readiness::Exited, Restart::OnFailure);
             before_kubelet.push("images");
         }
+        // kubelet comes after it, and has ended before it is run.
+        let stop = Task::StopPods { socket: socket.into() };
+        self.task(PODS, &stop, &[runtime], Readiness::AtStop, Restart::Never);
+        before_kubelet.push(PODS);
         self.kubelet(socket, &before_kubelet)?;
         if self.args.cni == Cni::Flannel {
             self.flannel()?;
@@ -476,6 +482,10 @@ impl<'a> Composer<'a> {
     fn task(&mut self, name: &str, task: &Task, after: &[&str], ready: Readiness, restart: Restart) {
         let mut argv = vec![OURSELVES.to_owned()];
         argv.extend(task.arguments());
+        let stop_timeout = match ready {
+            Readiness::AtStop => GRACE + SLACK + SLACK,
+            _ => Duration::from_secs(5),
+        };
         self.units.push(Unit {
             name: name.to_owned(),
             argv,
@@ -483,15 +493,38 @@ impl<'a> Composer<'a> {
             after: after.iter().map(|&name| name.to_owned()).collect(),
             ready,
             start_timeout: Duration::from_secs(600),
-            stop_timeout: Duration::from_secs(5),
+            stop_timeout,
             restart,
         });
+    }
+
+    /// What is used of that which was found.
+    fn programs(&self) -> Vec<PlannedProgram> {
+        let is_used = |program: Program| match program {
+            Program::Crun | Program::Runc => program.file_name() == self.runtime.name,
+            Program::Ctr | Program::Skopeo => !self.args.image_archive.is_empty(),
+            Program::FuseOverlayfs => self.facts.overlayfs == Works::No,
+            Program::FuseOverlayfsSnapshotter => {
+                matches!(self.snapshotter(), Snapshotter::FuseOverlayfs(_))
+            }
+            _ => true,
+        };
+        let used = self.facts.programs.iter().filter(|&(&program, _)| is_used(program));
+        let planned = used.map(|(program, installed)| PlannedProgram {
+            name: program.to_string(),
+            version: installed.version().map(|version| version.to_string()),
+            file: installed.path.clone(),
+        });
+        planned.collect()
     }
 
     fn finish(mut self) -> Composition {
         let path = ("PATH".to_owned(), self.facts.path.clone());
         for unit in &mut self.units {
             unit.env.push(path.clone());
+            if let Some(seconds) = self.args.start_timeout {
+                unit.start_timeout = Duration::from_secs(seconds.into());
+            }
         }
         let mut directories: Vec<&Path> = self.files.iter().filter_map(|file| file.path.parent()).collect();
         directories.extend([layout::CNI_RESULTS, layout::KUBELET_ROOT].map(Path::new));
@@ -499,8 +532,10 @@ impl<'a> Composer<'a> {
         directories.dedup();
         let directories =
             directories.into_iter().map(|path| PlannedDirectory { path: path.into(), mode: 0o755 });
+        let programs = self.programs();
         let plan = NodePlan {
             directories: directories.collect(),
+            programs,
             files: self.files,
             units: self.units,
             log_dir: self.facts.log_dir.clone(),
@@ -511,6 +546,8 @@ impl<'a> Composer<'a> {
     }
 }
 
+/// The unit that ends pods.
+const PODS: &str = "pods";
 /// This program, for the supervisor that starts it again.
 const OURSELVES: &str = "/proc/self/exe";
 
@@ -560,10 +597,13 @@ fn plugins(args: &NodeArgs, facts: &NodeFacts) -> Result<PathBuf, NodeError> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use clap::Parser;
 
     use super::*;
     use crate::cli::{Cli, Command};
+    use crate::internal::Internal;
     use crate::supervisor::unit::Units;
 
     fn args(words: &[&str]) -> NodeArgs {
@@ -613,9 +653,38 @@ mod tests {
         (Program::CniPortmap, "1.1.1"),
     ];
 
+    #[test]
+    fn what_is_used_is_listed_with_its_version() {
+        let mut facts = facts(&ALL);
+        facts.programs.get_mut(&Program::CniBridge).unwrap().answer = Answer::Unknown;
+        let listed = |words: &[&str]| {
+            let programs = compose(&args(words), &facts).unwrap().plan.programs.into_iter();
+            let line = |program: PlannedProgram| {
+                let version = program.version.unwrap_or_else(|| "-".to_owned());
+                format!("{} {version} {}", program.name, program.file.display())
+            };
+            programs.map(line).collect::<Vec<_>>()
+        };
+        let programs = listed(&[]);
+        assert_eq!(programs[0], "containerd 1.7.24 /usr/bin/containerd");
+        assert!(programs.contains(&"crun 1.21.0 /usr/bin/crun".to_owned()), "{programs:?}");
+        assert!(programs.contains(&"CNI plugin bridge - /opt/cni/bin/bridge".to_owned()), "{programs:?}");
+        let has = |programs: &[String], name: &str| programs.iter().any(|line| line.starts_with(name));
+        assert!(!has(&programs, "runc ") && !has(&programs, "ctr "), "{programs:?}");
+        assert!(has(&listed(&["--image-archive=/x"]), "ctr "));
+    }
+
     fn names(plan: &NodePlan) -> Vec<String> {
         let unit = |unit: &Unit| [std::slice::from_ref(&unit.name), &unit.after[..]].concat().join(" < ");
         plan.units.iter().map(unit).collect()
+    }
+
+    /// As the process of the unit reads it.
+    fn task(unit: &Unit) -> Task {
+        match Internal::of(unit.argv.iter().map(OsString::from)) {
+            Some(Ok(Internal::Task(task))) => task,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn text<'a>(plan: &'a NodePlan, path: &str) -> &'a str {
@@ -628,7 +697,13 @@ mod tests {
             compose(&args(&["--image-archive=/a.tar"]), &facts(&ALL)).unwrap();
         assert_eq!(
             names(&plan),
-            ["containerd", "host-ports", "images < containerd", "kubelet < containerd < images"]
+            [
+                "containerd",
+                "host-ports",
+                "images < containerd",
+                "pods < containerd",
+                "kubelet < containerd < images < pods"
+            ]
         );
         assert!(warnings.is_empty());
         assert!(Units::new(plan.units.clone()).is_ok());
@@ -645,7 +720,7 @@ mod tests {
         assert!(
             plan.units.iter().all(|unit| unit.env.contains(&("PATH".into(), "/usr/bin:/usr/sbin".into())))
         );
-        assert_eq!(plan.units[3].argv[2], "--hostname-override=box");
+        assert_eq!(plan.units[4].argv[2], "--hostname-override=box");
     }
 
     #[test]
@@ -733,7 +808,11 @@ mod tests {
         assert!(text(&plan, "/etc/containerd/config.toml").contains("snapshotter = \"fuse-overlayfs\""));
         assert!(warnings.is_empty());
         let images = plan.units.iter().find(|unit| unit.name == "images").unwrap();
-        assert!(images.argv.contains(&"--snapshotter=fuse-overlayfs".to_owned()), "{images:?}");
+        let task = task(images);
+        assert!(
+            matches!(task, Task::Images { snapshotter, .. } if snapshotter == "fuse-overlayfs"),
+            "{images:?}"
+        );
     }
 
     #[test]
@@ -748,10 +827,11 @@ mod tests {
         let flanneld = plan.units.iter().find(|unit| unit.name == "flanneld").unwrap();
         assert!(flanneld.argv.contains(&"--public-ip=192.0.2.7".to_owned()));
         let link = plan.units.iter().find(|unit| unit.name == "flannel-link").unwrap();
-        assert_eq!(link.argv.last().unwrap(), "--local=10.0.42.100");
+        assert_eq!(task(link), Task::FlannelLink { local: Some(Ipv4Addr::new(10, 0, 42, 100)) });
 
         let Composition { plan, warnings, .. } = compose(&flannel(&["--kubeconfig=/k"]), &facts).unwrap();
-        assert!(plan.units.iter().all(|unit| unit.argv.iter().all(|word| !word.starts_with("--local"))));
+        let link = plan.units.iter().find(|unit| unit.name == "flannel-link").unwrap();
+        assert_eq!(task(link), Task::FlannelLink { local: None });
         assert!(
             warnings[0]
                 .contains("kubectl annotate node box flannel.alpha.coreos.com/public-ip-overwrite=192.0.2.7")
@@ -796,17 +876,24 @@ mod tests {
         let mut facts = facts(&[&ALL[..], &more].concat());
         let crio = args(&["--cri=crio", "--image-archive=/a"]);
         let Composition { plan, .. } = compose(&crio, &facts).unwrap();
-        assert_eq!(names(&plan), ["crio", "host-ports", "images < crio", "kubelet < crio < images"]);
+        assert_eq!(
+            names(&plan),
+            ["crio", "host-ports", "images < crio", "pods < crio", "kubelet < crio < images < pods"]
+        );
         assert!(text(&plan, "/etc/kubernetes/kubelet.yaml").contains("unix:///run/crio/crio.sock"));
         assert!(
             text(&plan, "/etc/crio/crio.conf")
                 .contains("runtime_path = \"/run/rootless-launch/without-cgroups/crun\"")
         );
         let storage =
-            "--storage=containers-storage:[overlay@/var/lib/containers/storage+/run/containers/storage]";
-        assert_eq!(plan.units[2].argv[2..], ["crio-images", "--skopeo=/usr/bin/skopeo", storage, "--", "/a"]);
-        let sandboxes = "--sandboxes=/run/containers/storage/overlay-containers";
-        assert_eq!(plan.units[1].argv.last().unwrap(), sandboxes);
+            "containers-storage:[overlay@/var/lib/containers/storage+/run/containers/storage]".to_owned();
+        let images =
+            Task::CrioImages { skopeo: "/usr/bin/skopeo".into(), storage, archives: vec!["/a".into()] };
+        assert_eq!(task(&plan.units[2]), images);
+        assert_eq!(task(&plan.units[3]), Task::StopPods { socket: layout::CRIO_SOCKET.into() });
+        let wanted = Some(PathBuf::from("/run/containers/storage/overlay-containers"));
+        let ports = task(&plan.units[1]);
+        assert!(matches!(&ports, Task::HostPorts { sandboxes, .. } if *sandboxes == wanted), "{ports:?}");
 
         facts.programs.remove(&Program::Skopeo);
         let error = compose(&crio, &facts).unwrap_err().to_string();

@@ -9,7 +9,7 @@
 //! | `GET /v1/node` | [`NodeStatus`] |
 //! | `GET /v1/node/units/UNIT/log?lines=N&follow=true` | the last N lines; with `follow`, later ones too, until the connection or the supervisor ends |
 //! | `POST /v1/node/units/UNIT/restart` | [`UnitStatus`], once the unit is ready again, or has failed |
-//! | `POST /v1/node/stop` | 202; the supervisor ends when everything is stopped |
+//! | `POST /v1/node/stop` | 202; the supervisor ends when everything is stopped. The second one does not wait for pods |
 //!
 //! Errors are the API's `{"message": ...}`. A head is at most [`MAX_HEAD`] long.
 
@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::log::utc;
-use super::unit::{Readiness, Unit};
+use super::unit::{PlannedProgram, Readiness, Unit};
 use super::{State, View};
 use crate::api::model::ErrorBody;
 use crate::error::Ending;
@@ -221,6 +221,9 @@ pub struct NodeStatus {
     pub stop_seconds: u64,
     /// Every unit, in the order of starting.
     pub units: Vec<UnitStatus>,
+    /// The programs that they are made of, as they were when the node started.
+    #[serde(default)]
+    pub programs: Vec<PlannedProgram>,
 }
 
 /// How a unit is.

@@ -23,12 +23,12 @@ use super::observe::{self, Look, Seen};
 use super::prepare::{listen, lock, make_directory, write_file};
 use super::serve::{Client, Waiting};
 use super::spawn::{self, Lines, NotifySocket};
-use super::unit::{self, NodePlan, PlannedDirectory, Readiness, Unit, UnitId, Units};
+use super::unit::{self, NodePlan, PlannedDirectory, PlannedProgram, Readiness, Unit, UnitId, Units};
 use super::{Action, Event, GIVE_UP, Manner, Moment, Notice, Outcome, State, Supervisor};
 use crate::error::{Ending, with_causes};
 use crate::notify::{self, Notifier};
 use crate::signals::{Received, Signals};
-use crate::sys::{fd, wait};
+use crate::sys::{fd, memory, wait};
 
 /// Larger plans are none.
 const MAX_PLAN: u64 = 16 << 20;
@@ -106,6 +106,7 @@ struct Runner<'a> {
     signals: Signals,
     began: Instant,
     journal: Option<Journal>,
+    programs: &'a [PlannedProgram],
     /// Whoever started us, if he wants to know.
     parent: Option<Notifier>,
     outcome: Option<Outcome>,
@@ -124,7 +125,7 @@ enum Source {
 
 impl<'a> Runner<'a> {
     fn new(
-        plan: &NodePlan,
+        plan: &'a NodePlan,
         units: Units,
         signals: Signals,
         listener: &'a UnixListener,
@@ -152,6 +153,7 @@ impl<'a> Runner<'a> {
             signals,
             began: Instant::now(),
             journal,
+            programs: &plan.programs,
             parent: Notifier::from_environment(),
             outcome: None,
         })
@@ -272,7 +274,7 @@ impl<'a> Runner<'a> {
                     self.put(Event::Stop(Manner::AtOnce));
                 }
                 libc::SIGTERM | libc::SIGINT | libc::SIGHUP | libc::SIGQUIT => {
-                    self.put(Event::Stop(Manner::Orderly));
+                    self.put(Event::Stop(Manner::Gentle));
                 }
                 other => debug!("signal {other} means nothing here"),
             }
@@ -416,6 +418,7 @@ impl<'a> Runner<'a> {
             Notice::Ready => {
                 info!("every unit is ready");
                 self.tell_parent(&notify::State::Ready);
+                memory::release_code();
             }
             Notice::Stopping => self.tell_parent(&notify::State::Stopping),
         }
@@ -511,7 +514,8 @@ impl<'a> Runner<'a> {
                 Ok((control::head(200, Content::Json), Waiting::Restart { unit, runs }))
             }
             Command::Stop => {
-                self.put(Event::Stop(Manner::Orderly));
+                let is_second = self.supervisor.is_stopping();
+                self.put(Event::Stop(if is_second { Manner::Orderly } else { Manner::Gentle }));
                 Ok((control::answer(202, Content::Json, b"{}"), Waiting::Taking))
             }
         }
@@ -598,6 +602,7 @@ impl<'a> Runner<'a> {
             stopping: self.supervisor.is_stopping(),
             stop_seconds: longest.saturating_add(GIVE_UP).as_secs(),
             units: units.ids().filter_map(|unit| self.unit_status(unit)).collect(),
+            programs: self.programs.to_vec(),
         }
     }
 
