@@ -1,10 +1,13 @@
 //! Small programs of ours that run inside a node, started by its supervisor: `rootless-launch node-task NAME`.
 
 mod annotate;
+mod credentials;
 mod crio_images;
 mod flannel_link;
 mod host_ports;
 mod images;
+mod join;
+mod node_address;
 mod overlay_peers;
 mod programs;
 
@@ -21,6 +24,7 @@ pub(super) use self::annotate::ANNOTATION;
 use self::crio_images::ArchiveError;
 use super::args::HostPorts;
 use super::host_ports::Policy;
+use super::joining::{Credentials, Joining};
 use crate::error::with_causes;
 
 /// A program of ours inside a node.
@@ -73,6 +77,30 @@ pub enum Task {
     },
     /// Let those send by the overlay that flannel sends to
     OverlayPeers,
+    /// Let the node be where its host is
+    NodeAddress {
+        /// Where.
+        #[arg(long)]
+        address: Ipv4Addr,
+    },
+    /// Forget what came by another kubeconfig
+    Credentials {
+        /// The one that counts now.
+        #[arg(long)]
+        kubeconfig: PathBuf,
+    },
+    /// Wait until the cluster has the node
+    Join {
+        /// URL of the API server.
+        #[arg(long)]
+        server: String,
+        /// How to reach it.
+        #[arg(long)]
+        kubeconfig: PathBuf,
+        /// Whether the node is known there.
+        #[arg(long, value_enum)]
+        credentials: Credentials,
+    },
     /// Tell other nodes where this one is
     Annotate {
         /// The cluster's client.
@@ -132,6 +160,19 @@ impl Task {
                 std::iter::once("flannel-link".into()).chain(local).collect()
             }
             Task::OverlayPeers => vec!["overlay-peers".into()],
+            Task::Credentials { kubeconfig } => {
+                vec!["credentials".into(), format!("--kubeconfig={}", kubeconfig.display())]
+            }
+            Task::Join { server, kubeconfig, credentials } => {
+                let credentials = clap::ValueEnum::to_possible_value(credentials);
+                vec![
+                    "join".into(),
+                    format!("--server={server}"),
+                    format!("--kubeconfig={}", kubeconfig.display()),
+                    format!("--credentials={}", credentials.map(|value| value.get_name().to_owned()).unwrap_or_default()),
+                ]
+            }
+            Task::NodeAddress { address } => vec!["node-address".into(), format!("--address={address}")],
             Task::Annotate { kubectl, kubeconfig, node, public_ip } => vec![
                 "annotate".into(),
                 format!("--kubectl={}", kubectl.display()),
@@ -210,6 +251,20 @@ pub enum TaskError {
         /// The last line of what it said.
         said: String,
     },
+    /// An address of the loopback device.
+    #[error("{step} {address} failed on the loopback device")]
+    Address {
+        /// The address.
+        address: Ipv4Addr,
+        /// What the kernel was asked for.
+        step: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The supervisor's answer, or none.
+    #[error("the log of kubelet cannot be read: {0}")]
+    Log(String),
     /// rtnetlink(7).
     #[error("cannot talk to the kernel about network devices")]
     Netlink(#[source] io::Error),
@@ -222,6 +277,9 @@ pub fn main(task: &Task) -> ExitCode {
         Task::Images { .. } | Task::CrioImages { .. } => c"rl-images",
         Task::FlannelLink { .. } => c"rl-flannel-link",
         Task::OverlayPeers => c"rl-peers",
+        Task::NodeAddress { .. } => c"rl-node-address",
+        Task::Credentials { .. } => c"rl-credentials",
+        Task::Join { .. } => c"rl-join",
         Task::Annotate { .. } => c"rl-annotate",
     };
     // For people only.
@@ -235,6 +293,11 @@ pub fn main(task: &Task) -> ExitCode {
         Task::CrioImages { skopeo, storage, archives } => crio_images::copy(skopeo, storage, archives),
         Task::FlannelLink { local } => flannel_link::run(*local),
         Task::OverlayPeers => overlay_peers::run(),
+        Task::NodeAddress { address } => node_address::run(*address),
+        Task::Credentials { kubeconfig } => credentials::run(kubeconfig),
+        Task::Join { server, kubeconfig, credentials } => {
+            join::run(Joining::new(server.clone(), kubeconfig.clone(), *credentials))
+        }
         Task::Annotate { kubectl, kubeconfig, node, public_ip } => {
             annotate::run(kubectl, kubeconfig, node, *public_ip)
         }
