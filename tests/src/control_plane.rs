@@ -92,8 +92,8 @@ impl<'a> ControlPlane<'a> {
         cluster.apply(RULES);
         cluster.apply(&token(TOKEN, "2999-01-01T00:00:00Z"));
         cluster.apply(&token(EXPIRED, "2001-01-01T00:00:00Z"));
-        let account = ["get", "serviceaccount", "default"];
-        eventually("pods have a service account", || cluster.kubectl(&account).status.success());
+        // What every pod has a volume of.
+        let _ = cluster.kubectl(&["wait", "--for=create", "serviceaccount/default", "configmap/kube-root-ca.crt"]).success();
         cluster
     }
 
@@ -223,7 +223,7 @@ impl<'a> ControlPlane<'a> {
             flag("tls-private-key-file", "apiserver.key"),
             flag("kubelet-client-certificate", "admin.crt"),
             flag("kubelet-client-key", "admin.key"),
-            flag("service-account-key-file", "ca.key"),
+            flag("service-account-key-file", "ca.crt"),
             flag("service-account-signing-key-file", "ca.key"),
             flag("cert-dir", "run"),
         ]);
@@ -235,6 +235,7 @@ impl<'a> ControlPlane<'a> {
             self.program("kube-controller-manager"),
             CONTROLLERS.to_owned(),
             "--leader-elect=false".to_owned(),
+            "--use-service-account-credentials=true".to_owned(),
             "--allocate-node-cidrs=true".to_owned(),
             "--cluster-cidr=10.244.0.0/16".to_owned(),
             "--bind-address=127.0.0.1".to_owned(),
