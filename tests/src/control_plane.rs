@@ -93,7 +93,9 @@ impl<'a> ControlPlane<'a> {
         cluster.apply(&token(TOKEN, "2999-01-01T00:00:00Z"));
         cluster.apply(&token(EXPIRED, "2001-01-01T00:00:00Z"));
         // What every pod has a volume of.
-        let _ = cluster.kubectl(&["wait", "--for=create", "serviceaccount/default", "configmap/kube-root-ca.crt"]).success();
+        for object in ["serviceaccount/default", "configmap/kube-root-ca.crt"] {
+            cluster.wait_for(object, &["create"]);
+        }
         cluster
     }
 
@@ -147,10 +149,15 @@ impl<'a> ControlPlane<'a> {
     /// When it is not in time.
     #[track_caller]
     pub fn wait_for_condition(&self, object: &str, condition: &str) {
-        let condition = format!("--for=condition={condition}");
-        // The second one does not wait for what does not exist.
-        for what in ["--for=create", &condition] {
-            let _ = self.kubectl(&["wait", what, "--timeout=60s", object]).success();
+        self.wait_for(object, &["create", &format!("condition={condition}")]);
+    }
+
+    /// One after the other: kubectl does not wait for a condition of what does not exist.
+    #[track_caller]
+    fn wait_for(&self, object: &str, what: &[&str]) {
+        for what in what {
+            let what = format!("--for={what}");
+            let _ = self.kubectl(&["wait", &what, "--timeout=60s", object]).success();
         }
     }
 
