@@ -16,6 +16,7 @@ use crate::engine::detach;
 use crate::error::with_causes;
 use crate::join::Target;
 use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
+use crate::sys::memory;
 
 /// The child's namespaces and the agent's end of its line, held until the agent is wanted.
 #[derive(Debug)]
@@ -55,6 +56,7 @@ impl Agent {
         }
         let Agent { line, target } = self;
         drop(target);
+        memory::release_code();
         match forwarder::child::run(line) {
             Ok(()) => 0,
             Err(error) => {

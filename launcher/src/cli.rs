@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -20,7 +19,6 @@ use crate::client::args::ClientCommand;
 use crate::egress::EgressMode;
 use crate::engine_process::OnDeath;
 use crate::node::args::NodeArgs;
-use crate::node::tasks::Task;
 use crate::plan::cgroup::CgroupMode;
 use crate::sandbox::Mode;
 use crate::state_dir::InstanceName;
@@ -50,12 +48,10 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// How much is to be said on stderr. Tasks of a node write to its logs.
+    /// How much is to be said on stderr.
     pub fn verbosity(&self) -> u8 {
         match &self.command {
             Some(Command::Node(node)) => node.run.verbose,
-            Some(Command::NodeTask(_)) => 1,
-            Some(Command::NodeSupervisor(args)) => args.verbose,
             _ => self.run.verbose,
         }
     }
@@ -74,9 +70,6 @@ pub enum Command {
     ///
     /// Without a kubeconfig it runs static pods. Everything it keeps is in its data directory.
     Node(Box<NodeArgs>),
-    /// What runs inside a node
-    #[command(subcommand, hide = true)]
-    NodeTask(Task),
     /// What concerns running instances.
     #[command(flatten)]
     Client(ClientCommand),
@@ -87,9 +80,6 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Keep the programs of a node running, inside its namespaces
-    #[command(hide = true)]
-    NodeSupervisor(SupervisorArgs),
     /// Print the manual page, or write all of them to a directory
     Man {
         /// Where to; a page for each subcommand
@@ -131,18 +121,6 @@ pub struct CheckArgs {
     /// Where nodes keep their data [default: rootless-launch in $XDG_DATA_HOME, else in ~/.local/share]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-}
-
-/// Options of `node-supervisor`.
-#[derive(Debug, Args)]
-pub struct SupervisorArgs {
-    /// The open descriptor that the plan (JSON) is read from
-    #[arg(long, value_name = "FD")]
-    pub plan_fd: RawFd,
-
-    /// Say more on stderr; -vv and -vvv say still more
-    #[arg(short, long, action = ArgAction::Count)]
-    pub verbose: u8,
 }
 
 /// Options of a launch.

@@ -34,6 +34,7 @@ use crate::settings::Page;
 use crate::stats::{self, ReportRequests};
 use crate::sys::clone::exit_now;
 use crate::sys::fd::close_all_except;
+use crate::sys::memory;
 use crate::sys::signal::{Disposition, set_disposition};
 
 /// What the engine tells at its end.
@@ -208,6 +209,7 @@ fn serve_until_told(
             stats::print(driver);
         } else if let Ok(Some(Received { message: Message::Running, .. })) = task.channel.receive() {
             services.set_ready();
+            memory::release_code();
         } else {
             return Ok(());
         }

@@ -22,7 +22,7 @@ use crate::handshake::message::Message;
 use crate::state_dir::StateDir;
 use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
-use crate::sys::{pidfd, wait};
+use crate::sys::{memory, pidfd, wait};
 
 /// The guard of a child as the launcher holds it. Dropping it ends and reaps it; nothing is killed then.
 #[derive(Debug)]
@@ -110,6 +110,7 @@ fn main(channel: &Channel, child: &UserNamespace, state: Option<&StateDir>) -> i
     };
     // A launcher that is dead already is noticed below.
     let _ = channel.send(&ready, None);
+    memory::release_code();
     let mut engine = None;
     loop {
         match channel.receive() {

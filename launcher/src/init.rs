@@ -29,6 +29,7 @@ use crate::error::{Failure, Step};
 use crate::handshake::message::Message;
 use crate::signals::{Received, Signals};
 use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
+use crate::sys::memory;
 use crate::sys::pidfd;
 use crate::sys::wait::{self, Event};
 
@@ -55,6 +56,7 @@ pub(crate) fn run(task: &ChildTask<'_>) -> Result<Infallible, Stop> {
     }
     setpgid(Pid::from_raw(0), Pid::from_raw(0)).map_err(|error| failed("")(error.into()))?;
     shed(c"rl-init", &[task.channel.as_fd(), signals.as_fd()]).map_err(failed(""))?;
+    memory::release_code();
     Init { task, signals, command, stops: 0, is_stopped: false }
         .run()
         .map_err(|error| failed("")(error).into())

@@ -27,6 +27,7 @@ pub mod handshake;
 pub mod hint;
 pub mod holder;
 mod init;
+pub mod internal;
 pub mod join;
 pub mod logger;
 pub mod manual;

@@ -6,14 +6,18 @@ use std::process::{self, ExitCode};
 use clap::Parser;
 use launcher::cli::{Cli, Command};
 use launcher::error::{Ending, LaunchError, with_causes};
-use launcher::node::{self, NodeFailure, install, tasks};
+use launcher::internal::{self, Internal};
+use launcher::node::{self, NodeFailure, install};
 use launcher::personality::Personality;
-use launcher::{check, client, hint, logger, manual, parent, signals, supervisor};
+use launcher::{check, client, hint, logger, manual, parent, signals};
 
 fn main() -> ExitCode {
     abort_on_panic();
     if let Some((personality, args)) = Personality::of(std::env::args_os()) {
         return personality.main(args);
+    }
+    if let Some(found) = Internal::of(std::env::args_os()) {
+        return internal::main(found);
     }
     let cli = Cli::parse();
     logger::install(cli.verbosity());
@@ -33,10 +37,8 @@ fn main() -> ExitCode {
                 }
             };
         }
-        Some(Command::NodeTask(task)) => return tasks::main(&task),
         Some(Command::Client(command)) => return client::main(&command),
         Some(Command::Completions { shell }) => return manual::completions(shell),
-        Some(Command::NodeSupervisor(args)) => return supervisor::run::main(args.plan_fd),
         Some(Command::Man { directory }) => return manual::pages(directory.as_deref()),
         None => {}
     }

@@ -47,6 +47,7 @@ use crate::state_dir::{InstanceName, Place, StateDir};
 use crate::supervisor::unit::NodePlan;
 use crate::sweep::UserNamespace;
 use crate::sys::clone::{self, ExitSignal, Fork};
+use crate::sys::memory;
 use crate::sys::pidfd;
 use crate::sys::signal::{Disposition, inherited_sigpipe, set_disposition};
 use crate::sys::wait::{self, AfterStop, Event};
@@ -493,6 +494,7 @@ impl Processes {
                 }
                 let _ = self.tell_child(&Message::Execute);
                 self.tell_manager(&State::Ready);
+                memory::release_code();
                 Ok(())
             }
             Action::Fail(failure) => Err(failure.into()),

@@ -79,7 +79,7 @@ fn subnet(file: &Path) -> Option<String> {
 /// The task of a node that keeps the list of peers what flanneld says.
 fn follow_peers(node: &Node) -> Process {
     let program = locate::rootless_launch().expect("rootless-launch is built").display().to_string();
-    let mut command = node.child.command(&[program, "node-task".into(), "overlay-peers".into()]);
+    let mut command = node.child.command(&[program, "node-task".into(), "\"overlayPeers\"".into()]);
     command.env("ROOTLESSKIT_STATE_DIR", node.instance.directory());
     let mut task = Process::spawn(command);
     task.close_stdin();

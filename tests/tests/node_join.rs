@@ -6,6 +6,7 @@ use tests::{
     agent::Ids,
     components::Components,
     control_plane::{ControlPlane, EXPIRED, TOKEN},
+    instance::eventually,
     node::{BUSYBOX, Site},
     process::run,
     world::{HOST4, ROUTER4, World, WorldConfig},
@@ -73,8 +74,9 @@ fn a_token_is_enough_and_what_is_wrong_is_said() {
         ("bootstrap-kubeconfig", &expired, format!("{} does not take the token of {}", server(6443), expired.display())),
     ] {
         let node = site.start(&[&format!("--{option}={}", kubeconfig.display())]);
-        let said = node.log("cluster").wait_for_line(&sentence);
-        eprintln!("{said}");
+        let status = || run(node.client(&["status"])).stdout;
+        eventually(&sentence, || status().contains(&sentence));
+        let _ = node.log("cluster").wait_for_line(&sentence);
         node.stop();
     }
 

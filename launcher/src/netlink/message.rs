@@ -452,6 +452,24 @@ mod tests {
     }
 
     #[test]
+    fn an_address_alone_and_its_route_are_what_iproute2_sends() {
+        let (address, mut batch) = (Ipv4Addr::new(192, 0, 2, 7), Batch::with(Existing::Replace));
+        batch.add_ipv4_alone(LOOPBACK, address);
+        batch.forsake_ipv4(address);
+        #[rustfmt::skip]
+        let expected = [
+            40, 0, 0, 0, 20, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0,
+            2, 32, 0, 0, 1, 0, 0, 0,
+            8, 0, 2, 0, 192, 0, 2, 7,
+            8, 0, 1, 0, 192, 0, 2, 7,
+            36, 0, 0, 0, 25, 0, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0,
+            2, 32, 0, 0, 255, 2, 254, 2, 0, 0, 0, 0,
+            8, 0, 1, 0, 192, 0, 2, 7,
+        ];
+        assert_eq!(batch.bytes(), expected);
+    }
+
+    #[test]
     fn ipv6_address_carries_nodad() {
         let mut batch = Batch::new();
         batch.add_ipv6(Interface(2), "fd42:10:42::100".parse().unwrap(), 64);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use netstack::config::Ipv4Net;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use toml::Value;
 
@@ -156,7 +157,8 @@ pub enum FlannelBackend {
 }
 
 /// `--host-ports`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum HostPorts {
     /// Nowhere
     Off,

@@ -65,10 +65,13 @@ pub(super) fn collect(
     let first_unprivileged = fs::read_to_string(FIRST_UNPRIVILEGED).ok();
     let host_name = gethostname().ok().and_then(|name| name.into_string().ok());
     let works = |works: bool| if works { Works::Yes } else { Works::No };
+    let mut programs = survey(&programs(args), &search);
+    // By PATH; nobody could write it into the plan.
+    programs.retain(|_, installed| installed.path.to_str().is_some());
     Ok(NodeFacts {
         // Where /proc is not, nothing that follows works either.
         ourselves: env::current_exe().unwrap_or_default(),
-        programs: survey(&programs(args), &search),
+        programs,
         path: path.collect::<Vec<_>>().join(":"),
         cgroups: cgroups(cgroup),
         cgroup2_alone: cgroup.1.hierarchy == Hierarchy::Unified,
@@ -134,6 +137,9 @@ fn log_dir(host: &HostFacts) -> PathBuf {
 }
 
 fn readable(option: &'static str, path: &Path) -> Result<(), NodeError> {
+    if path.to_str().is_none() {
+        return Err(unusable(option, path, "it is not UTF-8, as the plan of a node is; rename it"));
+    }
     if let Some(hidden) = surroundings::hiding(path) {
         let reason = format!(
             "a node has a {} of its own and does not see the host's; put it elsewhere",

@@ -14,10 +14,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 /// How a node comes to its credentials.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Credentials {
     /// They are in the kubeconfig.
     Given,

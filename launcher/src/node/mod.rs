@@ -30,6 +30,7 @@ use crate::apply;
 use crate::cli::{Publish, RunArgs, SdNotifyArg, SurroundingsArg};
 use crate::components::flannel;
 use crate::error::{Ending, LaunchError, UsageError};
+use crate::internal::SUPERVISOR;
 use crate::parent;
 use crate::plan::cgroup::{CgroupMode, CgroupPlan, NoDelegation};
 use crate::plan::facts::HostFacts;
@@ -159,5 +160,5 @@ fn passed(plan: &NodePlan) -> io::Result<OwnedFd> {
 
 fn command(plan: &OwnedFd) -> Vec<OsString> {
     let plan = format!("--plan-fd={}", plan.as_raw_fd());
-    ["/proc/self/exe", "node-supervisor", &plan].map(OsString::from).into()
+    ["/proc/self/exe", SUPERVISOR, &plan].map(OsString::from).into()
 }

@@ -21,7 +21,9 @@ use crate::components::programs::{Program, Suitability, Version};
 use crate::components::{Cgroups, layout};
 use crate::personality::oci_runtime;
 use crate::plan::net::TAP_NAME;
-use crate::supervisor::unit::{Journal, NodePlan, PlannedDirectory, PlannedFile, Readiness, Restart, Unit};
+use crate::supervisor::unit::{
+    Journal, NodePlan, PlannedDirectory, PlannedFile, PlannedProgram, Readiness, Restart, Unit,
+};
 
 /// What is known of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -567,6 +569,26 @@ impl<'a> Composer<'a> {
         });
     }
 
+    /// What is used of that which was found.
+    fn programs(&self) -> Vec<PlannedProgram> {
+        let is_used = |program: Program| match program {
+            Program::Crun | Program::Runc => program.file_name() == self.runtime.name,
+            Program::Ctr | Program::Skopeo => !self.args.image_archive.is_empty(),
+            Program::FuseOverlayfs => self.facts.overlayfs == Works::No,
+            Program::FuseOverlayfsSnapshotter => {
+                matches!(self.snapshotter(), Snapshotter::FuseOverlayfs(_))
+            }
+            _ => true,
+        };
+        let used = self.facts.programs.iter().filter(|&(&program, _)| is_used(program));
+        let planned = used.map(|(program, installed)| PlannedProgram {
+            name: program.to_string(),
+            version: installed.version().map(|version| version.to_string()),
+            file: installed.path.clone(),
+        });
+        planned.collect()
+    }
+
     fn finish(mut self) -> Composition {
         let path = ("PATH".to_owned(), self.facts.path.clone());
         for unit in &mut self.units {
@@ -578,8 +600,10 @@ impl<'a> Composer<'a> {
         directories.dedup();
         let directories =
             directories.into_iter().map(|path| PlannedDirectory { path: path.into(), mode: 0o755 });
+        let programs = self.programs();
         let plan = NodePlan {
             directories: directories.collect(),
+            programs,
             files: self.files,
             units: self.units,
             log_dir: self.facts.log_dir.clone(),
@@ -699,6 +723,27 @@ mod tests {
         (Program::CniPortmap, "1.1.1"),
     ];
 
+    #[test]
+    fn what_is_used_is_listed_with_its_version() {
+        let mut facts = facts(&ALL);
+        facts.programs.get_mut(&Program::CniBridge).unwrap().answer = Answer::Unknown;
+        let listed = |words: &[&str]| {
+            let programs = compose(&args(words), &facts).unwrap().plan.programs.into_iter();
+            let line = |program: PlannedProgram| {
+                let version = program.version.unwrap_or_else(|| "-".to_owned());
+                format!("{} {version} {}", program.name, program.file.display())
+            };
+            programs.map(line).collect::<Vec<_>>()
+        };
+        let programs = listed(&[]);
+        assert_eq!(programs[0], "containerd 1.7.24 /usr/bin/containerd");
+        assert!(programs.contains(&"crun 1.21.0 /usr/bin/crun".to_owned()), "{programs:?}");
+        assert!(programs.contains(&"CNI plugin bridge - /opt/cni/bin/bridge".to_owned()), "{programs:?}");
+        let has = |programs: &[String], name: &str| programs.iter().any(|line| line.starts_with(name));
+        assert!(!has(&programs, "runc ") && !has(&programs, "ctr "), "{programs:?}");
+        assert!(has(&listed(&["--image-archive=/x"]), "ctr "));
+    }
+
     fn names(plan: &NodePlan) -> Vec<String> {
         let unit = |unit: &Unit| [std::slice::from_ref(&unit.name), &unit.after[..]].concat().join(" < ");
         plan.units.iter().map(unit).collect()
@@ -802,6 +847,47 @@ mod tests {
         assert_eq!(port(&["--kubeconfig=/k"], None), Some(10250));
         assert_eq!(port(&["--bootstrap-kubeconfig=/k"], Some("port: 10350")), Some(10350));
         assert_eq!(port(&["--kubeconfig=/k"], Some("enableServer: false")), None);
+    }
+
+    #[test]
+    fn a_node_of_a_cluster_is_where_its_host_is() {
+        let cluster = |authority| Kubeconfig {
+            server: "https://192.0.2.1:6443".to_owned(),
+            authority,
+            identity: Identity::Certificate,
+            files: Vec::new(),
+        };
+        let authority = Some(Authority::Text("PEM".to_owned()));
+        let facts = NodeFacts { cluster: Some(cluster(authority)), ..facts(&ALL) };
+        let Composition { plan, warnings, .. } = compose(&args(&["--kubeconfig=/k"]), &facts).unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        assert_eq!(
+            names(&plan),
+            [
+                "containerd",
+                "host-ports",
+                "credentials",
+                "node-address",
+                "kubelet < containerd < credentials < node-address",
+                "cluster < kubelet"
+            ]
+        );
+        assert_eq!(text(&plan, "/etc/kubernetes/ca.crt"), "PEM");
+        assert!(text(&plan, "/etc/kubernetes/kubelet.yaml").contains("clientCAFile: /etc/kubernetes/ca.crt"));
+        assert!(plan.units[4].argv.contains(&"--node-ip=192.0.2.7".to_owned()));
+
+        let authority = Some(Authority::File("/home/ann/ca.crt".into()));
+        let facts = NodeFacts {
+            cluster: Some(cluster(authority)),
+            public_ip: None,
+            kubelet_patch: Some("registerNode: false".to_owned()),
+            ..facts
+        };
+        let words = ["--bootstrap-kubeconfig=/b", "--kubelet-config=/p"];
+        let Composition { plan, warnings, .. } = compose(&args(&words), &facts).unwrap();
+        assert!(warnings[0].ends_with("give the address by --public-ip"), "{warnings:?}");
+        assert_eq!(names(&plan)[2..], ["credentials", "kubelet < containerd < credentials"]);
+        assert!(text(&plan, "/etc/kubernetes/kubelet.yaml").contains("clientCAFile: /home/ann/ca.crt"));
     }
 
     #[test]

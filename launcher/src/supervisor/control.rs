@@ -9,7 +9,7 @@
 //! | `GET /v1/node` | [`NodeStatus`] |
 //! | `GET /v1/node/units/UNIT/log?lines=N&follow=true` | the last N lines; with `follow`, later ones too, until the connection or the supervisor ends |
 //! | `POST /v1/node/units/UNIT/restart` | [`UnitStatus`], once the unit is ready again, or has failed |
-//! | `POST /v1/node/stop` | 202; the supervisor ends when everything is stopped |
+//! | `POST /v1/node/stop` | 202; the supervisor ends when everything is stopped. The second one does not wait for pods |
 //!
 //! Errors are the API's `{"message": ...}`. A head is at most [`MAX_HEAD`] long.
 
@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::log::utc;
-use super::unit::{Readiness, Unit};
+use super::unit::{PlannedProgram, Readiness, Unit};
 use super::{State, View};
 use crate::api::model::ErrorBody;
 use crate::error::Ending;
@@ -221,6 +221,9 @@ pub struct NodeStatus {
     pub stop_seconds: u64,
     /// Every unit, in the order of starting.
     pub units: Vec<UnitStatus>,
+    /// The programs that they are made of, as they were when the node started.
+    #[serde(default)]
+    pub programs: Vec<PlannedProgram>,
 }
 
 /// How a unit is.
@@ -248,6 +251,9 @@ pub struct UnitStatus {
     /// Why it failed, if it is not ready since.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub failure: Option<String>,
+    /// What it says of itself (STATUS of sd_notify(3)).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub says: Option<String>,
     /// Its log file.
     pub log: String,
 }
@@ -296,6 +302,7 @@ impl UnitStatus {
             restarts: view.runs.saturating_sub(1),
             last_exit: view.last_ending.map(LastExit::from),
             failure: view.why.map(ToString::to_string),
+            says: None,
             log,
         }
     }

@@ -7,7 +7,7 @@
 //! `restart` and `stop`).
 //!
 //! A unit is started when everything it comes after is ready, and stopped when everything that comes after it has
-//! ended. A unit that ends by itself is started again after a pause that doubles each time and is short again once it
+//! ended. One that is [there for the stop](unit::Readiness::AtStop) has its only process in between. A unit that ends by itself is started again after a pause that doubles each time and is short again once it
 //! was ready for [`HEALTHY`]; those that come after it are left running.
 //!
 //! Until every unit has been ready once, failing is final: a unit that cannot be executed, that is not ready in time,
@@ -97,7 +97,9 @@ pub enum Event {
 /// How to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Manner {
-    /// Each after those that come after it, with time to end by itself.
+    /// Each after those that come after it, with time to end by itself; what is there for the stop is run.
+    Gentle,
+    /// The same, without what is there for the stop.
     Orderly,
     /// All at once, with SIGKILL.
     AtOnce,
@@ -193,12 +195,12 @@ impl fmt::Display for Why {
 ///
 /// | state | leads in | leads out |
 /// |---|---|---|
-/// | waiting | the beginning; a pause that is over; a restart | all it comes after is ready or done → starting |
+/// | waiting | the beginning; a pause that is over; a restart | all it comes after is ready or done → starting, or ready if it is there for the stop |
 /// | starting | spawned | ready; ended well, one-shot → done; ended → paused or failed; too late → stopping |
 /// | ready | what [`Readiness`] says | ended → paused, done or failed; restart, stop → stopping |
 /// | done | ended with status 0, and not to be restarted for that | restart → waiting |
 /// | paused | ended, to be started again | the pause is over, restart → waiting |
-/// | stopping | SIGTERM was sent | ended → waiting, paused, failed or stopped; too late → killing |
+/// | stopping | SIGTERM was sent; started, if it is there for the stop | ended → waiting, paused, failed or stopped; too late → killing |
 /// | killing | SIGKILL was sent | as stopping; at the end of all, after [`GIVE_UP`] → stopped |
 /// | failed | ended, and not to be started again | restart → waiting |
 /// | stopped | the end of all | |
@@ -435,10 +437,10 @@ impl Supervisor {
     }
 
     fn handle_not_started(&mut self, now: Moment, unit: UnitId, why: String) {
-        if !self.is_starting(unit) {
-            return;
+        let is_for_stop = self.readiness(unit) == Some(&Readiness::AtStop);
+        if is_for_stop || self.is_starting(unit) {
+            self.fail(now, unit, Why::NotStarted(why));
         }
-        self.fail(now, unit, Why::NotStarted(why));
     }
 
     fn handle_ended(&mut self, now: Moment, unit: UnitId, ending: Ending) {
@@ -505,8 +507,13 @@ impl Supervisor {
             Mode::Stopping(_) => {}
         }
         self.mode = Mode::Stopping(manner);
-        if manner == Manner::AtOnce {
-            for unit in self.ids() {
+        for unit in self.ids() {
+            let is_cut_short = match manner {
+                Manner::Gentle => false,
+                Manner::Orderly => self.readiness(unit) == Some(&Readiness::AtStop),
+                Manner::AtOnce => true,
+            };
+            if is_cut_short {
                 self.kill(now, unit, Then::Rest);
             }
         }
@@ -591,13 +598,14 @@ impl Supervisor {
         let (Some(cell), Some(spec)) = (self.cells.get_mut(unit.index()), self.units.get(unit)) else {
             return;
         };
-        cell.runs = cell.runs.saturating_add(1);
         let probe = match spec.ready {
+            Readiness::AtStop => return self.enter(now, unit, Phase::Ready),
             Readiness::Started | Readiness::Exited | Readiness::Notify => None,
             Readiness::UnixSocket { .. } | Readiness::Http { .. } | Readiness::File { .. } => {
                 Some(Probe::new(now))
             }
         };
+        cell.runs = cell.runs.saturating_add(1);
         let deadline = now.saturating_add(spec.start_timeout);
         self.enter(now, unit, Phase::Starting { deadline, probe, found: None });
         self.actions.push_back(Action::Spawn { unit });
@@ -630,7 +638,7 @@ impl Supervisor {
         self.enter(now, unit, Phase::Failed);
         if !self.was_ready {
             self.failure = Some((unit, why));
-            self.stop(now, Manner::Orderly);
+            self.stop(now, Manner::Gentle);
         }
     }
 
@@ -650,15 +658,23 @@ impl Supervisor {
         self.actions.len() < before
     }
 
-    /// Ends a unit by SIGTERM. One without a process rests at once.
+    /// Ends a unit by SIGTERM. One without a process rests at once, unless it is there for this.
     fn end(&mut self, now: Moment, unit: UnitId, next: Then) {
-        if self.take_back_start(unit) {
+        if self.is_starting(unit) && self.take_back_start(unit) {
             return self.settle(now, unit, next);
         }
+        let is_gentle = self.mode == Mode::Stopping(Manner::Gentle);
         let (Some(cell), Some(spec)) = (self.cells.get_mut(unit.index()), self.units.get(unit)) else {
             return;
         };
         match &mut cell.phase {
+            Phase::Ready if spec.ready == Readiness::AtStop && !is_gentle => self.settle(now, unit, next),
+            Phase::Ready if spec.ready == Readiness::AtStop => {
+                cell.runs = cell.runs.saturating_add(1);
+                let deadline = now.saturating_add(spec.stop_timeout);
+                self.enter(now, unit, Phase::Stopping { deadline, then: next });
+                self.actions.push_back(Action::Spawn { unit });
+            }
             Phase::Starting { .. } | Phase::Ready => {
                 let deadline = now.saturating_add(spec.stop_timeout);
                 self.enter(now, unit, Phase::Stopping { deadline, then: next });
@@ -681,6 +697,7 @@ impl Supervisor {
         }
         let Some(cell) = self.cells.get(unit.index()) else { return };
         match cell.phase {
+            Phase::Ready if self.readiness(unit) == Some(&Readiness::AtStop) => self.settle(now, unit, then),
             Phase::Starting { .. } | Phase::Ready | Phase::Stopping { .. } => {
                 self.enter(now, unit, Phase::Killing { since: now, then });
                 self.actions.push_back(Action::Kill { unit });

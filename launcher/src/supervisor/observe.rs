@@ -66,7 +66,7 @@ pub fn look(unit: UnitId, run: u32, readiness: &Readiness, now: Moment) -> Seen 
             Err(errno) => Observation::NotConnected { errno: errno as i32 },
         },
         // Nobody asks.
-        Readiness::Started | Readiness::Exited | Readiness::Notify => Observation::Silent,
+        Readiness::Started | Readiness::Exited | Readiness::AtStop | Readiness::Notify => Observation::Silent,
     };
     Seen::Now(seen)
 }

@@ -22,13 +22,13 @@ use super::log::{Bounds, Journal, Log};
 use super::observe::{self, Look, Seen};
 use super::prepare::{listen, lock, make_directory, write_file};
 use super::serve::{Client, Waiting};
-use super::spawn::{self, Lines, NotifySocket};
-use super::unit::{self, NodePlan, PlannedDirectory, Readiness, Unit, UnitId, Units};
+use super::spawn::{self, Lines, NotifySocket, Told};
+use super::unit::{self, NodePlan, PlannedDirectory, PlannedProgram, Readiness, Unit, UnitId, Units};
 use super::{Action, Event, GIVE_UP, Manner, Moment, Notice, Outcome, State, Supervisor};
 use crate::error::{Ending, with_causes};
 use crate::notify::{self, Notifier};
 use crate::signals::{Received, Signals};
-use crate::sys::{fd, wait};
+use crate::sys::{fd, memory, wait};
 
 /// Larger plans are none.
 const MAX_PLAN: u64 = 16 << 20;
@@ -94,6 +94,8 @@ struct Outlet {
     log: Log,
     /// For those who say themselves when they are ready.
     notify: Option<NotifySocket>,
+    /// What its latest process has said of itself.
+    says: Option<String>,
 }
 
 /// The supervisor and all that its decisions are carried out with.
@@ -106,6 +108,7 @@ struct Runner<'a> {
     signals: Signals,
     began: Instant,
     journal: Option<Journal>,
+    programs: &'a [PlannedProgram],
     /// Whoever started us, if he wants to know.
     parent: Option<Notifier>,
     outcome: Option<Outcome>,
@@ -124,7 +127,7 @@ enum Source {
 
 impl<'a> Runner<'a> {
     fn new(
-        plan: &NodePlan,
+        plan: &'a NodePlan,
         units: Units,
         signals: Signals,
         listener: &'a UnixListener,
@@ -133,7 +136,7 @@ impl<'a> Runner<'a> {
         let outlet = |unit: &Unit| {
             let notify = (unit.ready == Readiness::Notify).then(NotifySocket::new).transpose()?;
             let log = Log::new(&plan.log_dir, &unit.name, Bounds::default());
-            Ok(Outlet { lines: Lines::new()?, log, notify })
+            Ok(Outlet { lines: Lines::new()?, log, notify, says: None })
         };
         let outlets = units.iter().map(|(_, unit)| outlet(unit)).collect::<io::Result<_>>();
         let instance = plan.control.parent().and_then(Path::file_name).unwrap_or_default();
@@ -152,6 +155,7 @@ impl<'a> Runner<'a> {
             signals,
             began: Instant::now(),
             journal,
+            programs: &plan.programs,
             parent: Notifier::from_environment(),
             outcome: None,
         })
@@ -241,9 +245,16 @@ impl<'a> Runner<'a> {
             }
             Source::Output(unit) => self.read_output(unit).map_err(failed("output of a unit")),
             Source::Notify(unit) => {
-                let notify = self.outlets.get(unit.index()).and_then(|outlet| outlet.notify.as_ref());
-                let is_ready = notify.map_or(Ok(false), NotifySocket::receive);
-                if is_ready.map_err(failed("notify socket of a unit"))? {
+                let Some(outlet) = self.outlets.get_mut(unit.index()) else { return Ok(()) };
+                let told = outlet.notify.as_ref().map_or(Ok(Told::default()), NotifySocket::receive);
+                let Told { ready, status } = told.map_err(failed("notify socket of a unit"))?;
+                if let Some(status) = status {
+                    outlet.says = Some(status.clone());
+                    if !ready {
+                        warn!("unit {}: {status}", self.name(unit));
+                    }
+                }
+                if ready {
                     self.put(Event::Notified { unit });
                 }
                 Ok(())
@@ -272,7 +283,7 @@ impl<'a> Runner<'a> {
                     self.put(Event::Stop(Manner::AtOnce));
                 }
                 libc::SIGTERM | libc::SIGINT | libc::SIGHUP | libc::SIGQUIT => {
-                    self.put(Event::Stop(Manner::Orderly));
+                    self.put(Event::Stop(Manner::Gentle));
                 }
                 other => debug!("signal {other} means nothing here"),
             }
@@ -358,6 +369,7 @@ impl<'a> Runner<'a> {
     }
 
     fn spawn(&mut self, unit: UnitId) -> Option<Event> {
+        self.outlets.get_mut(unit.index())?.says = None;
         let (spec, outlet) = (self.supervisor.units().get(unit)?, self.outlets.get(unit.index())?);
         match spawn::spawn(spec, &outlet.lines, outlet.notify.as_ref()) {
             Ok(pid) => {
@@ -416,6 +428,7 @@ impl<'a> Runner<'a> {
             Notice::Ready => {
                 info!("every unit is ready");
                 self.tell_parent(&notify::State::Ready);
+                memory::release_code();
             }
             Notice::Stopping => self.tell_parent(&notify::State::Stopping),
         }
@@ -511,7 +524,8 @@ impl<'a> Runner<'a> {
                 Ok((control::head(200, Content::Json), Waiting::Restart { unit, runs }))
             }
             Command::Stop => {
-                self.put(Event::Stop(Manner::Orderly));
+                let is_second = self.supervisor.is_stopping();
+                self.put(Event::Stop(if is_second { Manner::Orderly } else { Manner::Gentle }));
                 Ok((control::answer(202, Content::Json, b"{}"), Waiting::Taking))
             }
         }
@@ -598,14 +612,17 @@ impl<'a> Runner<'a> {
             stopping: self.supervisor.is_stopping(),
             stop_seconds: longest.saturating_add(GIVE_UP).as_secs(),
             units: units.ids().filter_map(|unit| self.unit_status(unit)).collect(),
+            programs: self.programs.to_vec(),
         }
     }
 
     fn unit_status(&self, unit: UnitId) -> Option<UnitStatus> {
         let (spec, view) = (self.supervisor.units().get(unit)?, self.supervisor.view(unit)?);
         let age = self.now().saturating_sub(view.since);
-        let log = self.outlets.get(unit.index())?.log.path().display().to_string();
-        Some(UnitStatus::new(spec, &view, SystemTime::now(), age, log))
+        let outlet = self.outlets.get(unit.index())?;
+        let log = outlet.log.path().display().to_string();
+        let status = UnitStatus::new(spec, &view, SystemTime::now(), age, log);
+        Some(UnitStatus { says: outlet.says.clone(), ..status })
     }
 
     /// Everything has ended: takes along what units left running, and the last words.

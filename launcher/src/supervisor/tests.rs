@@ -112,7 +112,7 @@ impl Script {
     }
 
     fn stop(&mut self) -> Vec<String> {
-        self.put(Event::Stop(Manner::Orderly))
+        self.put(Event::Stop(Manner::Gentle))
     }
 
     fn pass(&mut self, time: Duration) -> Vec<String> {
@@ -396,6 +396,65 @@ fn a_second_word_stops_all_at_once() {
     assert_eq!(script.next(), (GIVE_UP, vec!["exit, 1 left".into()]));
 }
 
+fn farewell(name: &str, after: &[&str]) -> Unit {
+    unit(name, after, Readiness::AtStop, Restart::Never)
+}
+
+/// Three units that run, of which the second one is there for the stop.
+fn with_farewell() -> Script {
+    let mut script =
+        Script::new(vec![daemon("runtime", &[]), farewell("pods", &["runtime"]), daemon("agent", &["pods"])]);
+    assert_eq!(script.actions(), ["spawn runtime"]);
+    assert_eq!(script.ready("runtime"), ["spawn agent"]);
+    assert_eq!(script.ready("agent"), ["ready"]);
+    assert_eq!(script.state("pods"), "ready");
+    assert_eq!(script.restart("pods"), NOTHING);
+    assert_eq!(script.state("pods"), "ready");
+    script
+}
+
+#[test]
+fn what_is_there_for_the_stop_is_run_when_its_turn_comes() {
+    let mut script = with_farewell();
+    assert_eq!(script.stop(), ["stopping", "term agent"]);
+    assert_eq!(script.ends("agent", Ending::Killed(15)), ["spawn pods"]);
+    assert_eq!(script.state("pods"), "stopping");
+    assert_eq!(script.pass(SECOND), NOTHING);
+    assert_eq!(script.ends("pods", Ending::Exited(0)), ["term runtime"]);
+    assert_eq!(script.ends("runtime", Ending::Exited(0)), ["exit, 0 left"]);
+}
+
+#[test]
+fn what_is_there_for_the_stop_has_its_time_and_no_more() {
+    let mut script = with_farewell();
+    script.stop();
+    assert_eq!(script.ends("agent", Ending::Killed(15)), ["spawn pods"]);
+    assert_eq!(script.pass(5 * SECOND), ["kill pods"]);
+    assert_eq!(script.ends("pods", Ending::Killed(9)), ["term runtime"]);
+}
+
+#[test]
+fn a_second_word_cuts_it_short() {
+    let mut script = with_farewell();
+    script.stop();
+    script.ends("agent", Ending::Killed(15));
+    assert_eq!(script.put(Event::Stop(Manner::Orderly)), ["kill pods"]);
+    assert_eq!(script.ends("pods", Ending::Killed(9)), ["term runtime"]);
+    // Before its turn.
+    let mut script = with_farewell();
+    script.stop();
+    assert_eq!(script.put(Event::Stop(Manner::Orderly)), NOTHING);
+    assert_eq!(script.ends("agent", Ending::Killed(15)), ["term runtime"]);
+}
+
+#[test]
+fn one_that_cannot_be_executed_keeps_nobody_from_stopping() {
+    let mut script = with_farewell();
+    script.broken.push("pods");
+    script.stop();
+    assert_eq!(script.ends("agent", Ending::Killed(15)), ["spawn pods", "term runtime"]);
+}
+
 #[test]
 fn a_start_that_is_not_wanted_any_more_is_taken_back() {
     let started = |name| unit(name, &[], Readiness::Started, Restart::Always);
@@ -416,8 +475,7 @@ enum Step {
     Notify(u8),
     Look(bool),
     Restart(u8),
-    Stop,
-    StopNow,
+    Stop(Manner),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -428,14 +486,15 @@ fn step() -> impl Strategy<Value = Step> {
         6 => any::<u8>().prop_map(Step::Notify),
         6 => any::<bool>().prop_map(Step::Look),
         2 => any::<u8>().prop_map(Step::Restart),
-        1 => Just(Step::Stop),
-        1 => Just(Step::StopNow),
+        1 => Just(Step::Stop(Manner::Gentle)),
+        1 => Just(Step::Stop(Manner::Orderly)),
+        1 => Just(Step::Stop(Manner::AtOnce)),
     ]
 }
 
 /// Units that come after some of those with lower numbers, whatever the bits say.
 fn some_units() -> impl Strategy<Value = Vec<Unit>> {
-    proptest::collection::vec((any::<u8>(), 0..4u8, 0..3u8), 1..7).prop_map(|units| {
+    proptest::collection::vec((any::<u8>(), 0..5u8, 0..3u8), 1..7).prop_map(|units| {
         let made = units.iter().enumerate().map(|(place, &(after, ready, restart))| {
             let after: Vec<String> =
                 (0..place).filter(|other| after >> other & 1 == 1).map(|other| format!("u{other}")).collect();
@@ -444,6 +503,7 @@ fn some_units() -> impl Strategy<Value = Vec<Unit>> {
                 0 => Readiness::Started,
                 1 => Readiness::Exited,
                 2 => Readiness::Notify,
+                3 => Readiness::AtStop,
                 _ => socket(),
             };
             let restart = match restart {
@@ -492,6 +552,15 @@ impl World {
         self.supervisor.view(unit).unwrap().state
     }
 
+    fn is_for_stop(&self, unit: UnitId) -> bool {
+        self.supervisor.units().get(unit).unwrap().ready == Readiness::AtStop
+    }
+
+    /// Whether it is dead, or given up.
+    fn is_past(&self, unit: UnitId) -> bool {
+        self.state(unit) == State::Stopped || !self.running.contains_key(&unit)
+    }
+
     fn put(&mut self, event: Event) {
         self.supervisor.handle_event(self.now, event);
         self.drain();
@@ -506,8 +575,12 @@ impl World {
             match action {
                 Action::Spawn { unit } => {
                     assert!(!self.running.contains_key(&unit), "two processes of one unit");
-                    assert!(!self.is_stopping, "a start while all is stopped");
-                    for after in self.supervisor.units().after(unit) {
+                    let is_for_stop = self.is_for_stop(unit);
+                    assert_eq!(self.is_stopping, is_for_stop, "a start while all is stopped");
+                    for before in self.supervisor.units().before(unit) {
+                        assert!(!is_for_stop || self.is_past(*before), "started too early");
+                    }
+                    for after in self.supervisor.units().after(unit).iter().filter(|_| !is_for_stop) {
                         assert!(
                             matches!(self.state(*after), State::Ready | State::Done),
                             "started too early"
@@ -526,8 +599,7 @@ impl World {
                     assert!(self.running.contains_key(&unit), "nobody to be signalled");
                     if self.is_stopping {
                         for before in self.supervisor.units().before(unit) {
-                            let is_given_up = self.state(*before) == State::Stopped;
-                            assert!(is_given_up || !self.running.contains_key(before), "stopped too early");
+                            assert!(self.is_past(*before), "stopped too early");
                         }
                     }
                 }
@@ -549,7 +621,8 @@ impl World {
             let has_process =
                 matches!(view.state, State::Starting | State::Ready | State::Stopping | State::Killing);
             let is_given_up = self.is_stopping && view.state == State::Stopped;
-            assert!(has_process == view.pid.is_some() || is_given_up, "{view:?}");
+            let is_kept = view.state == State::Ready && self.is_for_stop(unit);
+            assert!(has_process == view.pid.is_some() || is_given_up || is_kept, "{view:?}");
         }
         // Whatever is due has been done: nobody spins.
         self.supervisor.handle_timeout(self.now);
@@ -592,14 +665,13 @@ impl World {
                 }
             }
             Step::Restart(unit) => self.put(Event::Restart { unit: self.pick(unit) }),
-            Step::Stop => self.put(Event::Stop(Manner::Orderly)),
-            Step::StopNow => self.put(Event::Stop(Manner::AtOnce)),
+            Step::Stop(manner) => self.put(Event::Stop(manner)),
         }
     }
 
     /// Everything that runs obeys, or nothing does: it comes to its end either way.
     fn finish(&mut self, obedient: bool) {
-        self.put(Event::Stop(Manner::Orderly));
+        self.put(Event::Stop(Manner::Gentle));
         for _ in 0..100 {
             if self.is_over {
                 return;

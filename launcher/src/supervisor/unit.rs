@@ -30,6 +30,22 @@ pub struct NodePlan {
     /// Whether lines also go to the journal.
     #[serde(default)]
     pub journal: Journal,
+    /// What others wrote of what runs here, for those who ask.
+    #[serde(default)]
+    pub programs: Vec<PlannedProgram>,
+}
+
+/// A program of somebody else's that a node uses.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlannedProgram {
+    /// What it is called.
+    pub name: String,
+    /// Its version, as it told when the node was planned; absent if it knows none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Where.
+    pub file: PathBuf,
 }
 
 /// A directory to be made, with those above it.
@@ -84,7 +100,7 @@ pub struct Unit {
     /// Longest time from its start until it is ready; more than 0.
     #[serde(rename = "startTimeoutMs", with = "milliseconds")]
     pub start_timeout: Duration,
-    /// Longest time from SIGTERM to SIGKILL.
+    /// Longest time from SIGTERM to SIGKILL; of one that is run at the stop, from its start.
     #[serde(rename = "stopTimeoutMs", with = "milliseconds")]
     pub stop_timeout: Duration,
     /// What happens when it ends by itself.
@@ -99,6 +115,8 @@ pub enum Readiness {
     Started,
     /// When it has ended with status 0: it does one thing.
     Exited,
+    /// At once: it is not run before it is its turn to be stopped, and then to its end, within [`Unit::stop_timeout`].
+    AtStop,
     /// When it says `READY=1` (sd_notify(3)).
     Notify,
     /// When somebody accepts connections there.
@@ -126,6 +144,7 @@ impl fmt::Display for Readiness {
         match self {
             Readiness::Started => f.write_str("it runs"),
             Readiness::Exited => f.write_str("it has ended"),
+            Readiness::AtStop => f.write_str("its turn comes; it is run when the node stops"),
             Readiness::Notify => f.write_str("it says READY=1"),
             Readiness::UnixSocket { path } => write!(f, "{} accepts connections", path.display()),
             Readiness::Http { address, path } => write!(f, "http://{address}{path} answers"),

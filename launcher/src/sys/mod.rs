@@ -2,6 +2,7 @@
 
 pub mod clone;
 pub mod fd;
+pub(crate) mod memory;
 pub mod mount;
 pub mod pidfd;
 pub mod scm;

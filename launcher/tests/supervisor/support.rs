@@ -102,6 +102,7 @@ pub(crate) fn plan(scratch: &Scratch, units: Vec<Unit>) -> NodePlan {
         log_dir: scratch.path("log"),
         control: scratch.path("node.sock"),
         journal: Journal::Off,
+        programs: Vec::new(),
     }
 }
 

@@ -14,6 +14,7 @@ use super::TaskError;
 use crate::components::flannel::DEVICE;
 use crate::netlink::message::{Batch, Interface};
 use crate::netlink::socket::Socket;
+use crate::sys::memory;
 
 /// Waits for the device, again and again.
 ///
@@ -30,6 +31,7 @@ pub(super) fn run(local: Option<Ipv4Addr>) -> Result<(), TaskError> {
             settle(&requests, index, local);
         }
         settled = found;
+        memory::release_code();
         events.wait_any().map_err(TaskError::Netlink)?;
     }
 }

@@ -21,6 +21,7 @@ use crate::components::layout;
 use crate::error::with_causes;
 use crate::node::host_ports::{Pod, Policy, Unpublished, parse, parse_of_crio, wanted};
 use crate::state_dir::{SOCKET, STATE_DIR_VARIABLE};
+use crate::sys::memory;
 
 /// What this task has published, as JSON.
 const MEMORY: &str = "/run/rootless-launch-host-ports.json";
@@ -40,6 +41,7 @@ pub(super) fn run(policy: &Policy, sandboxes: Option<&Path>) -> Result<(), TaskE
     loop {
         let complete = ports.follow(policy, &watcher.pods()?)?;
         let timeout = if complete { PollTimeout::NONE } else { PollTimeout::from(RETRY_MILLISECONDS) };
+        memory::release_code();
         watcher.wait(timeout).map_err(|source| TaskError::Watch { path: results.into(), source })?;
     }
 }

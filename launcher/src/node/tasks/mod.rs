@@ -1,4 +1,4 @@
-//! Small programs of ours that run inside a node, started by its supervisor: `rootless-launch node-task NAME`.
+//! Small programs of ours that run inside a node, started by its supervisor: `rootless-launch node-task JSON`.
 
 mod annotate;
 mod credentials;
@@ -16,8 +16,8 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Subcommand;
 use nix::sys::prctl;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub(super) use self::annotate::ANNOTATION;
@@ -26,94 +26,78 @@ use super::args::HostPorts;
 use super::host_ports::Policy;
 use super::joining::{Credentials, Joining};
 use crate::error::with_causes;
+use crate::internal::TASK;
 
-/// A program of ours inside a node.
-#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+/// A program of ours inside a node. Its command line is the name of the command and this as JSON.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Task {
-    /// Publish hostPorts of pods on the host
+    /// Publish hostPorts of pods on the host.
     HostPorts {
         /// Where.
-        #[arg(long, value_enum)]
         at: HostPorts,
         /// The first port of the host that an ordinary user may listen on.
-        #[arg(long)]
         first_unprivileged: u16,
         /// What is added to ports below that.
-        #[arg(long)]
         low_port_offset: u16,
         /// Where CRI-O keeps what it knows of pods; other runtimes tell CNI of ports.
-        #[arg(long)]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         sandboxes: Option<PathBuf>,
     },
-    /// Import images
+    /// Import images.
     Images {
         /// containerd's client.
-        #[arg(long)]
         ctr: PathBuf,
         /// How layers become a file system.
-        #[arg(long)]
         snapshotter: String,
-        /// Archives.
-        #[arg(required = true)]
+        /// Archives, and directories of archives.
         archives: Vec<PathBuf>,
     },
-    /// Bring images to where CRI-O keeps them
+    /// Bring images to where CRI-O keeps them.
     CrioImages {
         /// What copies images.
-        #[arg(long)]
         skopeo: PathBuf,
         /// Where to, as containers-transports(5) says, without the image's name.
-        #[arg(long)]
         storage: String,
-        /// OCI archives.
-        #[arg(required = true)]
+        /// OCI archives, and directories of such.
         archives: Vec<PathBuf>,
     },
-    /// Keep flannel's device as it has to be
+    /// Keep flannel's device as it has to be.
     FlannelLink {
         /// Its own address.
-        #[arg(long)]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         local: Option<Ipv4Addr>,
     },
-    /// Let those send by the overlay that flannel sends to
+    /// Let those send by the overlay that flannel sends to.
     OverlayPeers,
-    /// Let the node be where its host is
+    /// Let the node be where its host is.
     NodeAddress {
         /// Where.
-        #[arg(long)]
         address: Ipv4Addr,
     },
-    /// Forget what came by another kubeconfig
+    /// Forget what came by another kubeconfig.
     Credentials {
         /// The one that counts now.
-        #[arg(long)]
         kubeconfig: PathBuf,
     },
-    /// Wait until the cluster has the node
+    /// Wait until the cluster has the node.
     Join {
         /// URL of the API server.
-        #[arg(long)]
         server: String,
         /// How to reach it.
-        #[arg(long)]
         kubeconfig: PathBuf,
         /// Whether the node is known there.
-        #[arg(long, value_enum)]
         credentials: Credentials,
     },
-    /// Tell other nodes where this one is
+    /// Tell other nodes where this one is.
     Annotate {
         /// The cluster's client.
-        #[arg(long)]
         kubectl: PathBuf,
         /// How to reach the API server.
-        #[arg(long)]
         kubeconfig: PathBuf,
         /// The node.
-        #[arg(long)]
         node: String,
         /// Where it is.
-        #[arg(long)]
         public_ip: Ipv4Addr,
     },
 }
@@ -121,72 +105,10 @@ pub enum Task {
 impl Task {
     /// The arguments after the program's name, as the supervisor starts it.
     pub fn arguments(&self) -> Vec<String> {
-        let words: Vec<String> = match self {
-            Task::HostPorts { at, first_unprivileged, low_port_offset, sandboxes } => {
-                let at = clap::ValueEnum::to_possible_value(at);
-                let at = at.map(|value| value.get_name().to_owned()).unwrap_or_default();
-                let mut words = vec![
-                    "host-ports".into(),
-                    format!("--at={at}"),
-                    format!("--first-unprivileged={first_unprivileged}"),
-                    format!("--low-port-offset={low_port_offset}"),
-                ];
-                words
-                    .extend(sandboxes.iter().map(|directory| format!("--sandboxes={}", directory.display())));
-                words
-            }
-            Task::Images { ctr, snapshotter, archives } => {
-                let mut words = vec![
-                    "images".into(),
-                    format!("--ctr={}", ctr.display()),
-                    format!("--snapshotter={snapshotter}"),
-                    "--".into(),
-                ];
-                words.extend(archives.iter().map(|archive| archive.display().to_string()));
-                words
-            }
-            Task::CrioImages { skopeo, storage, archives } => {
-                let mut words = vec![
-                    "crio-images".into(),
-                    format!("--skopeo={}", skopeo.display()),
-                    format!("--storage={storage}"),
-                    "--".into(),
-                ];
-                words.extend(archives.iter().map(|archive| archive.display().to_string()));
-                words
-            }
-            Task::FlannelLink { local } => {
-                let local = local.map(|local| format!("--local={local}"));
-                std::iter::once("flannel-link".into()).chain(local).collect()
-            }
-            Task::OverlayPeers => vec!["overlay-peers".into()],
-            Task::Credentials { kubeconfig } => {
-                vec!["credentials".into(), format!("--kubeconfig={}", kubeconfig.display())]
-            }
-            Task::Join { server, kubeconfig, credentials } => {
-                let credentials = clap::ValueEnum::to_possible_value(credentials);
-                vec![
-                    "join".into(),
-                    format!("--server={server}"),
-                    format!("--kubeconfig={}", kubeconfig.display()),
-                    format!("--credentials={}", credentials.map(|value| value.get_name().to_owned()).unwrap_or_default()),
-                ]
-            }
-            Task::NodeAddress { address } => vec!["node-address".into(), format!("--address={address}")],
-            Task::Annotate { kubectl, kubeconfig, node, public_ip } => vec![
-                "annotate".into(),
-                format!("--kubectl={}", kubectl.display()),
-                format!("--kubeconfig={}", kubeconfig.display()),
-                format!("--node={node}"),
-                format!("--public-ip={public_ip}"),
-            ],
-        };
-        std::iter::once(COMMAND.to_owned()).chain(words).collect()
+        // Only paths that are not UTF-8 cannot be written, and none comes into a plan.
+        [TASK.to_owned(), serde_json::to_string(self).unwrap_or_default()].into()
     }
 }
-
-/// The subcommand's name.
-const COMMAND: &str = "node-task";
 
 /// Why a task has ended.
 #[derive(Debug, Error)]

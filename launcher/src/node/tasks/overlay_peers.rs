@@ -13,6 +13,7 @@ use crate::client::http::{self, HttpError, Request};
 use crate::error::with_causes;
 use crate::netlink::socket::Socket;
 use crate::state_dir::{SOCKET, STATE_DIR_VARIABLE};
+use crate::sys::memory;
 
 /// The list is compared again after so long: the engine may have been started anew, without it.
 const LOOK_AGAIN_MILLISECONDS: u16 = 10_000;
@@ -36,6 +37,7 @@ pub(super) fn run() -> Result<(), TaskError> {
             }
             list.complaint = complaint;
         }
+        memory::release_code();
         events.wait_any_for(LOOK_AGAIN_MILLISECONDS).map_err(TaskError::Netlink)?;
     }
 }
