@@ -7,11 +7,7 @@ use crate::{
     process::{Finished, Pipe, Process, run},
     world::{Netns, World},
 };
-use std::{
-    fs,
-    path::PathBuf,
-    process::Command,
-};
+use std::{fs, path::PathBuf, process::Command};
 
 /// The controllers without which no node joins and no pod is admitted.
 const CONTROLLERS: &str = "--controllers=certificatesigningrequest-signing-controller,\
@@ -77,7 +73,11 @@ impl<'a> ControlPlane<'a> {
         let mut cluster = Self { host, address, components, dir, programs: Vec::new() };
         cluster.make_authority("ca");
         cluster.make_authority("other");
-        cluster.certify("apiserver", "/CN=kube-apiserver", &format!("IP:{address},IP:10.96.0.1,DNS:localhost"));
+        cluster.certify(
+            "apiserver",
+            "/CN=kube-apiserver",
+            &format!("IP:{address},IP:10.96.0.1,DNS:localhost"),
+        );
         cluster.certify("admin", "/O=system:masters/CN=admin", "DNS:admin");
         cluster.certify("controllers", "/CN=system:kube-controller-manager", "DNS:controllers");
         for name in ["admin", "controllers"] {
@@ -110,7 +110,8 @@ impl<'a> ControlPlane<'a> {
     pub fn client(&self, args: &[&str]) -> Command {
         let kubeconfig = format!("--kubeconfig={}", self.file("admin.conf"));
         let argv = [self.program("kubectl"), kubeconfig].into_iter();
-        let mut command = self.host.command(&argv.chain(args.iter().map(ToString::to_string)).collect::<Vec<_>>());
+        let mut command =
+            self.host.command(&argv.chain(args.iter().map(ToString::to_string)).collect::<Vec<_>>());
         // It keeps what it has learnt of the API there.
         command.env("HOME", &self.dir);
         command
@@ -125,7 +126,8 @@ impl<'a> ControlPlane<'a> {
         let file = self.dir.join("manifest.yaml");
         fs::write(&file, manifest).expect("the world's directory is writable");
         // Without asking what is there: the schema of everything takes kubectl a second.
-        let _ = self.kubectl(&["apply", "--validate=false", "--filename", &file.display().to_string()]).success();
+        let _ =
+            self.kubectl(&["apply", "--validate=false", "--filename", &file.display().to_string()]).success();
     }
 
     /// What the API server says of an object, by a JSONPath.
@@ -262,7 +264,14 @@ impl<'a> ControlPlane<'a> {
     }
 
     fn make_authority(&self, name: &str) {
-        self.openssl(&["-subj", "/CN=lab", "-keyout", &self.file(&format!("{name}.key")), "-out", &self.file(&format!("{name}.crt"))]);
+        self.openssl(&[
+            "-subj",
+            "/CN=lab",
+            "-keyout",
+            &self.file(&format!("{name}.key")),
+            "-out",
+            &self.file(&format!("{name}.crt")),
+        ]);
     }
 
     /// `NAME.crt` and `NAME.key` of the cluster's authority.
@@ -277,7 +286,17 @@ impl<'a> ControlPlane<'a> {
 
     fn openssl(&self, args: &[&str]) {
         let mut command = Command::new(crate::locate::program("openssl"));
-        command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]);
+        command.args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+        ]);
         command.args(args);
         let _ = run(command).success();
     }
@@ -306,7 +325,10 @@ impl Drop for ControlPlane<'_> {
         for process in &mut self.programs {
             let said = process.said();
             let lines: Vec<&str> = said.lines().collect();
-            eprintln!("--- of the cluster\n{}", lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n"));
+            eprintln!(
+                "--- of the cluster\n{}",
+                lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n")
+            );
         }
     }
 }

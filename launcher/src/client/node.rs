@@ -191,7 +191,9 @@ impl Show for NodeStatus {
             match (&unit.failure, unit.state.as_str()) {
                 (Some(failure), _) => text.push_str(&format!("{} {failure}\n", unit.name)),
                 (None, "starting") if unit.says.is_some() => {
-                    text.extend(unit.says.iter().map(|says| format!("{} starts; it says: {says}\n", unit.name)));
+                    text.extend(
+                        unit.says.iter().map(|says| format!("{} starts; it says: {says}\n", unit.name)),
+                    );
                 }
                 (None, "starting") => {
                     text.push_str(&format!("{} starts; it is ready when {}\n", unit.name, unit.ready_when));

@@ -90,7 +90,8 @@ impl Kubeconfig {
             yaml_serde::from_str(text).map_err(|error| KubeconfigError::Syntax(error.to_string()))?;
         let context = document.current_context.filter(|name| !name.is_empty());
         let context = context.ok_or(KubeconfigError::NoContext)?;
-        let Context { cluster: cluster_name, user: user_name } = find("context", &context, document.contexts.unwrap_or_default())?;
+        let Context { cluster: cluster_name, user: user_name } =
+            find("context", &context, document.contexts.unwrap_or_default())?;
         let cluster = find("cluster", &cluster_name, document.clusters.unwrap_or_default())?;
         let user = find("user", &user_name, document.users.unwrap_or_default())?;
         let server = checked(cluster.server.unwrap_or_default(), &cluster_name)?;
@@ -99,7 +100,8 @@ impl Kubeconfig {
             path.filter(|path| !path.as_os_str().is_empty()).map(|path| directory.join(path))
         };
         // Data counts more than a file of the same.
-        let authority = match (data(cluster.certificate_authority_data), path(cluster.certificate_authority)) {
+        let authority = match (data(cluster.certificate_authority_data), path(cluster.certificate_authority))
+        {
             (Some(data), _) => Some(Authority::Text(
                 decoded(&data).ok_or_else(|| KubeconfigError::Authority(cluster_name.clone()))?,
             )),
@@ -245,7 +247,8 @@ mod tests {
     #[test]
     fn files_are_relative_to_its_directory() {
         let user = "client-certificate: n.pem, client-key: /k/n.pem, tokenFile: ''";
-        let config = parse(&document("https://a.example", "certificate-authority: pki/ca.crt", user)).unwrap();
+        let config =
+            parse(&document("https://a.example", "certificate-authority: pki/ca.crt", user)).unwrap();
         assert_eq!(config.authority, Some(Authority::File("/home/ann/pki/ca.crt".into())));
         assert_eq!(config.files, ["/home/ann/n.pem", "/k/n.pem", "/home/ann/pki/ca.crt"].map(PathBuf::from));
         let config = parse(&document("https://a.example", "", "token: abc")).unwrap();
@@ -254,7 +257,8 @@ mod tests {
 
     #[test]
     fn what_cannot_join_is_told() {
-        let refused = |server: &str, cluster: &str, user: &str| parse(&document(server, cluster, user)).unwrap_err();
+        let refused =
+            |server: &str, cluster: &str, user: &str| parse(&document(server, cluster, user)).unwrap_err();
         for server in ["https://127.0.0.1:6443", "https://localhost", "https://[::1]:6443/a"] {
             let told = refused(server, "", "token: a");
             assert!(told.starts_with(&format!("the server {server} is the loopback of")), "{told}");

@@ -286,7 +286,8 @@ impl Kubelet {
                 }
                 document["authorization"] = json!({ "mode": "Webhook" });
                 // With this, kubelet uses a token for nothing but to ask for a certificate.
-                let rotates = matches!(self.cluster, Cluster::Bootstrap(_)) || membership.identity == Identity::Certificate;
+                let rotates = matches!(self.cluster, Cluster::Bootstrap(_))
+                    || membership.identity == Identity::Certificate;
                 document["rotateCertificates"] = json!(rotates);
                 document["clusterDomain"] = json!("cluster.local");
             }
@@ -360,7 +361,12 @@ impl Kubelet {
                 argv.push(format!("--kubeconfig={}", layout::KUBELET_KUBECONFIG));
             }
         }
-        argv.extend(self.cluster.membership().and_then(|membership| membership.address).map(|address| format!("--node-ip={address}")));
+        argv.extend(
+            self.cluster
+                .membership()
+                .and_then(|membership| membership.address)
+                .map(|address| format!("--node-ip={address}")),
+        );
         argv.extend_from_slice(&self.arguments);
         let ready = match configuration.healthz() {
             Some(address) => Readiness::Http { address, path: "/healthz".to_owned() },
@@ -505,7 +511,9 @@ mod tests {
     fn a_token_is_not_taken_for_a_certificate() {
         let rotates = |identity| {
             let cluster = Cluster::Joined(membership(identity));
-            patched(&Kubelet { cluster, ..kubelet("v1.36.4") }, "").unwrap().contains("rotateCertificates: true")
+            patched(&Kubelet { cluster, ..kubelet("v1.36.4") }, "")
+                .unwrap()
+                .contains("rotateCertificates: true")
         };
         assert!(rotates(Identity::Certificate));
         assert!(!rotates(Identity::Other));

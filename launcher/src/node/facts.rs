@@ -55,7 +55,8 @@ pub(super) fn collect(
     let kubelet_patch = args.kubelet_config.as_ref().map(|path| {
         fs::read_to_string(path).map_err(|error| unusable("--kubelet-config", path, &error.to_string()))
     });
-    let cluster = [("--kubeconfig", &args.kubeconfig), ("--bootstrap-kubeconfig", &args.bootstrap_kubeconfig)];
+    let cluster =
+        [("--kubeconfig", &args.kubeconfig), ("--bootstrap-kubeconfig", &args.bootstrap_kubeconfig)];
     let cluster = cluster.into_iter().find_map(|(option, path)| Some(kubeconfig(option, path.as_ref()?)));
     let path = env::var_os("PATH");
     let search = SearchPath::new(&args.bin_dir, &args.cni_bin_dir, path.as_deref());
@@ -92,8 +93,11 @@ pub(super) fn collect(
 fn kubeconfig(option: &'static str, path: &Path) -> Result<Kubeconfig, NodeError> {
     let text = fs::read_to_string(path).map_err(|error| unusable(option, path, &error.to_string()))?;
     let directory = path.parent().unwrap_or(Path::new("/"));
-    let config = Kubeconfig::parse(&text, directory)
-        .map_err(|source| NodeError::Kubeconfig { option, path: path.to_owned(), source })?;
+    let config = Kubeconfig::parse(&text, directory).map_err(|source| NodeError::Kubeconfig {
+        option,
+        path: path.to_owned(),
+        source,
+    })?;
     for file in &config.files {
         readable(option, file).map_err(|error| match error {
             NodeError::File { path: file, reason, .. } => {

@@ -86,7 +86,11 @@ impl Joining {
                 "{server} shows a certificate that the certificate-authority of {file} has not signed: it is another cluster's, or an old one"
             );
         }
-        if has(&["certificate is valid for", "doesn't contain any IP SANs", "certificate is not valid for any names"]) {
+        if has(&[
+            "certificate is valid for",
+            "doesn't contain any IP SANs",
+            "certificate is not valid for any names",
+        ]) {
             return format!(
                 "the certificate of {server} does not name that address; name the API server otherwise in {file}, or have the address put \
                  into its certificate ({})",
@@ -94,9 +98,22 @@ impl Joining {
             );
         }
         if has(&["certificate has expired or is not yet valid"]) {
-            return format!("the certificate of {server} is not valid now ({}); is the clock right?", last(reason));
+            return format!(
+                "the certificate of {server} is not valid now ({}); is the clock right?",
+                last(reason)
+            );
         }
-        if has(&["connection refused", "no route to host", "network is unreachable", "i/o timeout", "context deadline exceeded", "Client.Timeout", "TLS handshake timeout", "connection reset by peer", "EOF"]) {
+        if has(&[
+            "connection refused",
+            "no route to host",
+            "network is unreachable",
+            "i/o timeout",
+            "context deadline exceeded",
+            "Client.Timeout",
+            "TLS handshake timeout",
+            "connection reset by peer",
+            "EOF",
+        ]) {
             return format!(
                 "{server} cannot be reached ({}); it is tried again. Does it run, and is it reached from this host?",
                 last(reason)
@@ -230,9 +247,13 @@ mod tests {
             told(&mut joining(Credentials::Given), &registering("Unauthorized")),
             "https://192.0.2.1:6443 does not take the credentials of /home/ann/c.conf: they have expired or are another cluster's"
         );
-        let forbidden = "nodes \\\"one\\\" is forbidden: node \\\"two\\\" is not allowed to modify node \\\"one\\\"";
+        let forbidden =
+            "nodes \\\"one\\\" is forbidden: node \\\"two\\\" is not allowed to modify node \\\"one\\\"";
         let sentence = told(&mut joining(Credentials::Given), &registering(forbidden));
-        assert!(sentence.ends_with("(forbidden: node \"two\" is not allowed to modify node \"one\")"), "{sentence}");
+        assert!(
+            sentence.ends_with("(forbidden: node \"two\" is not allowed to modify node \"one\")"),
+            "{sentence}"
+        );
         let sentence = told(&mut joining(Credentials::Given), &registering("etcdserver: no leader"));
         assert_eq!(sentence, "https://192.0.2.1:6443: etcdserver: no leader");
     }
@@ -241,10 +262,15 @@ mod tests {
     fn what_follows_from_a_bad_token_is_no_news() {
         let mut joining = joining(Credentials::AskedFor);
         let nobody = registering("nodes is forbidden: User \\\"system:anonymous\\\" cannot create resource");
-        assert!(told(&mut joining, &nobody).starts_with("the node has no certificate yet: it has asked https://192"));
+        assert!(
+            told(&mut joining, &nobody)
+                .starts_with("the node has no certificate yet: it has asked https://192")
+        );
         assert_eq!(joining.handle_line(&nobody), None, "told once");
         let refused = told(&mut joining, &asking("Unauthorized"));
-        assert!(refused.starts_with("https://192.0.2.1:6443 does not take the token of /home/ann/c.conf: it has expired"));
+        assert!(refused.starts_with(
+            "https://192.0.2.1:6443 does not take the token of /home/ann/c.conf: it has expired"
+        ));
         assert_eq!(joining.handle_line(&nobody), None);
         let late = "E1122 certificate_manager.go:613] \"Certificate request was not signed\" err=\"timed out waiting for the condition\"";
         assert!(told(&mut joining, late).starts_with("nobody has approved this node's request"));

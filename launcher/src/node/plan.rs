@@ -423,12 +423,7 @@ impl<'a> Composer<'a> {
         kind(Membership { kubeconfig, identity, client_authority, address })
     }
 
-    fn kubelet(
-        &mut self,
-        socket: &'static str,
-        cluster: Cluster,
-        after: &[&str],
-    ) -> Result<(), NodeError> {
+    fn kubelet(&mut self, socket: &'static str, cluster: Cluster, after: &[&str]) -> Result<(), NodeError> {
         let version = version(self.facts, Program::Kubelet);
         let kubelet = Kubelet {
             program: self.kubelet.path.clone(),

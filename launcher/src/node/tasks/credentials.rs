@@ -83,7 +83,8 @@ mod tests {
         fs::create_dir_all(&certificates).unwrap();
         let [given, copy, own] = ["given", "joined-by", "kubeconfig"].map(|name| directory.join(name));
         let [client, current, serving] =
-            ["kubelet-client-1.pem", "kubelet-client-current.pem", "kubelet.crt"].map(|name| certificates.join(name));
+            ["kubelet-client-1.pem", "kubelet-client-current.pem", "kubelet.crt"]
+                .map(|name| certificates.join(name));
         for path in [&own, &client, &serving] {
             fs::write(path, "").unwrap();
         }

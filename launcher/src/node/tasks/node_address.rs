@@ -17,7 +17,8 @@ use crate::netlink::socket::{Refused, Socket};
 /// The kernel refuses.
 pub(super) fn run(address: Ipv4Addr) -> Result<(), TaskError> {
     let socket = Socket::open().map_err(TaskError::Netlink)?;
-    let refused = |refused: Refused| TaskError::Address { address, step: refused.request, source: refused.error };
+    let refused =
+        |refused: Refused| TaskError::Address { address, step: refused.request, source: refused.error };
     let mut batch = Batch::with(Existing::Replace);
     batch.add_ipv4_alone(LOOPBACK, address);
     socket.perform(&batch).map_err(refused)?;
