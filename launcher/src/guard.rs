@@ -110,9 +110,9 @@ fn main(channel: &Channel, child: &UserNamespace, state: Option<&StateDir>) -> i
     };
     // A launcher that is dead already is noticed below.
     let _ = channel.send(&ready, None);
-    memory::release_code();
     let mut engine = None;
     loop {
+        memory::release_code();
         match channel.receive() {
             Ok(Some(Received { message: Message::EngineStarted, fd })) => engine = fd,
             Ok(Some(Received { message: Message::Stop, .. })) => return 0,

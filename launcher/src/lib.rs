@@ -14,6 +14,7 @@ pub mod child;
 pub mod cli;
 pub mod client;
 pub mod components;
+pub mod cri;
 pub mod dbus;
 mod detached;
 pub mod egress;

@@ -341,6 +341,10 @@ impl Processes {
             if ready.child {
                 self.handle_child(&mut handshake, launch, signals)?;
             }
+            // The start is over, or something that is seldom done.
+            if handshake.is_running() && (ready.child || ready.agent || ready.store) {
+                memory::release_code();
+            }
             // What an init says may have stopped us, and signals that came then have been taken.
             if ready.signals || ready.child {
                 self.forward(signals, Continue::PassOn)?;
@@ -494,7 +498,6 @@ impl Processes {
                 }
                 let _ = self.tell_child(&Message::Execute);
                 self.tell_manager(&State::Ready);
-                memory::release_code();
                 Ok(())
             }
             Action::Fail(failure) => Err(failure.into()),

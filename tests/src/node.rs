@@ -4,7 +4,7 @@ use crate::{
     components::Components,
     locate,
     process::{DEADLINE, Finished, Process, run},
-    world::{Netns, World},
+    world::{Netns, SERVICE4, World},
 };
 use nix::unistd::Pid;
 use std::{
@@ -261,6 +261,13 @@ impl<'a> Node<'a> {
         let _ = run(self.client(&["stop"])).success();
         let _ = self.end();
     }
+
+    /// Begins to end it as a user does.
+    #[track_caller]
+    #[must_use]
+    pub fn stopping(&self) -> Process {
+        Process::spawn(self.client(&["stop"]))
+    }
 }
 
 fn resident(pid: Pid) -> Option<(String, u64)> {
@@ -276,6 +283,37 @@ fn descendants(pid: Pid) -> Vec<Pid> {
     let mut all = vec![pid];
     children.for_each(|child| all.extend(descendants(child)));
     all
+}
+
+/// A pod called "last" that announces itself and does as `on_term` says (a shell's words; they may call `announce WORDS`) when it is asked to end.
+/// It has `grace` seconds for that, and a directory of the host's at /out.
+#[must_use]
+pub fn reluctant(on_term: &str, grace: u32, announce: u16, out: &Path) -> String {
+    let out = out.display();
+    format!(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: last}}
+spec:
+  terminationGracePeriodSeconds: {grace}
+  containers:
+  - name: last
+    image: {BUSYBOX}
+    command:
+    - sh
+    - -c
+    - |
+      announce() {{ echo "$@" | nc {SERVICE4} {announce}; }}
+      trap '{on_term}' TERM
+      announce here is last
+      while :; do sleep 1000 & wait; done
+    volumeMounts: [{{name: out, mountPath: /out}}]
+  volumes:
+  - name: out
+    hostPath: {{path: {out}, type: DirectoryOrCreate}}
+"#
+    )
 }
 
 /// Waits for a client that says something, and returns that: how pods tell the test that they are there.

@@ -9,7 +9,7 @@ use std::{
 use tests::{
     agent::Ids,
     components::Components,
-    node::{BUSYBOX, Node, Site, announced},
+    node::{BUSYBOX, Node, Site, announced, reluctant},
     process::run,
     world::{HOST4, SERVICE4, World, WorldConfig},
 };
@@ -72,7 +72,17 @@ fn a_pod_runs(cri: &str, runtime: &str) {
     site.remove_pod("web");
     ports.wait_for_line("no longer published: 18080:10.244.0.2:8080/tcp4");
     assert_eq!(far(&[]).status.code(), Some(7));
-    node.stop();
+
+    // The last pod has its time when all is stopped.
+    let out = world.dir().join("out");
+    let port = listener.local_addr().expect("it listens").port();
+    site.write_pod("last", &reluctant("announce last words; echo done >/out/note; exit", 20, port, &out));
+    assert_eq!(announced(&listener, PATIENCE), "here is last");
+    let stopping = node.stopping();
+    assert_eq!(announced(&listener, PATIENCE), "last words");
+    let _ = stopping.finish().success();
+    assert_eq!(fs::read_to_string(out.join("note")).expect("the pod had its time"), "done\n");
+    let _ = node.end();
 }
 
 /// What goes through the runtime while a container runs.

@@ -11,8 +11,8 @@ use tests::{
     agent::Ids,
     components::Components,
     instance::eventually,
-    node::{BUSYBOX, Node, Site, announced},
-    process::run,
+    node::{BUSYBOX, Node, Site, announced, reluctant},
+    process::{Pipe, run},
     world::{HOST4, SERVICE4, World, WorldConfig},
 };
 
@@ -95,6 +95,17 @@ fn a_static_pod_has_all_it_wants_and_goes() {
     assert!(logs.stderr.contains(&format!("[::ffff:{CLIENT4}]:")), "{}", logs.stderr);
     assert_eq!(node.crictl(&["exec", &container, "cat", "/data/index.html"]), "from the volume");
 
+    let status = run(node.client(&["status"])).success().stdout;
+    let (_, programs) = status.split_once("\nPROGRAM ").expect("they are a table of their own");
+    for (program, version) in
+        [("containerd", "1.7."), ("kubelet", "1."), ("runc", "1."), ("CNI plugin bridge", "-")]
+    {
+        let mut lines = programs.lines().filter_map(|line| line.strip_prefix(program)?.strip_prefix("  "));
+        assert!(lines.any(|line| line.trim_start().starts_with(version)), "{program}: {status}");
+    }
+    let json = run(node.client(&["status", "--json"])).success().stdout;
+    assert!(json.contains("\"programs\":[{\"name\":\"containerd\",\"version\":\"1.7."), "{json}");
+
     let ours = node.ours();
     eprintln!("memory of ours: {} KiB in {ours:?}", ours.iter().map(|(_, size)| size).sum::<u64>());
 
@@ -162,10 +173,82 @@ fn a_program_that_crashes_is_named_with_its_last_words() {
     let script = "[ \"$1\" = --version ] && exec echo containerd github.com/containerd/containerd 1.7.24\n\
                   echo broken on purpose >&2; exit 3";
     let broken = fake(&site, "containerd", script);
-    let finished = site.start_with(&broken, &[]).end();
+    let finished = site.start_with(&broken, &["--verbose"]).end();
     assert!(!finished.status.success(), "{}", finished.describe());
     assert!(finished.stderr.contains("containerd"), "{}", finished.stderr);
     assert!(finished.stderr.contains("broken on purpose"), "{}", finished.stderr);
+    // The trials before have one id, and say nothing of those that they do not need.
+    assert!(!finished.stderr.contains("one user id only"), "{}", finished.stderr);
+}
+
+#[test]
+fn a_program_that_is_never_ready_is_named_with_its_last_words() {
+    let Ok(components) = Components::find() else { return };
+    let world = world();
+    let site = Site::new(&world, components);
+    // The real one, which has nobody to tell that it is ready.
+    let containerd = site.components.programs().join("containerd");
+    let hanging =
+        fake(&site, "containerd", &format!("exec env -u NOTIFY_SOCKET {} \"$@\"", containerd.display()));
+    let finished = site.start_with(&hanging, &["--start-timeout=5"]).end();
+    assert_eq!(finished.status.code(), Some(1), "{}", finished.describe());
+    let told = "unit containerd was not ready within 5s (it is ready when it says READY=1)";
+    for text in [told, "level=info", "containerd.log"] {
+        assert!(finished.stderr.contains(text), "{text}: {}", finished.describe());
+    }
+}
+
+#[test]
+fn what_was_last_seen_of_a_program_is_told() {
+    let Ok(components) = Components::find() else { return };
+    let world = world();
+    let site = Site::new(&world, components);
+    let script =
+        "[ \"$1\" = --version ] && exec echo Kubernetes v1.36.4\necho not listening >&2; exec sleep 1000";
+    let deaf = fake(&site, "kubelet", script);
+    let finished = site.start_with(&deaf, &["--start-timeout=3"]).end();
+    assert_eq!(finished.status.code(), Some(1), "{}", finished.describe());
+    for text in [
+        "unit kubelet was not ready within 3s",
+        "last seen: 127.0.0.1:10248: Connection refused",
+        "not listening",
+    ] {
+        assert!(finished.stderr.contains(text), "{text}: {}", finished.describe());
+    }
+}
+
+#[test]
+fn pods_have_their_time_when_the_node_stops() {
+    let Ok(components) = Components::find() else { return };
+    let world = world();
+    let site = Site::new(&world, components);
+    let (listener, port) = listener(&world);
+    let out = world.dir().join("out");
+    // Its network is still there, and it is waited for: until the test has heard it.
+    let last = reluctant("announce last words; echo done >/out/note; exit", 20, port, &out);
+    site.write_pod("last", &last);
+    let node = site.start(&[]);
+    assert_eq!(announced(&listener, PATIENCE), "here is last");
+    let mut pods = node.log("pods");
+    let stopping = node.stopping();
+    assert_eq!(announced(&listener, PATIENCE), "last words");
+    pods.wait_for(Pipe::Stdout, "container default/last-lab/last is asked to end within 20s");
+    pods.wait_for(Pipe::Stdout, "container default/last-lab/last has ended");
+    let _ = stopping.finish().success();
+    assert_eq!(fs::read_to_string(out.join("note")).expect("the pod had its time"), "done\n");
+    assert!(node.end().status.success(), "a node that is stopped has not failed");
+
+    // One that does not listen is not waited for a second time.
+    site.write_pod("last", &reluctant("", 86400, port, &out));
+    let node = site.start(&[]);
+    assert_eq!(announced(&listener, PATIENCE), "here is last");
+    let mut pods = node.log("pods");
+    let first = node.stopping();
+    pods.wait_for(Pipe::Stdout, "is asked to end within 30s");
+    let _ = node.stopping().finish().success();
+    let _ = first.finish().success();
+    pods.wait_for(Pipe::Stdout, "killed by SIGKILL");
+    let _ = node.end();
 }
 
 #[test]

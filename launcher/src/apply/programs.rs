@@ -11,8 +11,9 @@ use nix::unistd::{AccessFlags, access};
 use crate::apply::command::Running;
 use crate::components::programs::{Program, SearchPath, Version};
 
-/// How long a program may take to tell its version; on an emulated processor a large one needs most of a minute.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// How long programs may take to tell their versions, all together; on an emulated processor a large one needs most of a minute, and
+/// while such a machine boots several.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A program that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -61,8 +61,9 @@ pub enum ClientCommand {
     Restart(RestartArgs),
     /// End an instance, and wait until it has ended
     ///
-    /// Its launcher gets SIGTERM, which goes on to the command; a node stops its units one after the other. What has not
-    /// ended in time is killed.
+    /// Its launcher gets SIGTERM, which goes on to the command; a node asks its containers to end and gives them the time that their
+    /// pods want, 30 seconds at most, then stops its units one after the other. What has not ended in time is killed. A second stop
+    /// does not wait for containers.
     #[command(after_help = EXIT_STATUS)]
     Stop(StopArgs),
     /// List the running instances

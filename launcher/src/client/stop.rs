@@ -27,13 +27,15 @@ pub(super) fn stop(args: &StopArgs) -> Result<(), ClientError> {
     let instance = select(&args.which)?;
     let gone = || ClientError::NotRunning(instance.path.clone());
     let pid = instance.launcher.ok_or_else(gone)?;
-    let patience = match args.timeout {
-        Some(seconds) => Duration::from_secs(seconds),
-        // One that does not answer may still hear SIGTERM.
-        None => match node::node(&instance) {
-            Ok(Some(node)) => Duration::from_secs(node.stop_seconds).saturating_add(TIDYING),
-            _ => PATIENCE,
-        },
+    // One that does not answer may still hear SIGTERM.
+    let node = node::node(&instance).ok().flatten();
+    if node.as_ref().is_some_and(|node| node.stopping) {
+        node::hurry(&instance);
+    }
+    let patience = match (args.timeout, node) {
+        (Some(seconds), _) => Duration::from_secs(seconds),
+        (None, Some(node)) => Duration::from_secs(node.stop_seconds).saturating_add(TIDYING),
+        (None, None) => PATIENCE,
     };
     let failed = |source: io::Error| ClientError::Stop { pid: pid.as_raw(), source };
     let launcher = match pidfd::open(pid) {

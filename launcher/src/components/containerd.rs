@@ -184,8 +184,8 @@ impl Containerd {
 
 /// The unit's name.
 pub const NAME: &str = "containerd";
-/// On an emulated processor it takes a minute.
-const START_TIMEOUT: Duration = Duration::from_secs(180);
+/// On an emulated processor it takes a minute, and while such a machine boots several.
+const START_TIMEOUT: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {

@@ -144,7 +144,7 @@ impl Crio {
             env: vec![("_CRIO_ROOTLESS".to_owned(), "1".to_owned())],
             after: Vec::new(),
             ready: Readiness::UnixSocket { path: layout::CRIO_SOCKET.into() },
-            start_timeout: Duration::from_secs(180),
+            start_timeout: Duration::from_secs(300),
             stop_timeout: Duration::from_secs(20),
             restart: Restart::Always,
         }

@@ -120,6 +120,10 @@ pub struct NodeArgs {
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = NODE)]
     pub low_port_offset: u16,
 
+    /// Seconds that a component may take until it is ready [default: 5 to 10 minutes, for slow machines]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400), help_heading = NODE)]
+    pub start_timeout: Option<u32>,
+
     /// Options of the launch.
     #[command(flatten)]
     pub run: RunArgs,

@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use super::args::{Cni, Cri, FlannelBackend, HostPorts, NodeArgs};
 use super::joining::Credentials;
-use super::tasks::{ANNOTATION, Task};
+use super::tasks::{ANNOTATION, GRACE, SLACK, Task};
 use crate::apply::programs::{Answer, Installed};
 use crate::components::cni::Network;
 use crate::components::containerd::{self, Containerd, OciRuntime, Snapshotter};
@@ -266,6 +266,10 @@ impl<'a> Composer<'a> {
             self.task("images", &images, &[runtime], Readiness::Exited, Restart::OnFailure);
             before_kubelet.push("images");
         }
+        // kubelet comes after it, and has ended before it is run.
+        let stop = Task::StopPods { socket: socket.into() };
+        self.task(PODS, &stop, &[runtime], Readiness::AtStop, Restart::Never);
+        before_kubelet.push(PODS);
         self.kubelet(socket, cluster, &before_kubelet)?;
         if self.args.cni == Cni::Flannel {
             self.flannel()?;
@@ -552,6 +556,10 @@ impl<'a> Composer<'a> {
     fn task(&mut self, name: &str, task: &Task, after: &[&str], ready: Readiness, restart: Restart) {
         let mut argv = vec![OURSELVES.to_owned()];
         argv.extend(task.arguments());
+        let stop_timeout = match ready {
+            Readiness::AtStop => GRACE + SLACK + SLACK,
+            _ => Duration::from_secs(5),
+        };
         self.units.push(Unit {
             name: name.to_owned(),
             argv,
@@ -559,7 +567,7 @@ impl<'a> Composer<'a> {
             after: after.iter().map(|&name| name.to_owned()).collect(),
             ready,
             start_timeout: Duration::from_secs(600),
-            stop_timeout: Duration::from_secs(5),
+            stop_timeout,
             restart,
         });
     }
@@ -588,6 +596,9 @@ impl<'a> Composer<'a> {
         let path = ("PATH".to_owned(), self.facts.path.clone());
         for unit in &mut self.units {
             unit.env.push(path.clone());
+            if let Some(seconds) = self.args.start_timeout {
+                unit.start_timeout = Duration::from_secs(seconds.into());
+            }
         }
         let mut directories: Vec<&Path> = self.files.iter().filter_map(|file| file.path.parent()).collect();
         directories.extend([layout::CNI_RESULTS, layout::KUBELET_ROOT].map(Path::new));
@@ -615,6 +626,8 @@ const CREDENTIALS: &str = "credentials";
 const CLUSTER: &str = "cluster";
 /// The unit after which the node has its host's address.
 const NODE_ADDRESS: &str = "node-address";
+/// The unit that ends pods.
+const PODS: &str = "pods";
 /// This program, for the supervisor that starts it again.
 const OURSELVES: &str = "/proc/self/exe";
 
@@ -664,10 +677,13 @@ fn plugins(args: &NodeArgs, facts: &NodeFacts) -> Result<PathBuf, NodeError> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use clap::Parser;
 
     use super::*;
     use crate::cli::{Cli, Command};
+    use crate::internal::Internal;
     use crate::supervisor::unit::Units;
 
     fn args(words: &[&str]) -> NodeArgs {
@@ -744,6 +760,14 @@ mod tests {
         plan.units.iter().map(unit).collect()
     }
 
+    /// As the process of the unit reads it.
+    fn task(unit: &Unit) -> Task {
+        match Internal::of(unit.argv.iter().map(OsString::from)) {
+            Some(Ok(Internal::Task(task))) => task,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn text<'a>(plan: &'a NodePlan, path: &str) -> &'a str {
         &plan.files.iter().find(|file| file.path == Path::new(path)).unwrap().text
     }
@@ -754,7 +778,13 @@ mod tests {
             compose(&args(&["--image-archive=/a.tar"]), &facts(&ALL)).unwrap();
         assert_eq!(
             names(&plan),
-            ["containerd", "host-ports", "images < containerd", "kubelet < containerd < images"]
+            [
+                "containerd",
+                "host-ports",
+                "images < containerd",
+                "pods < containerd",
+                "kubelet < containerd < images < pods"
+            ]
         );
         assert!(warnings.is_empty());
         assert!(Units::new(plan.units.clone()).is_ok());
@@ -771,7 +801,7 @@ mod tests {
         assert!(
             plan.units.iter().all(|unit| unit.env.contains(&("PATH".into(), "/usr/bin:/usr/sbin".into())))
         );
-        assert_eq!(plan.units[3].argv[2], "--hostname-override=box");
+        assert_eq!(plan.units[4].argv[2], "--hostname-override=box");
     }
 
     #[test]
@@ -863,13 +893,14 @@ mod tests {
                 "host-ports",
                 "credentials",
                 "node-address",
-                "kubelet < containerd < credentials < node-address",
+                "pods < containerd",
+                "kubelet < containerd < credentials < node-address < pods",
                 "cluster < kubelet"
             ]
         );
         assert_eq!(text(&plan, "/etc/kubernetes/ca.crt"), "PEM");
         assert!(text(&plan, "/etc/kubernetes/kubelet.yaml").contains("clientCAFile: /etc/kubernetes/ca.crt"));
-        assert!(plan.units[4].argv.contains(&"--node-ip=192.0.2.7".to_owned()));
+        assert!(plan.units[5].argv.contains(&"--node-ip=192.0.2.7".to_owned()));
 
         let authority = Some(Authority::File("/home/ann/ca.crt".into()));
         let facts = NodeFacts {
@@ -881,7 +912,10 @@ mod tests {
         let words = ["--bootstrap-kubeconfig=/b", "--kubelet-config=/p"];
         let Composition { plan, warnings, .. } = compose(&args(&words), &facts).unwrap();
         assert!(warnings[0].ends_with("give the address by --public-ip"), "{warnings:?}");
-        assert_eq!(names(&plan)[2..], ["credentials", "kubelet < containerd < credentials"]);
+        assert_eq!(
+            names(&plan)[2..],
+            ["credentials", "pods < containerd", "kubelet < containerd < credentials < pods"]
+        );
         assert!(text(&plan, "/etc/kubernetes/kubelet.yaml").contains("clientCAFile: /home/ann/ca.crt"));
     }
 
@@ -900,7 +934,11 @@ mod tests {
         assert!(text(&plan, "/etc/containerd/config.toml").contains("snapshotter = \"fuse-overlayfs\""));
         assert!(warnings.is_empty());
         let images = plan.units.iter().find(|unit| unit.name == "images").unwrap();
-        assert!(images.argv.contains(&"--snapshotter=fuse-overlayfs".to_owned()), "{images:?}");
+        let task = task(images);
+        assert!(
+            matches!(task, Task::Images { snapshotter, .. } if snapshotter == "fuse-overlayfs"),
+            "{images:?}"
+        );
     }
 
     #[test]
@@ -915,10 +953,11 @@ mod tests {
         let flanneld = plan.units.iter().find(|unit| unit.name == "flanneld").unwrap();
         assert!(flanneld.argv.contains(&"--public-ip=192.0.2.7".to_owned()));
         let link = plan.units.iter().find(|unit| unit.name == "flannel-link").unwrap();
-        assert_eq!(link.argv.last().unwrap(), "--local=10.0.42.100");
+        assert_eq!(task(link), Task::FlannelLink { local: Some(Ipv4Addr::new(10, 0, 42, 100)) });
 
         let Composition { plan, warnings, .. } = compose(&flannel(&["--kubeconfig=/k"]), &facts).unwrap();
-        assert!(plan.units.iter().all(|unit| unit.argv.iter().all(|word| !word.starts_with("--local"))));
+        let link = plan.units.iter().find(|unit| unit.name == "flannel-link").unwrap();
+        assert_eq!(task(link), Task::FlannelLink { local: None });
         assert!(
             warnings[0]
                 .contains("kubectl annotate node box flannel.alpha.coreos.com/public-ip-overwrite=192.0.2.7")
@@ -963,17 +1002,24 @@ mod tests {
         let mut facts = facts(&[&ALL[..], &more].concat());
         let crio = args(&["--cri=crio", "--image-archive=/a"]);
         let Composition { plan, .. } = compose(&crio, &facts).unwrap();
-        assert_eq!(names(&plan), ["crio", "host-ports", "images < crio", "kubelet < crio < images"]);
+        assert_eq!(
+            names(&plan),
+            ["crio", "host-ports", "images < crio", "pods < crio", "kubelet < crio < images < pods"]
+        );
         assert!(text(&plan, "/etc/kubernetes/kubelet.yaml").contains("unix:///run/crio/crio.sock"));
         assert!(
             text(&plan, "/etc/crio/crio.conf")
                 .contains("runtime_path = \"/run/rootless-launch/without-cgroups/crun\"")
         );
         let storage =
-            "--storage=containers-storage:[overlay@/var/lib/containers/storage+/run/containers/storage]";
-        assert_eq!(plan.units[2].argv[2..], ["crio-images", "--skopeo=/usr/bin/skopeo", storage, "--", "/a"]);
-        let sandboxes = "--sandboxes=/run/containers/storage/overlay-containers";
-        assert_eq!(plan.units[1].argv.last().unwrap(), sandboxes);
+            "containers-storage:[overlay@/var/lib/containers/storage+/run/containers/storage]".to_owned();
+        let images =
+            Task::CrioImages { skopeo: "/usr/bin/skopeo".into(), storage, archives: vec!["/a".into()] };
+        assert_eq!(task(&plan.units[2]), images);
+        assert_eq!(task(&plan.units[3]), Task::StopPods { socket: layout::CRIO_SOCKET.into() });
+        let wanted = Some(PathBuf::from("/run/containers/storage/overlay-containers"));
+        let ports = task(&plan.units[1]);
+        assert!(matches!(&ports, Task::HostPorts { sandboxes, .. } if *sandboxes == wanted), "{ports:?}");
 
         facts.programs.remove(&Program::Skopeo);
         let error = compose(&crio, &facts).unwrap_err().to_string();

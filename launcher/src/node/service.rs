@@ -58,8 +58,8 @@ RestartSec=2
 KillMode=mixed
 TasksMax=infinity
 LimitNOFILE=1048576
-TimeoutStartSec=10min
-TimeoutStopSec=2min
+TimeoutStartSec=30min
+TimeoutStopSec=3min
 
 [Install]
 WantedBy=default.target

@@ -17,7 +17,7 @@ use super::surroundings::{Kind, Sysctl};
 use crate::cli::RunArgs;
 use crate::egress::EgressMode;
 use crate::sandbox::Mode;
-use crate::supervisor::unit::NodePlan;
+use crate::supervisor::unit::{NodePlan, Readiness};
 
 /// What a launch will do.
 #[derive(Debug, Serialize)]
@@ -178,6 +178,15 @@ fn inside(f: &mut fmt::Formatter<'_>, node: &NodePlan) -> fmt::Result {
         file.text.lines().try_for_each(|line| writeln!(f, "    {line}"))?;
     }
     for unit in &node.units {
+        if unit.ready == Readiness::AtStop {
+            let (name, before) = (&unit.name, unit.after.join(" and "));
+            writeln!(
+                f,
+                "inside: at the stop run {name} before {before} is stopped\n    {}",
+                unit.argv.join(" ")
+            )?;
+            continue;
+        }
         write!(f, "inside: start {}", unit.name)?;
         if !unit.after.is_empty() {
             write!(f, " after {}", unit.after.join(" and "))?;

@@ -510,7 +510,12 @@ impl Supervisor {
         for unit in self.ids() {
             let is_cut_short = match manner {
                 Manner::Gentle => false,
-                Manner::Orderly => self.readiness(unit) == Some(&Readiness::AtStop),
+                // One whose turn has not come is passed over when it does.
+                Manner::Orderly => {
+                    let cell = self.cells.get(unit.index());
+                    let is_run = cell.is_some_and(|cell| matches!(cell.phase, Phase::Stopping { .. }));
+                    is_run && self.readiness(unit) == Some(&Readiness::AtStop)
+                }
                 Manner::AtOnce => true,
             };
             if is_cut_short {

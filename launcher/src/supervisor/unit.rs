@@ -144,7 +144,7 @@ impl fmt::Display for Readiness {
         match self {
             Readiness::Started => f.write_str("it runs"),
             Readiness::Exited => f.write_str("it has ended"),
-            Readiness::AtStop => f.write_str("its turn comes; it is run when the node stops"),
+            Readiness::AtStop => f.write_str("the node stops; it is run then"),
             Readiness::Notify => f.write_str("it says READY=1"),
             Readiness::UnixSocket { path } => write!(f, "{} accepts connections", path.display()),
             Readiness::Http { address, path } => write!(f, "http://{address}{path} answers"),

@@ -3,10 +3,10 @@
 use std::ffi::c_int;
 use std::{ptr, slice};
 
-/// Unmaps the code of this process until it runs again. It is the files' own and stays in the page cache.
+/// Unmaps code and constants of this process until they are used again. They are the files' own and stay in the page cache.
 ///
-/// Our processes do much at their start and then wait for months. Whatever has run stays mapped, with 64 KiB around each function
-/// (fault-around, `mm/memory.c` of Linux), in each of several processes of one file, and keeps those pages from being reclaimed.
+/// Our processes do much at their start and then wait for months. Whatever was used stays mapped, with 64 KiB around it
+/// (fault-around, `mm/memory.c` of Linux), in each of several processes of one file, and is kept from being reclaimed.
 /// What is needed again comes back at the price of a minor fault.
 pub(crate) fn release_code() {
     // SAFETY: the callback keeps to what dl_iterate_phdr(3) promises it, and takes no data.
@@ -22,10 +22,10 @@ unsafe extern "C" fn release(file: *mut libc::dl_phdr_info, _: libc::size_t, _: 
     };
     // SAFETY: an integer.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.cast_unsigned();
-    let is_code = |header: &&libc::Elf64_Phdr| {
-        header.p_type == libc::PT_LOAD && header.p_flags & (libc::PF_X | libc::PF_W) == libc::PF_X
-    };
-    for header in headers.iter().filter(is_code) {
+    // What the loader relocates can be written at first, and is no such segment.
+    let is_constant =
+        |header: &&libc::Elf64_Phdr| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0;
+    for header in headers.iter().filter(is_constant) {
         let start = base.wrapping_add(header.p_vaddr).next_multiple_of(page);
         let end = base.wrapping_add(header.p_vaddr).wrapping_add(header.p_memsz) / page * page;
         if let Some(length) = end.checked_sub(start) {
@@ -62,10 +62,13 @@ mod tests {
 
     #[test]
     fn code_goes_and_comes_back() {
-        let before = resident();
-        release_code();
-        let after = resident();
-        assert!(after < before, "{before} KiB, then {after}");
+        // Other tests run meanwhile, and map what they use.
+        let goes = |_| {
+            let before = resident();
+            release_code();
+            resident() < before
+        };
+        assert!((0..100).any(goes));
         assert_eq!("1.5".parse(), Ok(1.5));
     }
 }

@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 use launcher::supervisor::control::UnitStatus;
+use launcher::supervisor::unit::{Readiness, Restart, Unit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -64,6 +65,33 @@ fn everything_is_stopped_on_request() {
     assert_eq!(node.ask("POST", "/v1/node/stop"), (202, "{}".into()));
     let (ended, text) = node.end();
     assert!(ended.success(), "{text}");
+}
+
+#[test]
+fn what_is_there_for_the_stop_is_run_then_unless_somebody_is_in_a_hurry() {
+    let scratch = Scratch::new();
+    let start = |script: &str| {
+        let farewell = after("a", unit(&scratch, "bye", script));
+        let farewell = Unit { ready: Readiness::AtStop, restart: Restart::Never, ..farewell };
+        let keeper = "trap 'echo a >>$D/diary; exit' TERM; touch $D/a.ready; sleep 1000 & wait";
+        let node = Node::start(&scratch, vec![daemon(&scratch, "a", keeper), farewell]);
+        node.wait_ready();
+        let bye = node.unit("bye");
+        assert_eq!((bye.state.as_str(), bye.pid, scratch.read("diary")), ("ready", None, String::new()));
+        assert_eq!(node.ask("POST", "/v1/node/stop").0, 202);
+        node
+    };
+    assert!(start("echo bye >>$D/diary").end().0.success());
+    assert_eq!(scratch.read("diary"), "bye\na\n");
+
+    std::fs::remove_file(scratch.path("diary")).unwrap();
+    std::fs::remove_file(scratch.path("a.ready")).unwrap();
+    let node = start("exec sleep 1000");
+    node.wait_told("STATUS=1 of 2 units ready; not bye");
+    assert_eq!(node.ask("POST", "/v1/node/stop").0, 202);
+    assert!(node.end().0.success());
+    assert_eq!(scratch.read("diary"), "a\n");
+    assert!(scratch.read("log/bye.log").contains("killed"), "{}", scratch.read("log/bye.log"));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::apply::idmap::Mapping;
 use crate::error::{Failure, Step};
 use crate::plan::facts::HostFacts;
-use crate::plan::idmap::{IdMapPlan, MapPlan, SingleReason};
+use crate::plan::idmap::{Extent, IdMapPlan, MapPlan};
 use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
 use crate::sys::wait;
 
@@ -63,7 +63,8 @@ pub(super) fn throw_away<T: Serialize + DeserializeOwned>(
         .map_err(|_| talk(io::Error::other(format!("the process of the trial {ending}"))))
 }
 
+/// One id, because more are not needed: nothing of the caller's lacks, and nothing is said.
 fn single(host: &HostFacts) -> IdMapPlan {
-    let single = MapPlan::Single(SingleReason::NoRange);
-    IdMapPlan { uid: host.uid, gid: host.gid, users: single.clone(), groups: single }
+    let root = |outside| MapPlan::Direct(vec![Extent { inside: 0, outside, count: 1 }]);
+    IdMapPlan { uid: host.uid, gid: host.gid, users: root(host.uid), groups: root(host.gid) }
 }

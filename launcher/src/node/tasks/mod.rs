@@ -10,6 +10,7 @@ mod join;
 mod node_address;
 mod overlay_peers;
 mod programs;
+mod stop_pods;
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -22,6 +23,8 @@ use thiserror::Error;
 
 pub(super) use self::annotate::ANNOTATION;
 use self::crio_images::ArchiveError;
+use self::stop_pods::CriError;
+pub(super) use self::stop_pods::{GRACE, SLACK};
 use super::args::HostPorts;
 use super::host_ports::Policy;
 use super::joining::{Credentials, Joining};
@@ -61,6 +64,11 @@ pub enum Task {
         storage: String,
         /// OCI archives, and directories of such.
         archives: Vec<PathBuf>,
+    },
+    /// Ask containers to end, before their runtime is stopped.
+    StopPods {
+        /// Where the runtime serves CRI.
+        socket: PathBuf,
     },
     /// Keep flannel's device as it has to be.
     FlannelLink {
@@ -187,6 +195,15 @@ pub enum TaskError {
     /// The supervisor's answer, or none.
     #[error("the log of kubelet cannot be read: {0}")]
     Log(String),
+    /// CRI.
+    #[error("the container runtime at {socket:?} cannot be asked to end containers")]
+    Runtime {
+        /// Where it serves.
+        socket: PathBuf,
+        /// Why.
+        #[source]
+        source: CriError,
+    },
     /// rtnetlink(7).
     #[error("cannot talk to the kernel about network devices")]
     Netlink(#[source] io::Error),
@@ -197,6 +214,7 @@ pub fn main(task: &Task) -> ExitCode {
     let name = match task {
         Task::HostPorts { .. } => c"rl-host-ports",
         Task::Images { .. } | Task::CrioImages { .. } => c"rl-images",
+        Task::StopPods { .. } => c"rl-stop-pods",
         Task::FlannelLink { .. } => c"rl-flannel-link",
         Task::OverlayPeers => c"rl-peers",
         Task::NodeAddress { .. } => c"rl-node-address",
@@ -213,6 +231,7 @@ pub fn main(task: &Task) -> ExitCode {
         }
         Task::Images { ctr, snapshotter, archives } => images::import(ctr, snapshotter, archives),
         Task::CrioImages { skopeo, storage, archives } => crio_images::copy(skopeo, storage, archives),
+        Task::StopPods { socket } => stop_pods::run(socket),
         Task::FlannelLink { local } => flannel_link::run(*local),
         Task::OverlayPeers => overlay_peers::run(),
         Task::NodeAddress { address } => node_address::run(*address),
