@@ -125,8 +125,13 @@ fn pods_of_two_nodes_reach_each_other_by_flannel_of_the_api_server() {
         .iter()
         .zip(&sites)
         .map(|(name, site)| {
-            let kubeconfig = cluster.kubeconfig(name, &cluster.node(name));
-            site.start(&["--cni=flannel", &format!("--kubeconfig={}", kubeconfig.display())])
+            // One by a certificate, the other by a token: flannel uses what kubelet has.
+            let (option, user) = match *name {
+                "a" => ("kubeconfig", cluster.node(name)),
+                _ => ("bootstrap-kubeconfig", format!("token: {TOKEN}")),
+            };
+            let kubeconfig = cluster.kubeconfig(&format!("{name}-node"), &user);
+            site.start(&["--cni=flannel", &format!("--{option}={}", kubeconfig.display())])
         })
         .collect();
     for name in names {
