@@ -132,9 +132,10 @@ impl Joining {
                 last(reason)
             ),
             (Credentials::AskedFor, true) if has(&["timed out"]) => {
-"nobody has approved this node's request for a certificate in time, and it asks again: kubectl get csr, \
-                 kubectl certificate approve NAME".to_owned()
-}
+                let why = "nobody has approved this node's request for a certificate in time, and it asks again: kubectl get csr, \
+                           kubectl certificate approve NAME";
+                why.to_owned()
+            }
             (Credentials::AskedFor, false) if is_about_us(reason) => format!(
                 "the node has no certificate yet: it has asked {server} for one, which has to be approved (kubectl get csr, \
                  kubectl certificate approve NAME, unless the cluster does so by itself)"
