@@ -47,7 +47,7 @@ items:
 
 /// A bootstrap token that is good.
 pub const TOKEN: &str = "abcdef.0123456789abcdef";
-/// One that was good until yesterday.
+/// One that was good once.
 pub const EXPIRED: &str = "fedcba.0123456789abcdef";
 
 /// A cluster without nodes.
