@@ -244,21 +244,7 @@ impl<'a> Runner<'a> {
                 Ok(())
             }
             Source::Output(unit) => self.read_output(unit).map_err(failed("output of a unit")),
-            Source::Notify(unit) => {
-                let Some(outlet) = self.outlets.get_mut(unit.index()) else { return Ok(()) };
-                let told = outlet.notify.as_ref().map_or(Ok(Told::default()), NotifySocket::receive);
-                let Told { ready, status } = told.map_err(failed("notify socket of a unit"))?;
-                if let Some(status) = status {
-                    outlet.says = Some(status.clone());
-                    if !ready {
-                        warn!("unit {}: {status}", self.name(unit));
-                    }
-                }
-                if ready {
-                    self.put(Event::Notified { unit });
-                }
-                Ok(())
-            }
+            Source::Notify(unit) => self.hear(unit).map_err(failed("notify socket of a unit")),
             Source::Look(place) => {
                 let seen = self.looks.get_mut(place).and_then(Look::go_on);
                 if let Some(observation) = seen {
@@ -305,10 +291,28 @@ impl<'a> Runner<'a> {
     }
 
     fn handle_end(&mut self, unit: UnitId, pid: Pid, ending: Ending) -> io::Result<()> {
-        // What it wrote comes before the news of its end.
+        // What it wrote and said comes before the news of its end.
         self.read_output(unit)?;
+        self.hear(unit)?;
         self.remark(unit, &format!("process {pid} {ending}"));
         self.put(Event::Ended { unit, ending });
+        Ok(())
+    }
+
+    /// Takes what a unit says of itself.
+    fn hear(&mut self, unit: UnitId) -> io::Result<()> {
+        let Some(outlet) = self.outlets.get_mut(unit.index()) else { return Ok(()) };
+        let Some(notify) = &outlet.notify else { return Ok(()) };
+        let Told { ready, status } = notify.receive()?;
+        if let Some(status) = status {
+            outlet.says = Some(status.clone());
+            if !ready {
+                warn!("unit {}: {status}", self.name(unit));
+            }
+        }
+        if ready {
+            self.put(Event::Notified { unit });
+        }
         Ok(())
     }
 
