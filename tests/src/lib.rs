@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod client;
 pub mod components;
+pub mod control_plane;
 pub mod egress;
 pub mod engine;
 pub mod forward;
