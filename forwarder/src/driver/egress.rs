@@ -344,6 +344,14 @@ impl Engine {
         }
     }
 
+    /// Has the socket in the child say something: connection tracking learns from it whose the connection is.
+    pub(super) fn recall_egress(&mut self, id: u64) {
+        let pair = self.egress.keys.get(&id).and_then(|&key| self.pairs.get_mut(key));
+        let Some(pair) = pair.filter(|pair| !pair.relay.is_connecting()) else { return };
+        pair.recalled = Some(self.now);
+        pair.set_keepalive(AT_ONCE);
+    }
+
     /// There are none to be had.
     pub(super) fn refuse_waiting_egress(&mut self, errno: i32) {
         for (Egress { id, stream, .. }, _) in std::mem::take(&mut self.egress.waiting) {
@@ -553,6 +561,8 @@ impl fmt::Debug for EgressState {
     }
 }
 
+/// Seconds of silence after which a socket that has to speak does so; no fewer can be asked for.
+const AT_ONCE: i32 = 1;
 /// How long the agent may take to make a socket.
 const STOCK: Duration = Duration::from_secs(1);
 /// How long the child's kernel may take to answer: one packet may be lost, SYNs are repeated after a second.

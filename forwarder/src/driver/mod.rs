@@ -72,6 +72,7 @@ use self::polling::Polling;
 use self::publishing::Slot;
 use self::target::{Means, Way};
 use crate::auto::AutoWatch;
+use crate::child::RELAY_KEEPALIVE;
 use crate::manager::{self, ListenerId, PortManager};
 use crate::protocol::{self, ProtocolError, SocketKind};
 use crate::relay::{Action, Readiness, Side};
@@ -635,6 +636,10 @@ impl Engine {
             if pair.active + SWEEP <= now {
                 pair.give_pipes(&mut self.mover.pipes);
             }
+            if pair.recalled.is_some_and(|at| at + RECALLED <= now) {
+                pair.recalled = None;
+                pair.set_keepalive(RELAY_KEEPALIVE);
+            }
         }
         // An agent that does not answer, stopped perhaps: whoever waits goes another way, and makes room for others.
         self.waiting.retain(|&(key, generation)| {
@@ -1191,6 +1196,8 @@ const HANDSHAKE: Duration = Duration::from_millis(100);
 const BY_TAP: u32 = 10;
 /// Seconds that a hint is good for.
 const HINT: u32 = 1;
+/// Seconds until a socket that was told to say something has done so.
+const RECALLED: u32 = 3;
 /// Seconds between two looks at what is silent.
 const SWEEP: u32 = 5;
 

@@ -619,6 +619,7 @@ impl Driver {
             }
             Action::OfferRelay { flow, child, destination } => self.offer(flow, child, destination),
             Action::WithdrawRelay { flow } => self.withdraw(flow),
+            Action::RecallRelay { flow } => self.recall(flow),
             Action::ShutdownWrite { flow } => {
                 if let Some(socket) = self.sockets.get(flow) {
                     socket::shutdown_write(socket.fd.as_fd());
