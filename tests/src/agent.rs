@@ -14,8 +14,9 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
     sys::socket::{
-        AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType,
-        SockaddrStorage, bind, listen, recv, recvmsg, send, sendmsg, setsockopt, socket, socketpair, sockopt,
+        AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol,
+        SockType, SockaddrStorage, bind, listen, recv, recvmsg, send, sendmsg, setsockopt, socket,
+        socketpair, sockopt,
     },
     unistd::{Gid, Uid, getegid, geteuid},
 };

@@ -11,14 +11,16 @@ use crate::{
 };
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::CloneFlags,
     sys::{
         prctl,
         resource::{Resource, getrlimit, setrlimit},
         signal::Signal,
-        socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, getsockopt, send, socket, sockopt},
+        socket::{
+            AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, getsockopt, send, socket, sockopt,
+        },
     },
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     unistd::getppid,
 };
 use std::{

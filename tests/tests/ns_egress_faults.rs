@@ -102,7 +102,10 @@ fn rules_of_others_that_come_and_go_leave_open_connections_alone() {
             ping(&mut stream);
             lab.goes_its_way(&server);
         }
-        nft(&lab.child, "table ip theirs { chain out { type filter hook output priority 0; meta l4proto tcp ct mark set 0x1; }; }");
+        nft(
+            &lab.child,
+            "table ip theirs { chain out { type filter hook output priority 0; meta l4proto tcp ct mark set 0x1; }; }",
+        );
         stream.write_all(b"x").unwrap();
         nft(&lab.child, "delete table ip theirs");
         stream.read_exact(&mut [0]).unwrap();
@@ -138,7 +141,8 @@ fn a_port_is_used_again_at_once() {
     for way in BOTH_WAYS {
         let lab = Lab::new(way, &[]);
         for (own, service, port) in [(CHILD4, SERVICE4, 4001), (CHILD6, SERVICE6, 4002)] {
-            let [own, service] = [own, service].map(|ip| if ip.contains(':') { format!("[{ip}]") } else { ip.into() });
+            let [own, service] =
+                [own, service].map(|ip| if ip.contains(':') { format!("[{ip}]") } else { ip.into() });
             let listener = lab.world.host.listen(&format!("{service}:0"));
             let (own, server) = (format!("{own}:{port}"), listener.local_addr().unwrap().to_string());
             for ending in [Ending::ServerFirst, Ending::ChildResets, Ending::ServerResets] {
@@ -239,7 +243,10 @@ fn a_child_that_is_killed_before_the_answer_leaves_nothing() {
         let lab = Lab::new(way, &[]);
         let listener = lab.world.far.listen(&format!("{FAR4}:0"));
         let port = listener.local_addr().unwrap().port().to_string();
-        nft(&lab.world.far, "table ip hold { chain in { type filter hook input priority 0; meta l4proto tcp drop; }; }");
+        nft(
+            &lab.world.far,
+            "table ip hold { chain in { type filter hook input priority 0; meta l4proto tcp drop; }; }",
+        );
         let argv = locate::probe_argv(&["connect", FAR4, &port]);
         let waiting = Process::spawn(lab.child.command(&argv));
         let address = format!("{FAR4}:{port}");
@@ -267,7 +274,10 @@ fn beyond_the_limit_of_unanswered_connections_others_wait() {
         let lab = Lab::new(way, &[]);
         let server = lab.serve(Serve::Echo);
         lab.goes_its_way(&server);
-        nft(&lab.world.far, "table ip hold { chain in { type filter hook input priority 0; meta l4proto tcp drop; }; }");
+        nft(
+            &lab.world.far,
+            "table ip hold { chain in { type filter hook input priority 0; meta l4proto tcp drop; }; }",
+        );
         // One more than `half_open` of the engine's limits.
         let argv = locate::probe_argv(&["half-open", "4097", FAR4, "9"]);
         let mut held = Process::spawn(lab.child.command(&argv));

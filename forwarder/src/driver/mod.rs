@@ -63,7 +63,7 @@ pub use crate::protocol::{EgressAbility, EgressStep};
 
 use self::agent::{Agent, Lost, News};
 use self::datagrams::UdpEntry;
-use self::egress::{EgressState, Gate};
+use self::egress::{EgressState, Flush, Gate};
 use self::gather::{LOOK, Looked};
 use self::handle::Inbox;
 use self::keeping::Keeper;
@@ -285,6 +285,7 @@ impl ForwardDriver {
         // An end would look like the end of the data.
         self.engine.reset_all();
         self.engine.finish_egress_turn();
+        self.engine.egress.flush(Flush::Now);
         ended
     }
 
@@ -341,6 +342,7 @@ impl ForwardDriver {
             let Some(left) = end.checked_duration_since(now).filter(|left| !left.is_zero()) else { break };
             let left = EpollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(EpollTimeout::MAX);
             let timeout = if self.engine.busy.is_empty() { left } else { EpollTimeout::ZERO };
+            self.engine.egress.flush(Flush::Now);
             let count = match self.engine.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => continue,
@@ -373,10 +375,11 @@ impl ForwardDriver {
     fn wait(&mut self, events: &mut [EpollEvent]) -> nix::Result<usize> {
         let moved = std::mem::take(&mut self.engine.mover.moved);
         let timeout = self.engine.timeout();
+        let start = Instant::now();
+        self.engine.egress.flush(Flush::At(start));
         if timeout == EpollTimeout::ZERO {
             return self.engine.epoll.wait(events, timeout);
         }
-        let start = Instant::now();
         let until = start + self.polling.budget(moved);
         while Instant::now() < until {
             let count = self.engine.epoll.wait(events, EpollTimeout::ZERO)?;
@@ -386,6 +389,7 @@ impl ForwardDriver {
             }
             std::thread::yield_now();
         }
+        self.engine.egress.flush(Flush::Now);
         let result = self.engine.epoll.wait(events, timeout);
         self.polling.handle_wait(start.elapsed());
         result

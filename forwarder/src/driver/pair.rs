@@ -88,8 +88,8 @@ pub(super) struct Mover {
 
 /// Bytes of the shared buffer.
 const BUFFER: usize = 64 << 10;
-/// Bytes of a pair's turn.
-const TURN: usize = 1 << 20;
+/// Bytes of a pair's turn: others are not to wait for all that a stream in bulk has gathered.
+const TURN: usize = 256 << 10;
 
 /// How a turn ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@ pub mod clone;
 pub mod fd;
 pub mod mount;
 pub mod pidfd;
+pub mod sched;
 pub mod scm;
 pub mod signal;
 pub mod spawn;

@@ -85,8 +85,12 @@ impl benches::comparison::Row for Row {
             Self::FairToHost => "RR p99 beside a stream child->host / alone".to_owned(),
             Self::BesideToChild => "RR p99 beside a stream host->child, us".to_owned(),
             Self::FairToChild => "RR p99 beside a stream host->child / alone".to_owned(),
-            Self::AsideToHost => "the same on the child's loopback: RR p99 beside child->host / alone".to_owned(),
-            Self::AsideToChild => "the same on the child's loopback: RR p99 beside host->child / alone".to_owned(),
+            Self::AsideToHost => {
+                "the same on the child's loopback: RR p99 beside child->host / alone".to_owned()
+            }
+            Self::AsideToChild => {
+                "the same on the child's loopback: RR p99 beside host->child / alone".to_owned()
+            }
         }
     }
 }

@@ -374,7 +374,8 @@ fn the_relay_hears_of_frames_that_go_astray_once_a_second() {
         let mut h = scripted(RelayPlan::Join);
         let flow = joined(&mut h, child, remote);
         let mut send = |h: &mut Harness, flags| {
-            let segment = Segment { sequence: 1001, acknowledgement: 1, ..Segment::new(child, remote, flags) };
+            let segment =
+                Segment { sequence: 1001, acknowledgement: 1, ..Segment::new(child, remote, flags) };
             assert_eq!(h.inject(&segment.frame()), Err(DropReason::RelayedFlow));
         };
         // The first SYN repeated, and a RST: nothing is to be led back.
