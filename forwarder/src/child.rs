@@ -46,6 +46,8 @@ use crate::sys::{rtnetlink, scm, socket};
 pub const MARK: u32 = 0x726c_0001;
 /// Mark of what relaying sockets send to the child and to machines behind it: "rl", 2.
 pub const RELAY_MARK: u32 = 0x726c_0002;
+/// Mark of what forwarding sockets send to the child and to machines behind it: "rl", 3.
+pub const FORWARD_MARK: u32 = 0x726c_0003;
 /// Seconds of silence after which a relaying socket looks for its peer. Connection tracking forgets a connection in which one side
 /// has not spoken, or has ended, after a minute.
 pub(crate) const RELAY_KEEPALIVE: i32 = 45;
@@ -121,7 +123,8 @@ fn answer(request: Request, table: &mut Option<Table>) -> (Reply, Vec<OwnedFd>) 
                 Egress::Leave => Default::default(),
                 Egress::Prepare => prepare_egress(table),
             };
-            hello(rules, egress)
+            let tracked = rules == Rules::Add && table.as_ref().is_some_and(Table::is_kept);
+            hello(rules, egress, tracked)
         }
         Request::Sockets { kind, count } => {
             let mut fds = Vec::new();
@@ -144,7 +147,11 @@ fn answer(request: Request, table: &mut Option<Table>) -> (Reply, Vec<OwnedFd>) 
     }
 }
 
-fn hello(rules: Rules, (egress_v4, egress_v6): (EgressAbility, EgressAbility)) -> (Reply, Vec<OwnedFd>) {
+fn hello(
+    rules: Rules,
+    (egress_v4, egress_v6): (EgressAbility, EgressAbility),
+    tracked: bool,
+) -> (Reply, Vec<OwnedFd>) {
     let possible = |family| match keep_addresses(family) {
         Ok(()) => true,
         Err(error) => {
@@ -165,6 +172,7 @@ fn hello(rules: Rules, (egress_v4, egress_v6): (EgressAbility, EgressAbility)) -
         ephemeral: local_port_range().map_or((0, 0), RangeInclusive::into_inner),
         egress_v4,
         egress_v6,
+        tracked,
     };
     fds.extend(addresses);
     fds.extend(diag.into_iter().flatten().map(OwnedFd::from));
@@ -240,6 +248,11 @@ fn make(kind: SocketKind) -> io::Result<OwnedFd> {
         Reach::World => {
             socket::set_transparent(fd.as_fd(), kind.family)?;
             socket::set_mark(fd.as_fd(), RELAY_MARK)?;
+            socket::set_keepalive_idle(fd.as_fd(), RELAY_KEEPALIVE)?;
+        }
+        Reach::Tracked => {
+            socket::set_transparent(fd.as_fd(), kind.family)?;
+            socket::set_mark(fd.as_fd(), FORWARD_MARK)?;
             socket::set_keepalive_idle(fd.as_fd(), RELAY_KEEPALIVE)?;
         }
     }

@@ -11,13 +11,16 @@
 //! table inet rootless-launch {
 //!   chain output { type route hook output priority mangle; policy accept;
 //!     meta mark RELAY_MARK ct mark set ct mark | BIT accept                          # the relay's socket
-//!     ct mark & BIT == BIT tcp flags & (syn | ack) != syn meta mark set MARK         # (1) the child's answers
+//!     meta mark FORWARD_MARK ct mark set ct mark | FORWARD_BIT accept                # a forward's
+//!     ct mark & BITS != 0 tcp flags & (syn | ack) != syn meta mark set MARK          # (1) the child's answers
 //!   }
 //!   chain prerouting { type filter hook prerouting priority mangle; policy accept;
 //!     iif lo meta mark RELAY_MARK meta mark set 0                                    # (2)
+//!     iif lo meta mark FORWARD_MARK meta mark set MARK                               # (5)
 //!     iif lo accept
 //!     ct mark & BIT == BIT ct direction reply tcp flags & (syn | rst) != 0 ct mark set ct mark & ~BIT accept   # (3)
-//!     ct mark & BIT == BIT tcp flags & (syn | ack) != syn meta mark set MARK         # (1) answers from behind the child
+//!     ct mark & FORWARD_BIT == FORWARD_BIT ct direction original ct mark set ct mark & ~FORWARD_BIT accept  # (3)
+//!     ct mark & BITS != 0 tcp flags & (syn | ack) != syn meta mark set MARK          # (1) answers from behind the child
 //!   }
 //!   chain postrouting { type nat hook postrouting priority srcnat - 1; policy accept;
 //!     fib saddr . oif type local snat to saddr                                       # (4) per family
@@ -26,17 +29,18 @@
 //! ```
 //! 1. A SYN begins a connection, perhaps with the numbers of one that has ended: the TAP, and so the policy, decides.
 //! 2. Or what the child's kernel answers without a socket (RST) would reflect the mark (`fwmark_reflect`) and pass for the relay's.
-//! 3. What comes by the TAP: the engine there answers after all, and has the connection from now on.
+//! 3. What comes by the TAP: the engine there answers, or asks, after all, and has the connection from now on.
 //! 4. A rule of somebody else's that masquerades all that leaves by the TAP would do nothing to what has its address already,
 //!    but tie the connection to that interface: connection tracking drops its packets on any other. (Without NAT in the kernel
 //!    there is no such rule, and the chain is left out.)
+//! 5. Servers inherit it (`tcp_fwmark_accept`): what they send is made for the loopback device, not for the TAP and its MTU.
 //!
 //! All rules are about TCP only. Other bits of the connection's mark are left alone.
 //!
 //! The table belongs to the socket that made it (`NFT_TABLE_F_OWNER`, Linux 5.12): it goes when that is closed, and others
 //! cannot flush it. Older kernels: it is replaced by the next, and goes with the namespace.
 
-use crate::child::{MARK, RELAY_MARK};
+use crate::child::{FORWARD_MARK, MARK, RELAY_MARK};
 use crate::protocol::EgressStep;
 use crate::spec::Family;
 
@@ -44,6 +48,8 @@ use crate::spec::Family;
 pub const TABLE_NAME: &str = "rootless-launch";
 /// The bit of the connection's mark that says: its packets stay in the child.
 pub const CONNECTION_BIT: u32 = 0x0100_0000;
+/// The bit that says: a forward began it, and what answers belongs to its socket.
+pub const FORWARD_BIT: u32 = 0x0200_0000;
 
 /// Whether the table is the socket's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,25 +171,32 @@ impl Batch {
 }
 
 /// The rules and their chains, in order.
-fn rules() -> [(&'static str, Vec<Term>); 8] {
+fn rules() -> [(&'static str, Vec<Term>); 11] {
     use Term::*;
     let tcp = [Meta(NFT_META_L4PROTO), Is(Value::Byte(libc::IPPROTO_TCP as u8))];
     let relay = [Meta(NFT_META_MARK), Is(Value::Word(RELAY_MARK))];
-    let taken = [Ct(NFT_CT_MARK), Mask(CONNECTION_BIT, 0), Is(Value::Word(CONNECTION_BIT))];
+    let forward = [Meta(NFT_META_MARK), Is(Value::Word(FORWARD_MARK))];
+    let with = |bit| [Ct(NFT_CT_MARK), Mask(bit, 0), Is(Value::Word(bit))];
+    let taken = [Ct(NFT_CT_MARK), Mask(CONNECTION_BIT | FORWARD_BIT, 0), IsNot(Value::Word(0))];
     let loopback = [Meta(NFT_META_IIF), Is(Value::Word(LOOPBACK))];
     let forget = [Put(Value::Word(0)), SetMeta(NFT_META_MARK)];
     let no_beginning = [TcpFlags, MaskByte(SYN | ACK), IsNot(Value::Byte(SYN))];
-    let reply = [Ct(NFT_CT_DIRECTION), Is(Value::Byte(IP_CT_DIR_REPLY))];
+    let direction = |direction| [Ct(NFT_CT_DIRECTION), Is(Value::Byte(direction))];
+    let (asked, answered) = (direction(IP_CT_DIR_ORIGINAL), direction(IP_CT_DIR_REPLY));
     let stay = [Put(Value::Word(MARK)), SetMeta(NFT_META_MARK)];
     let set_bits = |keep, bits| [Ct(NFT_CT_MARK), Mask(keep, bits), SetCt(NFT_CT_MARK)];
+    let clear = |bit: u32| [Ct(NFT_CT_MARK), Mask(!bit, 0), SetCt(NFT_CT_MARK), Accept];
     let as_it_is = [SourceType, Is(Value::Word(RTN_LOCAL))];
     let either = [TcpFlags, MaskByte(SYN | RST), IsNot(Value::Byte(0))];
     [
         (OUTPUT, [&tcp[..], &relay, &set_bits(!CONNECTION_BIT, CONNECTION_BIT), &[Accept]].concat()),
+        (OUTPUT, [&tcp[..], &forward, &set_bits(!FORWARD_BIT, FORWARD_BIT), &[Accept]].concat()),
         (OUTPUT, [&tcp[..], &taken, &no_beginning, &stay].concat()),
         (PREROUTING, [&loopback[..], &relay, &forget].concat()),
+        (PREROUTING, [&loopback[..], &forward, &stay].concat()),
         (PREROUTING, [&loopback[..], &[Accept]].concat()),
-        (PREROUTING, [&tcp[..], &taken, &reply, &either, &set_bits(!CONNECTION_BIT, 0), &[Accept]].concat()),
+        (PREROUTING, [&tcp[..], &with(CONNECTION_BIT), &answered, &either, &clear(CONNECTION_BIT)].concat()),
+        (PREROUTING, [&tcp[..], &with(FORWARD_BIT), &asked, &clear(FORWARD_BIT)].concat()),
         (PREROUTING, [&tcp[..], &taken, &no_beginning, &stay].concat()),
         (POSTROUTING, [&tcp[..], &as_it_is, &[Source(Family::V4), SourceNat(Family::V4)]].concat()),
         (POSTROUTING, [&tcp[..], &as_it_is, &[Source(Family::V6), SourceNat(Family::V6)]].concat()),
@@ -395,6 +408,7 @@ const NF_INET_POST_ROUTING: u32 = 4;
 const NF_IP_PRI_MANGLE: i32 = -150;
 const NF_IP_PRI_NAT_SRC: i32 = 100;
 const NF_ACCEPT: u32 = 1;
+const IP_CT_DIR_ORIGINAL: u8 = 0;
 const IP_CT_DIR_REPLY: u8 = 1;
 // linux/rtnetlink.h
 const RTN_LOCAL: u32 = 2;
@@ -492,7 +506,7 @@ mod tests {
         let of = |kind| NFNL_SUBSYS_NFTABLES << 8 | kind;
         let table = [NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWTABLE].map(of);
         let chains = [of(NFT_MSG_NEWCHAIN); 3];
-        let rules = [of(NFT_MSG_NEWRULE); 8];
+        let rules = [of(NFT_MSG_NEWRULE); 11];
         let expected = [&[NFNL_MSG_BATCH_BEGIN], &table[..], &chains, &rules, &[NFNL_MSG_BATCH_END]].concat();
         assert_eq!(kinds, expected);
         assert!((0..).zip(&messages).all(|(number, message)| message.0 == number));
@@ -528,7 +542,7 @@ mod tests {
         let messages = messages(&batch.bytes);
         // Behind the names of table and chain: `iif lo accept`.
         #[rustfmt::skip]
-        assert_eq!(messages[9].2[56..], [
+        assert_eq!(messages[11].2[56..], [
             132, 0, 4, 128,
             36, 0, 1, 128,
                 9, 0, 1, 0, b'm', b'e', b't', b'a', 0, 0, 0, 0,

@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::spec::{Family, Transport};
 
 /// Version of these messages.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// The longest message, in bytes.
 pub const MAX_MESSAGE: usize = 32;
 /// Sockets per [`Request::Sockets`]: what fits one message (`SCM_MAX_FD`).
@@ -30,6 +30,9 @@ pub enum Reach {
     Plain,
     /// Stands for a machine of the world towards the child: transparent, with the mark that keeps its connection in the child.
     World,
+    /// Talks to the child and to machines behind it, from any address: transparent, with the mark by which connection
+    /// tracking knows what answers it, whatever rules of the child translate.
+    Tracked,
 }
 
 /// Which sockets are wanted.
@@ -217,6 +220,8 @@ pub struct Abilities {
     pub egress_v4: EgressAbility,
     /// The same for IPv6.
     pub egress_v6: EgressAbility,
+    /// [`Reach::Tracked`] is there: the table for it is, and nobody else can flush it.
+    pub tracked: bool,
 }
 
 impl Abilities {
@@ -316,8 +321,9 @@ impl Reply {
                     ephemeral,
                     egress_v4,
                     egress_v6,
+                    tracked,
                 } = abilities;
-                let flags = [transparent_v4, transparent_v6, addresses, diag];
+                let flags = [transparent_v4, transparent_v6, addresses, diag, tracked];
                 let mut bytes = vec![VERSION, 1];
                 bytes.extend(flags.map(u8::from));
                 bytes.extend(ephemeral.0.to_be_bytes());
@@ -347,9 +353,10 @@ impl Reply {
     /// It is none.
     pub fn decode(bytes: &[u8]) -> Result<Self, ProtocolError> {
         match *body(bytes)? {
-            [1, a @ 0..=1, b @ 0..=1, c @ 0..=1, d @ 0..=1, e, f, g, h, ref rest @ ..] => {
-                let [transparent_v4, transparent_v6, addresses, diag] = [a, b, c, d].map(|flag| flag == 1);
-                let ephemeral = (u16::from_be_bytes([e, f]), u16::from_be_bytes([g, h]));
+            [1, a @ 0..=1, b @ 0..=1, c @ 0..=1, d @ 0..=1, e @ 0..=1, f, g, h, i, ref rest @ ..] => {
+                let flags = [a, b, c, d, e].map(|flag| flag == 1);
+                let [transparent_v4, transparent_v6, addresses, diag, tracked] = flags;
+                let ephemeral = (u16::from_be_bytes([f, g]), u16::from_be_bytes([h, i]));
                 let (v4, v6) = rest.split_first_chunk().ok_or(ProtocolError::Malformed)?;
                 let v6 = v6.try_into().map_err(|_| ProtocolError::Malformed)?;
                 let abilities = Abilities {
@@ -360,6 +367,7 @@ impl Reply {
                     ephemeral,
                     egress_v4: EgressAbility::decode(*v4)?,
                     egress_v6: EgressAbility::decode(v6)?,
+                    tracked,
                 };
                 Ok(Reply::Hello { abilities })
             }
@@ -416,6 +424,7 @@ impl SocketKind {
             0 => Reach::Transparent,
             1 => Reach::Plain,
             2 => Reach::World,
+            3 => Reach::Tracked,
             _ => return Err(ProtocolError::Malformed),
         };
         Ok(SocketKind { transport: decode_transport(transport)?, family, reach })
@@ -467,6 +476,7 @@ mod tests {
             diag: true,
             ephemeral: (32768, 60999),
             egress_v4: EgressAbility::Possible,
+            tracked: true,
             ..Abilities::default()
         };
         let unable = EgressStep::ALL.map(|step| {

@@ -401,13 +401,51 @@ fn published_ports_are_not_disturbed() {
         let pod = pod(&lab, true);
         let server = Server::start(pod.listen("0.0.0.0:80"), Serve::Echo);
         expect_echo(connect(&lab.world.far, &format!("{HOST4}:8081")));
-        assert_eq!(server.served().peer.ip().to_string(), "192.88.99.2", "{way}: by the TAP");
+        assert_eq!(server.served().peer.ip().to_string(), "192.88.99.2", "{way}: the container's");
         // The child meets itself by way of the host.
         drop((first, server));
         let _server = Server::start(lab.child.listen("0.0.0.0:80"), Serve::Echo);
         expect_echo(connect(&lab.child, &format!("{HOST4}:8080")));
         lab.goes_its_way(&outside);
     }
+}
+
+#[test]
+fn a_port_that_the_childs_rules_lead_to_a_container_keeps_the_clients_address() {
+    let lab = Lab::new("relay", &["-p", "8080:80", "-p", "8080:80/udp"]);
+    let pod = pod(&lab, true);
+    // As Docker and CNI's portmap write them.
+    nft(
+        &lab.child,
+        "add table ip ports; add chain ip ports before { type nat hook prerouting priority -100; }; \
+         add chain ip ports own { type nat hook output priority -100; }; \
+         add rule ip ports before fib daddr type local tcp dport 80 dnat to 172.30.0.2:81; \
+         add rule ip ports own fib daddr type local tcp dport 80 dnat to 172.30.0.2:81; \
+         add rule ip ports before fib daddr type local udp dport 80 dnat to 172.30.0.2:81",
+    );
+    let published = format!("{HOST4}:8080");
+    let server = Server::start(pod.listen("0.0.0.0:81"), Serve::Echo);
+    for _ in 0..5 {
+        let streams: Vec<_> = (0..20).map(|_| connect(&lab.world.far, &published)).collect();
+        for mut stream in streams {
+            ping(&mut stream);
+            expect_echo(stream);
+            assert_eq!(server.served().peer.ip().to_string(), "192.88.99.2");
+        }
+    }
+    drop(server);
+    let refused = connect(&lab.world.far, &published).read(&mut [0]).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionReset);
+    // By the TAP.
+    let socket = pod.udp("0.0.0.0:81");
+    let client = lab.world.far.udp("0.0.0.0:0");
+    client.send_to(b"question", &published).unwrap();
+    let mut buffer = [0; 16];
+    let (len, from) = socket.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..len], from.ip().to_string().as_str()), (&b"question"[..], "192.88.99.2"));
+    socket.send_to(b"answer", from).unwrap();
+    let (len, from) = client.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..len], from.to_string()), (&b"answer"[..], published));
 }
 
 // Where it cannot be.

@@ -204,15 +204,18 @@ table inet rootless-launch { # progname probe
 \tchain output {
 \t\ttype route hook output priority mangle; policy accept;
 \t\tmeta l4proto tcp meta mark 0x726c0002 ct mark set ct mark | 0x01000000 accept
-\t\tct mark & 0x01000000 == 0x01000000 tcp flags != syn / syn,ack meta mark set 0x726c0001
+\t\tmeta l4proto tcp meta mark 0x726c0003 ct mark set ct mark | 0x02000000 accept
+\t\tct mark & 0x03000000 != 0x00000000 tcp flags != syn / syn,ack meta mark set 0x726c0001
 \t}
 
 \tchain prerouting {
 \t\ttype filter hook prerouting priority mangle; policy accept;
 \t\tiif \"lo\" meta mark 0x726c0002 meta mark set 0x00000000
+\t\tiif \"lo\" meta mark 0x726c0003 meta mark set 0x726c0001
 \t\tiif \"lo\" accept
 \t\tct mark & 0x01000000 == 0x01000000 ct direction reply tcp flags syn,rst ct mark set ct mark & 0xfeffffff accept
-\t\tct mark & 0x01000000 == 0x01000000 tcp flags != syn / syn,ack meta mark set 0x726c0001
+\t\tmeta l4proto tcp ct mark & 0x02000000 == 0x02000000 ct direction original ct mark set ct mark & 0xfdffffff accept
+\t\tct mark & 0x03000000 != 0x00000000 tcp flags != syn / syn,ack meta mark set 0x726c0001
 \t}
 
 \tchain postrouting {

@@ -74,7 +74,7 @@ use self::target::{Means, Way};
 use crate::auto::AutoWatch;
 use crate::child::RELAY_KEEPALIVE;
 use crate::manager::{self, ListenerId, PortManager};
-use crate::protocol::{self, ProtocolError, SocketKind};
+use crate::protocol::{self, ProtocolError, Reach, SocketKind};
 use crate::relay::{Action, Readiness, Side};
 use crate::spec::{Family, Source, Transport};
 use crate::store::{Inheritance, StoreLine};
@@ -443,7 +443,7 @@ pub(super) struct Engine {
     /// Streams that gather, and what tells when to look at them.
     gathering: Vec<(usize, u32, Side)>,
     look: Timer,
-    /// Relays that are connecting, where there is a TAP to turn to, and since when.
+    /// Relays that are connecting and may have gone astray, where there is a TAP to turn to, and since when.
     connecting: VecDeque<(usize, u32, Instant)>,
     accepting: Accepting,
     out_of_descriptors: u64,
@@ -880,7 +880,13 @@ impl Engine {
                 {
                     return Tried::Failed;
                 }
-                self.connect(key, socket, to)
+                pair.tracked = reach == Reach::Tracked;
+                let tried = self.connect(key, socket, to);
+                let strays = reach != Reach::Tracked && !to.ip().is_loopback() && self.tap.is_some();
+                if strays && matches!(tried, Tried::Under) {
+                    self.connecting.push_back((key, generation, Instant::now()));
+                }
+                tried
             }
         }
     }
@@ -903,14 +909,11 @@ impl Engine {
         }
         pair.to = to;
         pair.opened = Some(socket);
-        if self.tap.is_some() && !to.ip().is_loopback() && matches!(pair.origin, PairOrigin::Host { .. }) {
-            self.connecting.push_back((key, pair.generation, Instant::now()));
-        }
         Tried::Under
     }
 
-    /// A relay's handshake does not leave the child's kernel. If it takes time, rules of the child lead it elsewhere, or the server's
-    /// queue is full: both are matters for the TAP.
+    /// Without [`Reach::Tracked`] a relay's handshake does not leave the child's kernel. If it takes time, rules of the child
+    /// lead it elsewhere, or the server's queue is full: both are matters for the TAP.
     fn look_for_strays(&mut self) {
         if self.connecting.is_empty() {
             return;
@@ -1067,15 +1070,15 @@ impl Engine {
     }
 
     /// Whether a connection of the relay has come to where it was going. The child may have rules of its own (DNAT to a
-    /// container behind it) that lead it elsewhere, where it must not end: the TAP follows such rules as they were meant. Asked once a
-    /// second for each forward; without a TAP there would be no choice.
+    /// container behind it) that lead it elsewhere, where it must not end: the TAP follows such rules as they were meant, and so
+    /// does a tracked connection. Asked once a second for each forward; without a TAP there would be no choice.
     fn arrived(&mut self, key: usize) -> bool {
         let (Some(pair), Some(_), Manner::Relay) = (self.pairs.get(key), &self.tap, self.config.manner)
         else {
             return true;
         };
         let Some(forward) = self.forwards.get_mut(&pair.origin.forward()) else { return true };
-        if pair.to.ip().is_loopback() || forward.verified == Some(self.now) {
+        if pair.tracked || pair.to.ip().is_loopback() || forward.verified == Some(self.now) {
             return true;
         }
         let (Some(opened), Some(diag)) =

@@ -30,6 +30,8 @@ pub(super) struct Pair {
     pub(super) port_taken: bool,
     /// The relay has led astray.
     pub(super) only_tap: bool,
+    /// The way follows the child's rules ([`Reach::Tracked`](crate::protocol::Reach::Tracked)).
+    pub(super) tracked: bool,
     /// Waits in the queue of pairs that have more to do.
     pub(super) queued: bool,
     /// Tells this pair from others that had its slot.
@@ -134,6 +136,7 @@ impl Pair {
             attempt: 0,
             port_taken: false,
             only_tap: false,
+            tracked: false,
             queued: false,
             generation,
             since: now,

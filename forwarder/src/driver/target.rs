@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::protocol::{Abilities, Reach, Rules};
+use crate::protocol::{Abilities, EgressAbility, Reach, Rules};
 use crate::spec::{Family, Source};
 
 /// The child's side of the network between host and child.
@@ -205,6 +205,10 @@ impl Means<'_> {
             Some(ip) if self.is_local(ip) => {
                 [self.relay(ip, target, client), self.tap(ip, target, client), None, None, None]
             }
+            // Its own table of routes leads there, and a slow machine is waited for.
+            Some(ip) if self.tracked(Family::of(ip)) => {
+                [self.relay(ip, target, client), None, None, None, None]
+            }
             Some(ip) => {
                 let to = SocketAddr::new(ip, target.port);
                 let plain = || self.abilities.map(|_| Way::Relay { reach: Reach::Plain, from: None, to });
@@ -220,13 +224,24 @@ impl Means<'_> {
         }
     }
 
+    /// Whether rules of the child may lead elsewhere what we send, and its answers still come back.
+    fn tracked(&self, family: Family) -> bool {
+        self.abilities.is_some_and(|abilities| {
+            abilities.tracked
+                && abilities.transparent(family)
+                && abilities.egress(family) == EgressAbility::Possible
+        })
+    }
+
     fn relay(&self, to: IpAddr, target: Target, client: SocketAddr) -> Option<Way> {
         let family = Family::of(to);
         let abilities = self.abilities?;
         let port = target.port;
-        if abilities.transparent(family) && self.is_local(to) {
+        let tracked = self.tracked(family);
+        if tracked || abilities.transparent(family) && self.is_local(to) {
             let from = self.network.appears_as(client, family, target.source)?;
-            let (reach, to) = (Reach::Transparent, SocketAddr::new(to, port));
+            let reach = if tracked { Reach::Tracked } else { Reach::Transparent };
+            let to = SocketAddr::new(to, port);
             return Some(Way::Relay { reach, from: Some(from), to });
         }
         // The TAP keeps the client's address where sockets cannot.

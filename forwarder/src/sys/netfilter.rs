@@ -15,6 +15,7 @@ use crate::protocol::EgressStep;
 #[derive(Debug)]
 pub(crate) struct Table {
     _socket: OwnedFd,
+    owner: Owner,
 }
 
 impl Table {
@@ -27,13 +28,18 @@ impl Table {
         let (mut owner, mut nat) = (Owner::Socket, Nat::Present);
         loop {
             match perform(&socket, &Batch::table(owner, nat)) {
-                Ok(()) => return Ok(Table { _socket: socket }),
+                Ok(()) => return Ok(Table { _socket: socket, owner }),
                 // Before Linux 5.12.
                 Err((EgressStep::Table, _)) if owner == Owner::Socket => owner = Owner::Nobody,
                 Err((EgressStep::Chain | EgressStep::Rule, _)) if nat == Nat::Present => nat = Nat::Absent,
                 Err(refused) => return Err(refused),
             }
         }
+    }
+
+    /// Whether it stays until this is dropped, whoever else flushes tables.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.owner == Owner::Socket
     }
 }
 

@@ -5,7 +5,7 @@
 //! "result caching"): it appears when the network is set up and goes when the pod does. It holds what the runtime wanted
 //! mapped (the capability `portMappings`) and the addresses that the pod got.
 //!
-//! A hostPort leads straight to the pod, through the TAP, from the client's own address. portmap's rules do the same for the
+//! A hostPort leads straight to the pod, from the client's own address. portmap's rules do the same for the
 //! node's own address, and those are for clients inside: a rule for an address of the host (hostIP) would never match there.
 //!
 //! CRI-O maps ports itself and does not tell CNI. It writes what is wanted into the configuration of the pod's own container, when the

@@ -100,6 +100,19 @@ fn the_engines_network_is_ready_when_the_command_starts() {
 }
 
 #[test]
+fn the_loopback_device_takes_the_largest_segments_that_it_can() {
+    if !has_tap() {
+        return;
+    }
+    let text = stdout(&run(&[], &["ip", "-details", "link", "show", "lo"]));
+    let value = |name| text.split_whitespace().skip_while(|word| *word != name).nth(1);
+    // Not told before Linux 5.19.
+    if let Some(most) = value("tso_max_size") {
+        assert_eq!(value("gso_max_size"), Some(most), "{text}");
+    }
+}
+
+#[test]
 fn chosen_addresses_are_the_commands_and_the_engines() {
     if !has_tap() {
         return;
