@@ -11,7 +11,7 @@ use crate::{
     locate,
     process::{Finished, Pipe, Process, run},
     skip::Skipped,
-    world::{SERVICE4, SERVICE6, World, WorldConfig},
+    world::{Netns, SERVICE4, SERVICE6, World, WorldConfig},
 };
 use std::{fs, path::PathBuf, process::Command};
 
@@ -90,6 +90,12 @@ impl Session {
     /// A foreign program as a command of the user, in his home.
     #[must_use]
     pub fn command(&self, argv: &[&str]) -> Command {
+        self.command_on(&self.world.host, argv)
+    }
+
+    /// The same on another host of the world, which shares all but the network.
+    #[must_use]
+    pub fn command_on(&self, host: &Netns, argv: &[&str]) -> Command {
         let mut words =
             ["nsenter", "--target", &self.pid, "--mount", "--pid", "--"].map(String::from).to_vec();
         words.extend(["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"].map(String::from));
@@ -100,7 +106,7 @@ impl Session {
             format!("PATH={HOME}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         ]);
         words.extend(argv.iter().map(ToString::to_string));
-        self.world.host.program(&words.iter().map(String::as_str).collect::<Vec<_>>())
+        host.program(&words.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// Starts a program of the user.

@@ -15,7 +15,7 @@ use crate::forward::ForwardId;
 use crate::frame::{Gso, Offload};
 use crate::offload::IpVersion;
 use crate::offload::coalesce::{RunLimits, runs};
-use crate::offload::tunnel::{self, Cut, Join};
+use crate::offload::tunnel::{self, Join};
 use crate::offload::vnet_hdr;
 use crate::packet::MAX_HEADERS;
 use crate::stack::{Datagram, Session, Stack, ToChild};
@@ -26,6 +26,8 @@ use crate::time::Instant;
 const DATAGRAM: usize = 65536;
 /// Longest datagram that is joined with others on the host's side: what an Ethernet takes.
 const HOST_MTU: u16 = 1500;
+/// Bytes of memory kept for what is cut from super-segments; more is needed only for uncommonly short segments.
+const CUT_KEPT: usize = 512 << 10;
 /// Bytes of a datagram that an ICMP error quotes at most.
 const QUOTE: usize = 1500;
 
@@ -71,8 +73,8 @@ impl OutgoingBytes {
 #[derive(Default)]
 pub(super) struct Parts {
     parts: Vec<Part>,
-    /// Headers that were written for segments.
-    headers: Vec<u8>,
+    /// Datagrams that were cut from super-segments, one behind the other; what follows the last is of old.
+    cut: Vec<u8>,
     sizes: Vec<usize>,
 }
 
@@ -80,17 +82,18 @@ pub(super) struct Parts {
 struct Part {
     /// Its index in the group.
     owner: usize,
-    /// What goes before its bytes, in [`Parts::headers`].
-    headers: Range<usize>,
-    /// In the owner's buffer.
+    place: Place,
     bytes: Range<usize>,
     segment: Option<u16>,
 }
 
-impl Part {
-    fn len(&self) -> usize {
-        self.headers.len() + self.bytes.len()
-    }
+/// What the bytes of a [`Part`] are in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// The owner's buffer.
+    Owner,
+    /// [`Parts::cut`].
+    Cut,
 }
 
 /// Buffers for datagrams from the host.
@@ -173,25 +176,26 @@ impl Driver {
     /// Cuts what the host's side does not take whole.
     fn cut(&mut self, group: &[Outgoing], into: &mut Parts) {
         into.parts.clear();
-        into.headers.clear();
+        into.cut.truncate(CUT_KEPT);
+        into.cut.shrink_to(CUT_KEPT);
+        let mut filled = 0;
         for (owner, datagram) in group.iter().enumerate() {
             let bytes = datagram.bytes.range();
             let Gso::Tunnel(gso) = datagram.gso else {
                 let segment = if let Gso::Udp(size) = datagram.gso { Some(size) } else { None };
-                into.parts.push(Part { owner, headers: 0..0, bytes, segment });
+                into.parts.push(Part { owner, place: Place::Owner, bytes, segment });
                 continue;
             };
-            let Parts { parts, headers, .. } = into;
+            let Parts { parts, cut, .. } = into;
             let frame = datagram.bytes.buffer(&self.slots);
-            let add = |cut: Cut| {
-                parts.push(Part { owner, headers: cut.headers, bytes: cut.payload, segment: None })
-            };
-            if let Err(reason) = tunnel::split(frame, bytes, gso, headers, add) {
-                self.stack.count_drop(reason);
+            let add = |bytes| parts.push(Part { owner, place: Place::Cut, bytes, segment: None });
+            match tunnel::split(frame, bytes, gso, cut, filled, add) {
+                Ok(end) => filled = end,
+                Err(reason) => self.stack.count_drop(reason),
             }
         }
         into.sizes.clear();
-        into.sizes.extend(into.parts.iter().map(Part::len));
+        into.sizes.extend(into.parts.iter().map(|part| part.bytes.len()));
     }
 
     /// Tells the child of peers that its datagrams do not reach whole: "don't fragment" is not set on the overlay's
@@ -200,7 +204,7 @@ impl Driver {
         let mut asked = None;
         for part in &parts.parts {
             let Some(datagram) = group.get(part.owner) else { continue };
-            let len = part.segment.map_or(part.len(), usize::from);
+            let len = part.segment.map_or(part.bytes.len(), usize::from);
             if asked.is_some_and(|(remote, longest)| remote == datagram.remote && longest >= len) {
                 continue;
             }
@@ -299,7 +303,7 @@ impl Driver {
         };
         let slots = &self.slots;
         let to = |remote| if connected { None } else { Some(remote) };
-        let (sizes, parts, headers) = (&parts.sizes[start..], &parts.parts[start..], &parts.headers);
+        let (sizes, parts, cut) = (&parts.sizes[start..], &parts.parts[start..], &parts.cut);
         let owner = |part: &Part| &group[part.owner];
         let first = owner(&parts[0]);
         if let Some(segment) = parts[0].segment.filter(|_| !segmentation) {
@@ -329,18 +333,25 @@ impl Driver {
                 Some(segment) => (1, Some(segment)),
                 None => {
                     let same = |other: &&Part| {
-                        let owner = owner(other);
-                        (owner.remote, owner.local, other.segment) == (first.remote, first.local, None)
+                        let owned = owner(other);
+                        other.segment.is_none()
+                            && (other.owner == part.owner
+                                || (owned.remote, owned.local) == (first.remote, first.local))
                     };
                     let extent = parts[at..].iter().take(limits.count).take_while(same).count();
                     let run = runs(&sizes[at..at + extent], limits).next()?;
                     (run.range.len(), run.gso)
                 }
             };
-            let pieces = parts[at..at + len].iter().flat_map(|part| {
-                let bytes = &owner(part).bytes.buffer(slots)[part.bytes.clone()];
-                let headers = Some(&headers[part.headers.clone()]).filter(|headers| !headers.is_empty());
-                headers.into_iter().chain(std::iter::once(bytes))
+            // What was cut lies one behind the other.
+            let together = |one: &Part, next: &Part| (one.place, next.place) == (Place::Cut, Place::Cut);
+            let pieces = parts[at..at + len].chunk_by(together).filter_map(|parts| {
+                let (first, last) = (parts.first()?, parts.last()?);
+                let buffer = match first.place {
+                    Place::Owner => owner(first).bytes.buffer(slots),
+                    Place::Cut => cut,
+                };
+                buffer.get(first.bytes.start..last.bytes.end)
             });
             at += len;
             *ends.get_mut(count)? = at;
@@ -524,15 +535,18 @@ impl Driver {
                 at += 1;
                 continue;
             };
-            let mut end = at + 1;
+            let (mut end, mut filled) = (at + 1, first.end);
             while let Some(next) = datagrams.get(end).filter(|_| end - at < BATCH)
                 && join.push(&self.receive.buffers[next.clone()])
             {
+                let payload = next.start + join.header_len()..next.end;
+                filled += payload.len();
+                self.receive.buffers.copy_within(payload.clone(), filled - payload.len());
                 end += 1;
             }
             if end - at > 1 {
                 self.send_plain(now, session, from, &datagrams[plain..at], limits);
-                self.send_joined(now, flow, version, from, &datagrams[at..end], &mut join);
+                self.send_joined(now, flow, version, from, first.start..filled, &mut join);
                 plain = end;
             }
             at = end;
@@ -561,21 +575,21 @@ impl Driver {
         }
     }
 
-    /// Sends segments as one super-segment in the tunnel.
+    /// Sends segments as one super-segment in the tunnel: the headers of the first and the payload of all are at `range`
+    /// of the receive buffers.
     fn send_joined(
         &mut self,
         now: Instant,
         flow: FlowId,
         version: IpVersion,
         from: SocketAddr,
-        datagrams: &[Range<usize>],
+        range: Range<usize>,
         join: &mut Join,
     ) {
         let header_len = join.header_len();
         let (inner, gso, inner_version) = join.finish();
-        let total = header_len + datagrams.iter().map(|datagram| datagram.len() - header_len).sum::<usize>();
         let mut headers = [0; MAX_HEADERS];
-        let datagram = Datagram { from, payload: &[], total, gso: Gso::Tunnel(gso) };
+        let datagram = Datagram { from, payload: &[], total: range.len(), gso: Gso::Tunnel(gso) };
         let Ok(ToChild::Frame { start, offload }) =
             self.stack.handle_datagram(now, flow, datagram, &mut headers)
         else {
@@ -583,16 +597,9 @@ impl Driver {
         };
         let Gso::Tunnel(gso) = offload.gso else { return };
         let vnet = vnet_hdr::emit_tunnel(gso, inner_version, version);
-        let buffers = &self.receive.buffers;
-        let mut parts = [IoSlice::new(&[]); BATCH + 3];
-        parts[0] = IoSlice::new(&vnet[..self.link.header_len()]);
-        parts[1] = IoSlice::new(&headers[start..]);
-        parts[2] = IoSlice::new(inner);
-        for (part, datagram) in parts[3..].iter_mut().zip(datagrams) {
-            *part = IoSlice::new(&buffers[datagram.start + header_len..datagram.end]);
-        }
-        let parts = &parts[..3 + datagrams.len()];
-        let written = self.link.write(parts);
+        let payload = &self.receive.buffers[range.start + header_len..range.end];
+        let parts = [&vnet[..self.link.header_len()], &headers[start..], inner, payload].map(IoSlice::new);
+        let written = self.link.write(&parts);
         note_written(&mut self.stack, &self.observers, now, written, &parts[1..], offload);
     }
 

@@ -65,7 +65,7 @@ use crate::action::{Action, HostEvent, Payload};
 use crate::config::{Config, DnsService, Ipv4Mode, Ipv6Mode, MapTarget};
 use crate::error::DropReason;
 use crate::flow::FlowId;
-use crate::frame::{Frame, Offload};
+use crate::frame::{Frame, Gso, Offload};
 use crate::offload::{IpVersion, vnet_hdr};
 use crate::stack::{FRAME_BUFFER, Stack};
 use crate::sys::link::{Link, PacketSocketError};
@@ -81,6 +81,9 @@ use crate::time::{Duration, Instant};
 const TAP_BATCH: usize = 64;
 /// Bytes of them: what the child sends next has to find room while these are written to the host.
 const TAP_BATCH_BYTES: usize = 64 << 10;
+/// The same where tunnels' super-segments are among them: with its headers one is more than `UDP_SEGMENT` takes at once, and
+/// what two of them hold leaves in three portions instead of four.
+const TUNNEL_BATCH_BYTES: usize = 128 << 10;
 /// Batches between two looks at the sockets.
 const TAP_BATCHES: usize = 2;
 /// Bytes read from streams of the host between two looks at all of them: a bulk stream is not to keep others waiting for its whole
@@ -528,8 +531,9 @@ impl Driver {
     fn read_tap(&mut self, now: Instant) -> Result<(), DriverError> {
         let mut slot = 0;
         let mut bytes_read = 0;
+        let mut most = TAP_BATCH_BYTES;
         for _ in 0..TAP_BATCH {
-            if !self.tap_readable || bytes_read >= TAP_BATCH_BYTES {
+            if !self.tap_readable || bytes_read >= most {
                 break;
             }
             let mut header = [0; vnet_hdr::TUNNEL_LEN];
@@ -555,6 +559,9 @@ impl Driver {
                     continue;
                 }
             };
+            if matches!(offload.gso, Gso::Tunnel(_)) {
+                most = TUNNEL_BATCH_BYTES;
+            }
             self.observers.from_child(now, bytes, offload);
             // The reason is counted; nothing else is to be done about it here.
             let _ = self.stack.handle_frame(now, Frame { bytes, offload, slot: slot as u32 });

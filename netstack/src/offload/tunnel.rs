@@ -6,9 +6,10 @@
 //! want datagrams, though, each with headers and checksum of its own.
 //!
 //! *To the host*, [`split`] does to the inner segment what a network card would: lengths, IPv4 identification and
-//! checksum, sequence number, flags, transport checksum. The headers of all datagrams are written one behind the other,
-//! the payload stays where it is. Any tunnel will do: what lies between the outer UDP header and the inner IP header is
-//! copied as it is.
+//! checksum, sequence number, flags, transport checksum. The datagrams are written one behind the other, as
+//! `UDP_SEGMENT` wants them: the payload is copied while it is summed, which costs little more, and the kernel takes one
+//! long piece of memory much faster than headers and payloads in turn. Any tunnel will do: what lies between the outer
+//! UDP header and the inner IP header is copied as it is.
 //!
 //! *To the child*, [`Join`] takes datagrams that follow each other, as generic receive offload would: VXLAN without
 //! extensions; Ethernet; IPv4 without options or fragments, or IPv6 without extension headers; TCP with ACK and nothing
@@ -24,45 +25,42 @@ use super::{IpVersion, Transport, checksum};
 use crate::error::DropReason;
 use crate::frame::TunnelGso;
 
-/// One datagram of a super-segment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cut {
-    /// Its headers, in the buffer that was handed in.
-    pub headers: Range<usize>,
-    /// Its payload, in the frame.
-    pub payload: Range<usize>,
-}
-
-/// Cuts the super-segment at `datagram`, an outer UDP payload within `frame`, and hands each datagram to `emit`.
-/// `headers` is appended to. Returns their number.
+/// Cuts the super-segment at `datagram`, an outer UDP payload within `frame`: writes its datagrams to `out`, which grows
+/// where it has to, from `start` on, and hands where each lies to `emit`. Returns where the last one ends.
 ///
 /// The only error is [`DropReason::Malformed`]: offsets that do not fit the frame.
 pub fn split(
     frame: &[u8],
     datagram: Range<usize>,
     gso: TunnelGso,
-    headers: &mut Vec<u8>,
-    mut emit: impl FnMut(Cut),
+    out: &mut Vec<u8>,
+    start: usize,
+    mut emit: impl FnMut(Range<usize>),
 ) -> Result<usize, DropReason> {
     let header_range = usize::from(gso.payload)..usize::from(gso.header_len);
     let template = frame.get(header_range.clone()).ok_or(DropReason::Malformed)?;
-    let payload = header_range.end..datagram.end;
-    let bytes = frame.get(payload.clone()).ok_or(DropReason::Malformed)?;
+    let payload = frame.get(header_range.end..datagram.end).ok_or(DropReason::Malformed)?;
     let inner = Inner::of(gso, template).ok_or(DropReason::Malformed)?;
     if gso.size == 0 || datagram.start != header_range.start {
         return Err(DropReason::Malformed);
     }
-    let count = bytes.len().div_ceil(usize::from(gso.size));
-    headers.reserve(count * template.len());
-    for (nth, piece) in bytes.chunks(usize::from(gso.size)).enumerate() {
-        let start = headers.len();
-        headers.extend_from_slice(template);
-        let place = Place { nth, is_last: nth + 1 == count, size: gso.size };
-        inner.renumber(&mut headers[start..], place, piece);
-        let at = payload.start + nth * usize::from(gso.size);
-        emit(Cut { headers: start..headers.len(), payload: at..at + piece.len() });
+    let constant = Constant::of(inner, template);
+    let count = payload.len().div_ceil(usize::from(gso.size));
+    let end = start + payload.len() + count * template.len();
+    if out.len() < end {
+        out.resize(end, 0);
     }
-    Ok(count)
+    let mut at = start;
+    for (nth, piece) in payload.chunks(usize::from(gso.size)).enumerate() {
+        let range = at..at + template.len() + piece.len();
+        let (headers, copy) = out[range.clone()].split_at_mut(template.len());
+        headers.copy_from_slice(template);
+        let place = Place { nth, is_last: nth + 1 == count, size: gso.size };
+        inner.renumber(headers, constant, place, piece.len(), checksum::copy(piece, copy));
+        at = range.end;
+        emit(range);
+    }
+    Ok(end)
 }
 
 /// Which of the segments.
@@ -71,6 +69,38 @@ struct Place {
     nth: usize,
     is_last: bool,
     size: u16,
+}
+
+/// Sums of what the headers of all segments have in common: of the inner IPv4 header all but its length, identification
+/// and checksum; of the pseudo-header and the transport header all but length, sequence number, flags and checksum.
+#[derive(Clone, Copy, Debug)]
+struct Constant {
+    ip: u16,
+    transport: u16,
+}
+
+impl Constant {
+    /// Of headers that begin with the tunnel's. Whatever they hold of what differs is taken out again.
+    fn of(inner: Inner, headers: &[u8]) -> Self {
+        let (ip, transport) = headers[inner.l3..].split_at(inner.l4 - inner.l3);
+        let without = |header: &[u8], fields: &[Range<usize>]| {
+            let all = checksum::sum(header);
+            fields.iter().fold(all, |sum, field| checksum::add(sum, !number16(header, field.clone())))
+        };
+        let (v4, addresses) = match inner.version {
+            IpVersion::V4 => (without(ip, &[v4::TOTAL_LENGTH, v4::IDENT, v4::CHECKSUM]), &ip[v4::ADDRESSES]),
+            IpVersion::V6 => (0, &ip[v6::ADDRESSES]),
+        };
+        let (rest, protocol) = match inner.transport {
+            Transport::Tcp => {
+                let [high, low] = tcp::SEQUENCE_WORDS;
+                (without(transport, &[high, low, tcp::FLAGS_WORD, tcp::CHECKSUM]), tcp::PROTOCOL)
+            }
+            Transport::Udp => (without(transport, &[udp::LENGTH, udp::CHECKSUM]), udp::PROTOCOL),
+        };
+        let pseudo = checksum::add(checksum::sum(addresses), u16::from(protocol));
+        Constant { ip: v4, transport: checksum::add(rest, pseudo) }
+    }
 }
 
 /// Where the inner headers lie, from the start of the tunnel's header. Whoever has one may slice at it.
@@ -99,9 +129,10 @@ impl Inner {
         fits.then_some(Inner { l3, l4, version, transport: gso.transport })
     }
 
-    /// Writes what differs from segment to segment, and the checksums.
-    fn renumber(self, headers: &mut [u8], place: Place, piece: &[u8]) {
-        let l4_len = (headers.len() - self.l4 + piece.len()) as u16;
+    /// Writes what differs from segment to segment, and the checksums, before `len` bytes of the sum `payload`.
+    fn renumber(self, headers: &mut [u8], constant: Constant, place: Place, len: usize, payload: u16) {
+        let add = checksum::add;
+        let l4_len = (headers.len() - self.l4 + len) as u16;
         let (ip, transport) = headers[self.l3..].split_at_mut(self.l4 - self.l3);
         match self.version {
             IpVersion::V4 => {
@@ -109,32 +140,36 @@ impl Inner {
                 let total = ip.len() as u16 + l4_len;
                 ip[v4::TOTAL_LENGTH].copy_from_slice(&total.to_be_bytes());
                 ip[v4::IDENT].copy_from_slice(&ident.to_be_bytes());
-                write_v4_checksum(ip);
+                let value = !add(constant.ip, add(total, ident));
+                ip[v4::CHECKSUM].copy_from_slice(&value.to_be_bytes());
             }
             IpVersion::V6 => {
                 let payload = (ip.len() - v6::LEN) as u16 + l4_len;
                 ip[v6::PAYLOAD_LENGTH].copy_from_slice(&payload.to_be_bytes());
             }
         }
-        let pseudo = self.pseudo(ip, l4_len);
+        // The pseudo-header's length; every transport header is even in length, so the payload's sum can be added.
+        let mut sum = add(add(constant.transport, l4_len), payload);
         match self.transport {
             Transport::Tcp => {
                 let offset = (place.nth as u32).wrapping_mul(u32::from(place.size));
                 let seq = tcp::sequence(transport).wrapping_add(offset);
                 transport[tcp::SEQUENCE].copy_from_slice(&seq.to_be_bytes());
                 if !place.is_last {
-                    transport[tcp::FLAGS] &= !(tcp::FIN | tcp::PSH);
+                    transport[tcp::FLAGS] &= !tcp::END;
                 }
                 if place.nth > 0 {
                     transport[tcp::FLAGS] &= !tcp::CWR;
                 }
+                sum = add(sum, add((seq >> 16) as u16, seq as u16));
+                sum = add(sum, number16(transport, tcp::FLAGS_WORD));
             }
-            Transport::Udp => transport[udp::LENGTH].copy_from_slice(&l4_len.to_be_bytes()),
+            Transport::Udp => {
+                transport[udp::LENGTH].copy_from_slice(&l4_len.to_be_bytes());
+                sum = add(sum, l4_len);
+            }
         }
         let at = usize::from(self.transport.checksum_offset());
-        transport[at..at + 2].copy_from_slice(&pseudo.to_be_bytes());
-        // Every transport header is even in length, so the payload's sum can be added.
-        let sum = checksum::add(checksum::sum(transport), checksum::sum(piece));
         let value = checksum::for_wire(self.transport, !sum);
         transport[at..at + 2].copy_from_slice(&value.to_be_bytes());
     }
@@ -159,6 +194,9 @@ pub struct Join {
     headers: [u8; MAX_HEADERS],
     header_len: usize,
     inner: Inner,
+    constant: Constant,
+    /// See [`shared`].
+    mask: [u8; MAX_HEADERS],
     size: u16,
     count: usize,
     /// Payload bytes of the segments so far.
@@ -180,6 +218,8 @@ impl Join {
             headers,
             header_len,
             inner: segment.inner,
+            constant: Constant::of(segment.inner, datagram.get(..header_len)?),
+            mask: shared(segment.inner),
             size: u16::try_from(size).ok()?,
             count: 1,
             total: size,
@@ -191,24 +231,23 @@ impl Join {
     /// Adds the next datagram; says whether it belonged here. Its payload is what lies behind the first
     /// [`Join::header_len`] bytes.
     pub fn push(&mut self, datagram: &[u8]) -> bool {
-        let len = datagram.len().saturating_sub(self.header_len);
-        if self.complete || len > usize::from(self.size) || self.header_len + self.total + len > MAX_DATAGRAM
+        let Some((headers, payload)) = datagram.split_at_checked(self.header_len) else { return false };
+        let len = payload.len();
+        if self.complete
+            || len == 0
+            || len > usize::from(self.size)
+            || self.header_len + self.total + len > MAX_DATAGRAM
+            || !self.is_next(headers, payload)
         {
             return false;
         }
-        let Some(segment) = Segment::parse(datagram) else { return false };
-        if segment.header_len != self.header_len
-            || segment.sequence != self.next_sequence
-            || !self.is_alike(&datagram[..self.header_len])
-        {
-            return false;
-        }
+        let flags = headers.get(self.inner.l4 + tcp::FLAGS).map_or(0, |flags| flags & tcp::END);
         self.count += 1;
         self.total += len;
         self.next_sequence = self.next_sequence.wrapping_add(len as u32);
-        self.complete = segment.is_end || len < usize::from(self.size);
-        if let Some(flags) = self.headers.get_mut(self.inner.l4 + tcp::FLAGS) {
-            *flags |= segment.flags;
+        self.complete = flags != 0 || len < usize::from(self.size);
+        if let Some(ours) = self.headers.get_mut(self.inner.l4 + tcp::FLAGS) {
+            *ours |= flags;
         }
         true
     }
@@ -251,22 +290,58 @@ impl Join {
         (headers, gso, version)
     }
 
+    /// Whether headers of the same length, and the payload behind them, are the next segment's: the lengths are right, and
+    /// so are the checksums.
+    fn is_next(&self, headers: &[u8], payload: &[u8]) -> bool {
+        let Inner { l3, l4, version, .. } = self.inner;
+        let (Some(ip), Some(tcp)) = (headers.get(l3..l4), headers.get(l4..)) else { return false };
+        if tcp.len() < tcp::LEN || tcp::sequence(tcp) != self.next_sequence || !self.is_alike(headers) {
+            return false;
+        }
+        let add = checksum::add;
+        let l4_len = (tcp.len() + payload.len()) as u16;
+        let ip_is_right = match version {
+            IpVersion::V4 => {
+                let total = number16(ip, v4::TOTAL_LENGTH);
+                let varying = add(add(total, number16(ip, v4::IDENT)), number16(ip, v4::CHECKSUM));
+                total == ip.len() as u16 + l4_len && add(self.constant.ip, varying) == checksum::RIGHT
+            }
+            IpVersion::V6 => number16(ip, v6::PAYLOAD_LENGTH) == l4_len,
+        };
+        let varying =
+            [tcp::SEQUENCE_WORDS[0].clone(), tcp::SEQUENCE_WORDS[1].clone(), tcp::FLAGS_WORD, tcp::CHECKSUM];
+        let varying = varying.into_iter().fold(l4_len, |sum, field| add(sum, number16(tcp, field)));
+        ip_is_right && add(add(self.constant.transport, varying), checksum::sum(payload)) == checksum::RIGHT
+    }
+
     /// Whether headers of the same length differ from ours only where segments of one stream do.
     fn is_alike(&self, other: &[u8]) -> bool {
-        let Inner { l3, l4, version, .. } = self.inner;
-        let same = |range: Range<usize>| self.headers.get(range.clone()) == other.get(range);
-        let ip = match version {
-            IpVersion::V4 => same(l3..l3 + 2) && same(l3 + 6..l3 + 10) && same(l3 + 12..l4),
-            IpVersion::V6 => same(l3..l3 + 4) && same(l3 + 6..l4),
-        };
-        let flags = |headers: &[u8]| headers.get(l4 + tcp::FLAGS).map(|flags| flags & !(tcp::FIN | tcp::PSH));
-        ip && same(0..l3)
-            && same(l4..l4 + tcp::SEQUENCE.start)
-            && same(l4 + tcp::SEQUENCE.end..l4 + tcp::FLAGS)
-            && flags(&self.headers) == flags(other)
-            && same(l4 + tcp::FLAGS + 1..l4 + tcp::CHECKSUM.start)
-            && same(l4 + tcp::CHECKSUM.end..self.header_len)
+        let ours = self.headers.iter().zip(&self.mask);
+        // Without a branch per byte.
+        ours.zip(other).fold(0, |differs, ((ours, mask), other)| differs | (ours ^ other) & mask) == 0
     }
+}
+
+/// What of the headers all segments share, bit by bit; what lies behind the headers does not matter.
+fn shared(inner: Inner) -> [u8; MAX_HEADERS] {
+    let Inner { l3, l4, version, .. } = inner;
+    let mut mask = [0xff; MAX_HEADERS];
+    let varying = match version {
+        IpVersion::V4 => {
+            [v4::TOTAL_LENGTH, v4::IDENT, v4::CHECKSUM].map(|field| l3 + field.start..l3 + field.end)
+        }
+        IpVersion::V6 => [l3 + v6::PAYLOAD_LENGTH.start..l3 + v6::PAYLOAD_LENGTH.end, l4..l4, l4..l4],
+    };
+    let tcp = [tcp::SEQUENCE, tcp::CHECKSUM].map(|field| l4 + field.start..l4 + field.end);
+    for range in varying.into_iter().chain(tcp) {
+        if let Some(field) = mask.get_mut(range) {
+            field.fill(0);
+        }
+    }
+    if let Some(flags) = mask.get_mut(l4 + tcp::FLAGS) {
+        *flags = !tcp::END;
+    }
+    mask
 }
 
 /// A TCP segment in VXLAN that may be joined with others.
@@ -274,8 +349,6 @@ struct Segment {
     inner: Inner,
     header_len: usize,
     sequence: u32,
-    /// PSH and FIN, if set.
-    flags: u8,
     is_end: bool,
 }
 
@@ -308,10 +381,7 @@ impl Segment {
         let header = segment.first_chunk::<{ tcp::LEN }>()?;
         let tcp_len = usize::from(header[tcp::DATA_OFFSET] >> 4) * 4;
         let flags = header[tcp::FLAGS];
-        if flags & !(tcp::FIN | tcp::PSH | tcp::ECE) != tcp::ACK
-            || tcp_len < tcp::LEN
-            || segment.len() <= tcp_len
-        {
+        if flags & !(tcp::END | tcp::ECE) != tcp::ACK || tcp_len < tcp::LEN || segment.len() <= tcp_len {
             return None;
         }
         let inner = Inner { l3, l4: l3 + ip_len, version, transport: Transport::Tcp };
@@ -322,8 +392,7 @@ impl Segment {
             inner,
             header_len: inner.l4 + tcp_len,
             sequence: tcp::sequence(header),
-            flags: flags & (tcp::FIN | tcp::PSH),
-            is_end: flags & (tcp::FIN | tcp::PSH) != 0,
+            is_end: flags & tcp::END != 0,
         })
     }
 }
@@ -380,11 +449,16 @@ mod tcp {
     pub(super) const PROTOCOL: u8 = 6;
     pub(super) const LEN: usize = 20;
     pub(super) const SEQUENCE: Range<usize> = 4..8;
+    pub(super) const SEQUENCE_WORDS: [Range<usize>; 2] = [4..6, 6..8];
     pub(super) const DATA_OFFSET: usize = 12;
     pub(super) const FLAGS: usize = 13;
+    /// The data offset and the flags.
+    pub(super) const FLAGS_WORD: Range<usize> = 12..14;
     pub(super) const CHECKSUM: Range<usize> = 16..18;
     pub(super) const FIN: u8 = 0x01;
     pub(super) const PSH: u8 = 0x08;
+    /// The last segment of several.
+    pub(super) const END: u8 = FIN | PSH;
     pub(super) const ACK: u8 = 0x10;
     pub(super) const ECE: u8 = 0x40;
     pub(super) const CWR: u8 = 0x80;
@@ -400,6 +474,7 @@ mod udp {
     pub(super) const PROTOCOL: u8 = 17;
     pub(super) const LEN: usize = 8;
     pub(super) const LENGTH: Range<usize> = 4..6;
+    pub(super) const CHECKSUM: Range<usize> = 6..8;
 }
 
 #[cfg(test)]
@@ -428,10 +503,11 @@ mod tests {
     }
 
     fn cut(datagram: &[u8], gso: TunnelGso) -> Vec<Vec<u8>> {
-        let (mut headers, mut cuts) = (Vec::new(), Vec::new());
-        let count = split(datagram, 0..datagram.len(), gso, &mut headers, |cut| cuts.push(cut)).unwrap();
-        assert_eq!(count, cuts.len());
-        cuts.into_iter().map(|cut| [&headers[cut.headers], &datagram[cut.payload]].concat()).collect()
+        let (mut bytes, mut cuts) = (vec![9; 100], Vec::new());
+        let end = split(datagram, 0..datagram.len(), gso, &mut bytes, 50, |cut| cuts.push(cut)).unwrap();
+        assert_eq!((cuts[0].start, cuts[cuts.len() - 1].end), (50, end));
+        assert!(cuts.is_sorted_by(|one, next| one.end == next.start), "one behind the other");
+        cuts.into_iter().map(|cut| bytes[cut].to_vec()).collect()
     }
 
     /// Sequence number, flags and payload of a datagram that etherparse finds correct down to the checksums.
@@ -483,7 +559,7 @@ mod tests {
     #[test]
     fn offsets_beyond_the_frame_are_refused() {
         let (datagram, gso) = tunnelled(&tcp4(&[1; 100]), 50);
-        let fails = |gso, len: usize| split(&datagram, 0..len, gso, &mut Vec::new(), |_| ()).is_err();
+        let fails = |gso, len: usize| split(&datagram, 0..len, gso, &mut Vec::new(), 0, |_| ()).is_err();
         assert!(!fails(gso, datagram.len()));
         assert!(fails(gso, datagram.len() + 1));
         assert!(fails(TunnelGso { size: 0, ..gso }, datagram.len()));
@@ -499,7 +575,9 @@ mod tests {
         assert!(join(&cuts).is_some());
         assert!(join(&[cuts[0].clone(), cuts[2].clone()]).is_none(), "a gap");
         assert!(join(&[cuts[2].clone(), cuts[0].clone()]).is_none(), "PSH ends it");
-        for at in [4, 8, 22 + 1, 22 + 8, 42 + 1, 42 + 11, 42 + 14, 42 + 24, 80] {
+        let ip = [1, 3, 5, 6, 8, 10].map(|at| 22 + at);
+        let tcp = [1, 7, 11, 13, 14, 16, 24].map(|at| 42 + at);
+        for at in [4, 8, 80].into_iter().chain(ip).chain(tcp) {
             let mut other = cuts[1].clone();
             other[at] ^= 4;
             assert!(join(&[cuts[0].clone(), other]).is_none(), "byte {at} differs");
@@ -605,7 +683,7 @@ mod tests {
                 size,
             };
             let range = usize::from(gso.payload)..datagram.len();
-            let _ = split(&datagram, range, gso, &mut Vec::new(), |_| ());
+            let _ = split(&datagram, range, gso, &mut Vec::new(), 0, |_| ());
         }
     }
 }
