@@ -18,6 +18,7 @@ pub mod instance;
 pub mod link;
 pub mod locate;
 pub mod node;
+pub mod outbound;
 pub mod overlay;
 pub mod podman;
 pub mod probe;

@@ -23,11 +23,11 @@ use thiserror::Error;
 
 pub(super) use self::annotate::ANNOTATION;
 use self::crio_images::ArchiveError;
-use self::stop_pods::CriError;
 pub(super) use self::stop_pods::{GRACE, SLACK};
 use super::args::HostPorts;
 use super::host_ports::Policy;
 use super::joining::{Credentials, Joining};
+use crate::cri::CriError;
 use crate::error::with_causes;
 use crate::internal::TASK;
 
