@@ -74,6 +74,11 @@ fn every_kind_of_readiness_is_seen() {
             )
         },
         Unit {
+            ready: Readiness::Notify,
+            restart: Restart::OnFailure,
+            ..unit(&scratch, "brief", "printf READY=1 | socat -u - ABSTRACT-SENDTO:${NOTIFY_SOCKET#@}")
+        },
+        Unit {
             ready: Readiness::UnixSocket { path: path.clone() },
             ..socat("socket", &format!("UNIX-LISTEN:{},fork", path.display()), "OPEN:/dev/null")
         },
@@ -90,7 +95,12 @@ fn every_kind_of_readiness_is_seen() {
     plan.files.push(answer);
     let node = Node::start_plan(&scratch, &plan, Command::new(LAUNCHER));
     node.wait_ready();
-    assert!(node.status().units.iter().all(|unit| unit.state == "ready"));
+    let status = node.status();
+    assert!(
+        status.units.iter().all(|unit| unit.state == if unit.name == "brief" { "done" } else { "ready" })
+    );
+    let says = status.units.iter().find(|unit| unit.name == "notify").and_then(|unit| unit.says.clone());
+    assert_eq!(says.as_deref(), Some("x"));
     assert!(node.stop().0.success());
 }
 
