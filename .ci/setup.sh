@@ -9,6 +9,7 @@ traceroute:traceroute slirp4netns:slirp4netns pasta:passt rootlesskit:rootlesski
 dhclient:isc-dhcp-client busybox:busybox-static tcpdump:tcpdump ip:iproute2 ethtool:ethtool curl:curl sshd:openssh-server
 ssh:openssh-client setpriv:util-linux jq:jq cc:build-essential pgrep:procps podman:podman runc:runc iptables:iptables
 valgrind:valgrind nft:nftables mmdebstrap:mmdebstrap qemu-system-x86_64:qemu-system-x86 patchelf:patchelf pkg-config:pkg-config
+openssl:openssl
 "
 PATH=$PATH:/usr/sbin:/sbin
 export PATH

@@ -16,7 +16,8 @@
 //! packets are kept in the child, the same routing rule delivers them. The sockets for it have a mark of their own
 //! ([`RELAY_MARK`]), for which no rule exists, because some of their packets go to machines behind the child. The driver binds
 //! them to the addresses of the world's servers without any privilege, so `net.ipv4.ip_unprivileged_port_start` is 0 then, and
-//! `tcp_tw_reuse` is 1 because they are tied to no interface.
+//! `tcp_tw_reuse` is 1 because they are tied to no interface; connection tracking forgets connections that were reset at once
+//! (`nf_conntrack_tcp_timeout_close`).
 //!
 //! Where the namespace is somebody else's ([`Rules::Leave`]) nothing of this is done, and sockets are ordinary ones.
 //!
@@ -49,7 +50,7 @@ pub const RELAY_MARK: u32 = 0x726c_0002;
 pub const FORWARD_MARK: u32 = 0x726c_0003;
 /// Seconds of silence after which a relaying socket looks for its peer. Connection tracking forgets a connection in which one side
 /// has not spoken, or has ended, after a minute.
-const RELAY_KEEPALIVE: i32 = 45;
+pub(crate) const RELAY_KEEPALIVE: i32 = 45;
 /// Routing table in which everything is local.
 pub const TABLE: u32 = 0x726c;
 /// Priority of the rule that leads there: before anything an administrator would write, after `local`.
@@ -208,6 +209,11 @@ fn prepare_egress(table: &mut Option<Table>) -> (EgressAbility, EgressAbility) {
                 .map_err(|error| (EgressStep::Sysctl, error))?;
         }
         *table = Some(Table::make()?);
+        // Or a port could not be used again for ten seconds after a reset that came from us: until then connection tracking takes
+        // the SYN of our socket for an invalid one. Only the rules bring this file into being.
+        if let Err(error) = fs::write("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close", "0") {
+            log::debug!("egress: reset connections stay tracked for a while: {error}");
+        }
         Ok(())
     };
     let able = |result: Result<(), (EgressStep, io::Error)>| match result {

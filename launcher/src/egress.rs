@@ -161,6 +161,10 @@ impl HostRelay for ForwarderRelay {
     fn withdraw(&mut self, flow: FlowId) {
         self.0.withdraw(flow.to_bits());
     }
+
+    fn recall(&mut self, flow: FlowId) {
+        self.0.recall(flow.to_bits());
+    }
 }
 
 /// The engine as the forwarder sees it. What happens in one turn is told at its end.

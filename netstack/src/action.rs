@@ -82,6 +82,12 @@ pub enum Action {
         /// The flow.
         flow: FlowId,
     },
+    /// Frames of a relayed flow come here instead of to the relay: its socket is to speak, which leads them back. Told once a
+    /// second at most.
+    RecallRelay {
+        /// The flow.
+        flow: FlowId,
+    },
     /// The child has finished sending: `shutdown(SHUT_WR)`.
     ShutdownWrite {
         /// The flow.

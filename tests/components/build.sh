@@ -6,7 +6,7 @@
 #
 # The directory holds
 #   bin/     of Debian trixie: containerd containerd-shim-runc-v2 ctr runc crun etcd etcdctl conmon fuse-overlayfs skopeo busybox (static)
-#            of Go modules:    kubelet flanneld crictl
+#            of Go modules:    kubelet flanneld crictl; kube-apiserver kube-controller-manager kubectl
 #   bin2/    what stands in for some of bin/ in the second row of the matrix: containerd 2, its shim and ctr; CRI-O with pinns
 #   cni/     Debian's plugins, and flannel
 #   images/  pause.tar and busybox.tar, OCI archives named rootless-launch.test/{pause,busybox}:1
@@ -14,7 +14,8 @@
 #
 # It is named by the hash of this directory, under $ROOTLESS_LAUNCH_COMPONENTS, else ~/.cache/rootless-launch-components, for root
 # /var/cache/rootless-launch-components, so that the user that tests run as can read it. Each part has a directory of its own there, by
-# the hash of its sources: a change of one wrapper leaves the other parts as they are. To start anew, remove the cache.
+# the hash of its recipe (the function below, what it calls, and its wrapper): a change of one leaves the other parts as they are. To
+# start anew, remove the cache.
 set -euo pipefail
 umask 022
 
@@ -117,12 +118,11 @@ check_tools() {
     [ "${#missing[@]}" -eq 0 ] || exit 1
 }
 
-# part NAME: runs make_NAME in a new directory unless one made from the same files is there. PARTS[NAME] says where it is.
+# part NAME: runs make_NAME in a new directory unless one made by the same recipe is there. PARTS[NAME] says where it is.
 part() {
-    local name=$1 start=$SECONDS sources=(build.sh)
-    [ ! -d "$HERE/$name" ] || sources+=("$name")
+    local name=$1 start=$SECONDS
     local directory
-    directory=$CACHE/parts/$name-$(hash_of "${sources[@]}")
+    directory=$CACHE/parts/$name-$(recipe "$name" | sha256sum | cut -c1-16)
     if [ -e "$directory/versions" ]; then
         echo "components: $name is there"
     else
@@ -138,6 +138,13 @@ part() {
     PARTS[$name]=$directory
 }
 declare -A PARTS
+
+# What a part is made by: an edit of the text above and below does not matter to it, nor another part's function.
+recipe() {
+    declare -f "make_${1//-/_}" version_of in_wrapper go_build kubernetes
+    case $1 in debian | images) declare -p SUITE PACKAGES PROGRAMS ;; esac
+    [ ! -d "$HERE/$1" ] || hash_of "$1"
+}
 
 # Debian's programs. Those that want a newer C library than an older Debian has get the tree's own beside them.
 make_debian() {
@@ -165,14 +172,21 @@ make_debian() {
     rm -rf "$tree"
 }
 
-make_kubernetes() {
-    local version
-    version=$(version_of kubernetes k8s.io/kubernetes)
+make_kubernetes() { kubernetes "$1" kubernetes kubelet; }
+
+# What a node joins. Most packages are kubelet's, too, and come from Go's cache where that has been built just now.
+make_kubernetes_control() { kubernetes "$1" kubernetes-control kube-apiserver kube-controller-manager kubectl; }
+
+# kubernetes DIRECTORY WRAPPER PROGRAM..
+kubernetes() {
+    local directory=$1 wrapper=$2 version
+    shift 2
+    version=$(version_of "$wrapper" k8s.io/kubernetes)
     local minor=${version#v1.}
     local stamp=k8s.io/component-base/version
-    CGO_ENABLED=0 go_build kubernetes "$1/bin/" \
-        "-X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=${minor%%.*}" '' k8s.io/kubernetes/cmd/kubelet
-    echo "kubernetes $version" >"$1/versions.new"
+    CGO_ENABLED=0 go_build "$wrapper" "$directory/bin/" \
+        "-X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=${minor%%.*}" '' "${@/#/k8s.io/kubernetes/cmd/}"
+    echo "$wrapper $version" >"$directory/versions.new"
 }
 
 make_flannel() {

@@ -14,8 +14,9 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
     sys::socket::{
-        AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, listen,
-        recv, recvmsg, send, sendmsg, socketpair,
+        AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol,
+        SockType, SockaddrStorage, bind, listen, recv, recvmsg, send, sendmsg, setsockopt, socket,
+        socketpair, sockopt,
     },
     unistd::{Gid, Uid, getegid, geteuid},
 };
@@ -23,7 +24,7 @@ use std::{
     env, fs,
     fs::File,
     io::{self, IoSlice, IoSliceMut},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     process::Stdio,
@@ -270,6 +271,11 @@ fn answer(request: &str) -> io::Result<Option<OwnedFd>> {
     let fd = match words[..] {
         ["listen", address] => listener(address)?.into(),
         ["connect", address] => TcpStream::connect(address)?.into(),
+        ["connect-from", local, address] => connect_from(local, address)?.into(),
+        ["forget-connections"] => {
+            forget_connections()?;
+            return Ok(None);
+        }
         ["udp", address] => UdpSocket::bind(address)?.into(),
         ["diag"] => DiagSocket::open()?.into(),
         ["tap", name] => sys::open_tap(name, sys::TapHeader::None)?.into(),
@@ -308,6 +314,44 @@ fn receive(control: &OwnedFd) -> io::Result<Option<OwnedFd>> {
         Ok(0) | Err(_) => io::Error::other(message.to_owned()),
         Ok(number) => io::Error::from_raw_os_error(number),
     })
+}
+
+/// A connection from an address, also one whose last connection has only just ended.
+fn connect_from(local: &str, address: &str) -> io::Result<TcpStream> {
+    let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let [local, address] = [local, address].map(|text| text.parse::<SocketAddr>().map_err(invalid));
+    let (local, address) = (local?, address?);
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(local))?;
+    nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+    Ok(socket.into())
+}
+
+/// Empties the table of connection tracking (nfnetlink: `IPCTNL_MSG_CT_DELETE` without a tuple).
+fn forget_connections() -> io::Result<()> {
+    const DELETE: u16 = 1 << 8 | 2;
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+    // `struct nlmsghdr` (length, type, flags, number, port) and `struct nfgenmsg` (any family, version 0).
+    let request = [&20u32.to_ne_bytes()[..], &DELETE.to_ne_bytes(), &flags.to_ne_bytes(), &[0; 12]].concat();
+    let netlink = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkNetFilter,
+    )?;
+    send(netlink.as_raw_fd(), &request, MsgFlags::empty())?;
+    let mut answer = [0; 256];
+    let n = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    // `struct nlmsgerr` begins with the error, 0 or negative.
+    match answer[..n].get(16..).and_then(<[u8]>::first_chunk) {
+        Some(&error) if i32::from_ne_bytes(error) != 0 => {
+            Err(io::Error::from_raw_os_error(-i32::from_ne_bytes(error)))
+        }
+        Some(_) => Ok(()),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
 }
 
 /// A listener that keeps a thousand clients waiting: the standard library's queue of 128 makes the kernel answer bursts by SYN

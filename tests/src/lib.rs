@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod client;
 pub mod components;
+pub mod control_plane;
 pub mod egress;
 pub mod engine;
 pub mod forward;
@@ -17,6 +18,7 @@ pub mod instance;
 pub mod link;
 pub mod locate;
 pub mod node;
+pub mod outbound;
 pub mod overlay;
 pub mod podman;
 pub mod probe;

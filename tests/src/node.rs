@@ -4,7 +4,7 @@ use crate::{
     components::Components,
     locate,
     process::{DEADLINE, Finished, Process, run},
-    world::{SERVICE4, World},
+    world::{Netns, SERVICE4, World},
 };
 use nix::unistd::Pid;
 use std::{
@@ -28,6 +28,10 @@ pub struct Site<'a> {
     pub world: &'a World,
     /// The programs.
     pub components: Components,
+    /// Whose node it is.
+    host: &'a Netns,
+    /// The node's name in its cluster.
+    name: &'a str,
     home: PathBuf,
 }
 
@@ -38,11 +42,20 @@ impl<'a> Site<'a> {
     /// When it cannot be made.
     #[must_use]
     pub fn new(world: &'a World, components: Components) -> Self {
-        let home = world.dir().join("home");
+        Self::on(world, &world.host, "lab", components)
+    }
+
+    /// The same for the node `name` of any host of the world.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn on(world: &'a World, host: &'a Netns, name: &'a str, components: Components) -> Self {
+        let home = world.dir().join("home").join(name);
         for directory in ["run", "pods"] {
             fs::create_dir_all(home.join(directory)).expect("the world's directory is writable");
         }
-        Self { world, components, home }
+        Self { world, components, host, name, home }
     }
 
     /// Directory of manifests of static pods.
@@ -109,7 +122,7 @@ impl<'a> Site<'a> {
             flag("cni-bin-dir", &self.components.cni_plugins()),
             flag("static-pods", &self.pods()),
             format!("--pause-image={PAUSE}"),
-            "--node-name=lab".to_owned(),
+            format!("--node-name={}", self.name),
         ];
         words.extend(args.iter().map(ToString::to_string));
         Node::of(self, &words.iter().map(String::as_str).collect::<Vec<_>>())
@@ -124,7 +137,7 @@ impl<'a> Site<'a> {
         let program = locate::rootless_launch().expect("rootless-launch is built");
         let argv: Vec<String> =
             std::iter::once(program.display().to_string()).chain(words.iter().cloned()).collect();
-        let mut command = self.world.host.command(&argv);
+        let mut command = self.host.command(&argv);
         command.env("HOME", &self.home).env("XDG_RUNTIME_DIR", self.home.join("run"));
         for variable in ["XDG_DATA_HOME", "XDG_STATE_HOME", "ROOTLESSKIT_STATE_DIR"] {
             command.env_remove(variable);

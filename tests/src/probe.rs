@@ -11,12 +11,15 @@ use crate::{
 };
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::CloneFlags,
     sys::{
         prctl,
         resource::{Resource, getrlimit, setrlimit},
         signal::Signal,
-        socket::{MsgFlags, send},
+        socket::{
+            AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, getsockopt, send, socket, sockopt,
+        },
     },
     unistd::getppid,
 };
@@ -25,7 +28,7 @@ use std::{
     io::{self, BufRead, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket},
     os::{
-        fd::AsRawFd,
+        fd::{AsFd, AsRawFd},
         unix::process::{CommandExt, ExitStatusExt},
     },
     path::PathBuf,
@@ -51,6 +54,7 @@ probe connect HOST PORT                    connect, print the result
 probe short N HOST PORT                    N connections, 16 at a time, each with an echoed byte and an end
 probe many N HOST PORT BYTES SEED          N echoed connections at once
 probe idle N HOST PORT                     open N, wait for a line, close them, wait for the end of stdin
+probe half-open N HOST PORT                begin to connect N times, print ready, wait for a line, print what became of them
 probe rr|crr|udp-rr HOST PORT SECONDS      transactions of one byte, one at a time
 probe gate COMMAND...                      (benches) idle, rr, crr, udp-rr, or `rr-among N HOST HELD PORT SECONDS` (rr alone, then
                                            beside N idle connections to HELD): starts on a line, stays until stdin ends
@@ -86,6 +90,7 @@ pub fn main(args: Vec<String>) -> ExitCode {
         ["many", n, host, port, bytes, seed] => many(n, host, port, bytes, seed),
         ["short", n, host, port] => short(n, host, port),
         ["idle", n, host, port] => idle(n, host, port),
+        ["half-open", n, host, port] => half_open(n, host, port),
         ["rr", host, port, seconds] => rr(host, port, seconds),
         ["crr", host, port, seconds] => crr(host, port, seconds),
         ["gate", ..] => gate(&words[1..]),
@@ -298,6 +303,34 @@ fn idle(n: &str, host: &str, port: &str) -> io::Result<()> {
     wait_for_line()?;
     drop(streams);
     wait_for_end("closed=1")
+}
+
+fn half_open(n: &str, host: &str, port: &str) -> io::Result<()> {
+    raise_descriptor_limit();
+    let peer = resolve(host, port)?;
+    let family = if peer.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let mut sockets = Vec::new();
+    for _ in 0..number::<usize>(n)? {
+        let socket = socket(family, SockType::Stream, flags, None)?;
+        match nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(peer)) {
+            Ok(()) | Err(Errno::EINPROGRESS) => sockets.push(socket),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    println!("ready=1");
+    wait_for_line()?;
+    let (mut refused, mut other) = (0, 0);
+    for socket in &sockets {
+        let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+        let patience = PollTimeout::try_from(PATIENCE * 3).unwrap_or(PollTimeout::MAX);
+        match (poll(&mut polled, patience)?, getsockopt(socket, sockopt::SocketError)?) {
+            (1, libc::ECONNREFUSED) => refused += 1,
+            _ => other += 1,
+        }
+    }
+    println!("refused={refused} other={other}");
+    Ok(())
 }
 
 fn udp_idle(n: &str, host: &str, port: &str) -> io::Result<()> {

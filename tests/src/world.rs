@@ -353,6 +353,23 @@ impl Netns {
         self.fd(&format!("connect {address}")).map(TcpStream::from)
     }
 
+    /// A connection from a port of one's own, also if its last connection has only just ended.
+    ///
+    /// # Errors
+    /// Those of bind(2) and connect(2).
+    pub fn connect_from(&self, local: &str, address: &str) -> io::Result<TcpStream> {
+        self.fd(&format!("connect-from {local} {address}")).map(TcpStream::from)
+    }
+
+    /// Has the kernel forget all connections that it tracks, as `conntrack -F` does.
+    ///
+    /// # Panics
+    /// When it refuses.
+    #[track_caller]
+    pub fn forget_connections(&self) {
+        self.agent.ask("forget-connections").unwrap_or_else(|error| panic!("nf_conntrack: {error}"));
+    }
+
     /// A sock_diag(7) socket, which sees this namespace from anywhere.
     ///
     /// # Panics

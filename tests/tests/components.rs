@@ -23,6 +23,9 @@ fn every_program_runs() {
         ("skopeo", "--version"),
         ("busybox", "--help"),
         ("kubelet", "--version"),
+        ("kube-apiserver", "--version"),
+        ("kube-controller-manager", "--version"),
+        ("kubectl", "--help"),
         ("flanneld", "--version"),
         ("crictl", "--version"),
     ] {

@@ -10,106 +10,14 @@ use tests::{
     client::{connect, ping},
     instance::{CHILD4, GATEWAY4, Instance, eventually},
     locate,
-    process::{Finished, Process, run},
+    outbound::{BOTH_WAYS, Lab, nft, outbound, pod, probe_in, relayed, way_to},
+    process::Process,
     published::expect_echo,
     servers::{Serve, Server, drain},
     stream::StreamHash,
     unshared::Child,
-    world::{FAR4, FAR6, HOST4, Netns, PROHIBITED4, SERVICE4, SERVICE6, SILENT4, UNREACHABLE4, World},
+    world::{FAR4, FAR6, HOST4, PROHIBITED4, SERVICE4, SERVICE6, SILENT4, UNREACHABLE4, World},
 };
-
-/// What `--egress` and the column of `flows` call them.
-const BOTH_WAYS: [&str; 2] = ["relay", "tap"];
-
-/// A world, an instance in it whose outbound connections go `way`, and the instance's network namespace.
-struct Lab {
-    way: &'static str,
-    instance: Instance,
-    child: Netns,
-    // Ends last.
-    world: World,
-}
-
-impl Lab {
-    #[track_caller]
-    fn new(way: &'static str, args: &[&str]) -> Self {
-        let world = World::new();
-        Self::inside(world, way, args)
-    }
-
-    #[track_caller]
-    fn inside(world: World, way: &'static str, args: &[&str]) -> Self {
-        let egress = format!("--egress={way}");
-        let args: Vec<_> = [egress.as_str()].iter().chain(args).copied().collect();
-        let instance = Instance::start(&world, &args);
-        let child = instance.child(&world);
-        Self { way, instance, child, world }
-    }
-
-    /// A server of the host's on its service address.
-    #[track_caller]
-    fn serve(&self, how: Serve) -> Server {
-        Server::start(self.world.host.listen(&format!("{SERVICE4}:0")), how)
-    }
-
-    /// The probe with `args` in the child, to its end.
-    #[track_caller]
-    fn probe(&self, args: &[&str]) -> Finished {
-        probe_in(&self.child, args)
-    }
-
-    /// A connection from the child to a server on the service address.
-    #[track_caller]
-    fn connect(&self, server: &Server) -> TcpStream {
-        connect(&self.child, &format!("{SERVICE4}:{}", server.port()))
-    }
-
-    /// By which way a connection of the child's goes.
-    #[track_caller]
-    fn way_of(&self, stream: &TcpStream) -> String {
-        let child = stream.local_addr().expect("a socket").to_string();
-        way_to(&self.instance, &child)
-    }
-
-    /// Proves that a connection works and takes the way that was asked for.
-    #[track_caller]
-    fn goes_its_way(&self, server: &Server) {
-        let mut stream = self.connect(server);
-        ping(&mut stream);
-        assert_eq!(self.way_of(&stream), self.way);
-    }
-}
-
-#[track_caller]
-fn probe_in(netns: &Netns, args: &[&str]) -> Finished {
-    run(netns.command(&locate::probe_argv(args)))
-}
-
-/// By which way the open connection goes that has this address, on either side.
-#[track_caller]
-fn way_to(instance: &Instance, address: &str) -> String {
-    let row = |text: &str| {
-        let rows = text.lines().map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
-        rows.into_iter().find(|words| words.iter().any(|word| word == address) && words[4] == "open")
-    };
-    let flows = instance.until(&["flows"], |text| row(text).is_some());
-    row(&flows).expect("it was there")[5].clone()
-}
-
-/// A number of `stats --json`, among the relay's.
-fn relayed(instance: &Instance, key: &str) -> u64 {
-    let stats = instance.client(&["stats", "--json"]);
-    let (_, relay) = stats.split_once("\"relay\":{").unwrap_or_else(|| panic!("{stats}"));
-    let (_, rest) = relay.split_once(&format!("\"{key}\":")).unwrap_or_else(|| panic!("{key}: {stats}"));
-    rest.split([',', '}']).next().expect("a number").parse().expect("a number")
-}
-
-/// What `info` says of outbound connections.
-fn outbound(instance: &Instance) -> String {
-    let info = instance.client(&["info"]);
-    let line = info.lines().find(|line| line.contains("outbound TCP"));
-    line.unwrap_or_else(|| panic!("{info}")).to_owned()
-}
 
 // Bytes.
 
@@ -424,32 +332,6 @@ fn what_the_child_talks_to_itself_is_not_caught() {
 }
 
 // Who else is there.
-
-/// A container behind a bridge in the child: its namespace.
-#[track_caller]
-fn pod(lab: &Lab, masquerade: bool) -> Netns {
-    let pod = lab.world.beside();
-    lab.child.ip(&format!(
-        "link add br0 type bridge\naddr add 172.30.0.1/24 dev br0\nlink set br0 up\n\
-         link add pod0 type veth peer name eth0\nlink set pod0 master br0\nlink set pod0 up\nlink set eth0 netns {}\n",
-        pod.pid()
-    ));
-    pod.ip("addr add 172.30.0.2/24 dev eth0\nlink set eth0 up\nroute add default via 172.30.0.1\n");
-    lab.child.sysctl("net/ipv4/ip_forward", "1");
-    if masquerade {
-        nft(
-            &lab.child,
-            "add table ip cni; add chain ip cni post { type nat hook postrouting priority 100; }; \
-             add rule ip cni post ip saddr 172.30.0.0/24 oifname != br0 masquerade",
-        );
-    }
-    pod
-}
-
-#[track_caller]
-fn nft(netns: &Netns, rules: &str) -> String {
-    netns.run(&["nft", rules]).success().stdout
-}
 
 #[test]
 fn a_container_behind_the_child_takes_the_same_way() {

@@ -75,7 +75,8 @@ pub trait EgressEvents: Send {
     /// A joined connection has ended, after so many bytes.
     fn ended(&self, id: u64, to_host: u64, from_host: u64);
 
-    /// A turn of the driver in which one of the others was called is over: time to wake whoever waits.
+    /// One of the others was called, and it is time to wake whoever waits: at the end of the turn, but for what has ended only
+    /// before the driver waits, or a little later while it does not.
     fn flush(&self) {}
 }
 
@@ -127,9 +128,20 @@ pub(super) struct EgressState {
     /// Who wants to know whether relaying is possible.
     askers: Vec<SyncSender<[EgressAbility; 2]>>,
     pub(super) stats: EgressStats,
-    /// Something was told in this turn.
-    told: bool,
+    /// When the first thing was told that is not flushed.
+    told: Option<Instant>,
+    /// Somebody waits for it.
+    urgent: bool,
     pause: Pause,
+}
+
+/// When what was told is to be heard.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Flush {
+    /// At once: nothing else is to be done.
+    Now,
+    /// There is more to do: if somebody waits for it, or it is old.
+    At(Instant),
 }
 
 /// Times without offers after handshakes that never ended, in seconds of the driver's clock.
@@ -211,7 +223,8 @@ impl EgressState {
             opening: VecDeque::new(),
             askers: Vec::new(),
             stats: EgressStats::default(),
-            told: false,
+            told: None,
+            urgent: false,
             pause: Pause::default(),
         }
     }
@@ -234,13 +247,27 @@ impl EgressState {
     fn tell(&mut self, event: impl FnOnce(&dyn EgressEvents)) {
         if let Some(events) = &self.events {
             event(events.as_ref());
-            self.told = true;
+            self.told.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Has what was told heard, if it is time: waking somebody else costs as much as all the rest.
+    pub(super) fn flush(&mut self, when: Flush) {
+        let due = match (when, self.told) {
+            (_, None) => false,
+            (Flush::Now, Some(_)) => true,
+            (Flush::At(now), Some(since)) => self.urgent || now >= since + UNHEARD,
+        };
+        if due && let Some(events) = &self.events {
+            events.flush();
+            (self.told, self.urgent) = (None, false);
         }
     }
 
     fn refuse(&mut self, id: u64, stream: OwnedFd, why: EgressError) {
         log::trace!("egress {id} goes by the TAP: {why}");
         self.stats.refused += 1;
+        self.urgent = true;
         self.tell(|events| events.refused(id, stream, why));
     }
 }
@@ -344,6 +371,14 @@ impl Engine {
         }
     }
 
+    /// Has the socket in the child say something: connection tracking learns from it whose the connection is.
+    pub(super) fn recall_egress(&mut self, id: u64) {
+        let pair = self.egress.keys.get(&id).and_then(|&key| self.pairs.get_mut(key));
+        let Some(pair) = pair.filter(|pair| !pair.relay.is_connecting()) else { return };
+        pair.recalled = Some(self.now);
+        pair.set_keepalive(AT_ONCE);
+    }
+
     /// There are none to be had.
     pub(super) fn refuse_waiting_egress(&mut self, errno: i32) {
         for (Egress { id, stream, .. }, _) in std::mem::take(&mut self.egress.waiting) {
@@ -425,6 +460,8 @@ impl Engine {
     pub(super) fn egress_joined(&mut self, id: u64) {
         self.egress.stats.joined += 1;
         self.egress.pause.next = 0;
+        // Not later: a new SYN with the same ports is told from a repeated one by it.
+        self.egress.urgent = true;
         self.egress.tell(|events| events.joined(id));
     }
 
@@ -449,15 +486,10 @@ impl Engine {
         self.egress.tell(|events| events.ended(id, to_host, from_host));
     }
 
-    /// Ends handshakes and waits that took too long, and tells that the turn is over.
+    /// Ends handshakes and waits that took too long.
     pub(super) fn finish_egress_turn(&mut self) {
         if self.egress.next_timeout().is_some() {
             self.expire_egress();
-        }
-        if std::mem::take(&mut self.egress.told)
-            && let Some(events) = &self.egress.events
-        {
-            events.flush();
         }
     }
 
@@ -553,6 +585,10 @@ impl fmt::Debug for EgressState {
     }
 }
 
+/// How long others may do without knowing what has ended.
+const UNHEARD: Duration = Duration::from_micros(300);
+/// Seconds of silence after which a socket that has to speak does so; no fewer can be asked for.
+const AT_ONCE: i32 = 1;
 /// How long the agent may take to make a socket.
 const STOCK: Duration = Duration::from_secs(1);
 /// How long the child's kernel may take to answer: one packet may be lost, SYNs are repeated after a second.

@@ -135,6 +135,12 @@ impl Handle {
         self.post(move |engine| engine.withdraw_egress(id));
     }
 
+    /// Packets of a joined connection do not come to the relay, because the child's connection tracking has forgotten it: its socket
+    /// says something within a second, which leads them back. Unknown names are ignored.
+    pub fn recall(&self, id: u64) {
+        self.post(move |engine| engine.recall_egress(id));
+    }
+
     /// Whether connections that begin in the child can be relayed, IPv4 and IPv6. Asks the agent inside the child if nobody has, and
     /// waits for it; [`ForwardStats::egress`] tells what is known.
     ///

@@ -63,7 +63,7 @@ pub use crate::protocol::{EgressAbility, EgressStep};
 
 use self::agent::{Agent, Lost, News};
 use self::datagrams::UdpEntry;
-use self::egress::{EgressState, Gate};
+use self::egress::{EgressState, Flush, Gate};
 use self::gather::{LOOK, Looked};
 use self::handle::Inbox;
 use self::keeping::Keeper;
@@ -72,6 +72,7 @@ use self::polling::Polling;
 use self::publishing::Slot;
 use self::target::{Means, Way};
 use crate::auto::AutoWatch;
+use crate::child::RELAY_KEEPALIVE;
 use crate::manager::{self, ListenerId, PortManager};
 use crate::protocol::{self, ProtocolError, Reach, SocketKind};
 use crate::relay::{Action, Readiness, Side};
@@ -284,6 +285,7 @@ impl ForwardDriver {
         // An end would look like the end of the data.
         self.engine.reset_all();
         self.engine.finish_egress_turn();
+        self.engine.egress.flush(Flush::Now);
         ended
     }
 
@@ -340,6 +342,7 @@ impl ForwardDriver {
             let Some(left) = end.checked_duration_since(now).filter(|left| !left.is_zero()) else { break };
             let left = EpollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(EpollTimeout::MAX);
             let timeout = if self.engine.busy.is_empty() { left } else { EpollTimeout::ZERO };
+            self.engine.egress.flush(Flush::Now);
             let count = match self.engine.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => continue,
@@ -372,10 +375,11 @@ impl ForwardDriver {
     fn wait(&mut self, events: &mut [EpollEvent]) -> nix::Result<usize> {
         let moved = std::mem::take(&mut self.engine.mover.moved);
         let timeout = self.engine.timeout();
+        let start = Instant::now();
+        self.engine.egress.flush(Flush::At(start));
         if timeout == EpollTimeout::ZERO {
             return self.engine.epoll.wait(events, timeout);
         }
-        let start = Instant::now();
         let until = start + self.polling.budget(moved);
         while Instant::now() < until {
             let count = self.engine.epoll.wait(events, EpollTimeout::ZERO)?;
@@ -385,6 +389,7 @@ impl ForwardDriver {
             }
             std::thread::yield_now();
         }
+        self.engine.egress.flush(Flush::Now);
         let result = self.engine.epoll.wait(events, timeout);
         self.polling.handle_wait(start.elapsed());
         result
@@ -634,6 +639,10 @@ impl Engine {
             }
             if pair.active + SWEEP <= now {
                 pair.give_pipes(&mut self.mover.pipes);
+            }
+            if pair.recalled.is_some_and(|at| at + RECALLED <= now) {
+                pair.recalled = None;
+                pair.set_keepalive(RELAY_KEEPALIVE);
             }
         }
         // An agent that does not answer, stopped perhaps: whoever waits goes another way, and makes room for others.
@@ -1194,6 +1203,8 @@ const HANDSHAKE: Duration = Duration::from_millis(100);
 const BY_TAP: u32 = 10;
 /// Seconds that a hint is good for.
 const HINT: u32 = 1;
+/// Seconds until a socket that was told to say something has done so.
+const RECALLED: u32 = 3;
 /// Seconds between two looks at what is silent.
 const SWEEP: u32 = 5;
 

@@ -41,6 +41,8 @@ pub(super) struct Pair {
     pub(super) active: u32,
     pub(super) to_opened: u64,
     pub(super) to_accepted: u64,
+    /// When the opened socket was last told to say something.
+    pub(super) recalled: Option<u32>,
 }
 
 /// What the connection came by.
@@ -88,8 +90,8 @@ pub(super) struct Mover {
 
 /// Bytes of the shared buffer.
 const BUFFER: usize = 64 << 10;
-/// Bytes of a pair's turn.
-const TURN: usize = 1 << 20;
+/// Bytes of a pair's turn: others are not to wait for all that a stream in bulk has gathered.
+const TURN: usize = 256 << 10;
 
 /// How a turn ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +143,7 @@ impl Pair {
             active: now,
             to_opened: 0,
             to_accepted: 0,
+            recalled: None,
         }
     }
 
@@ -179,6 +182,14 @@ impl Pair {
     /// Both, or what there is.
     pub(super) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         [Side::Accepted, Side::Opened].into_iter().filter_map(|side| self.socket(side))
+    }
+
+    /// Has the socket in the child look for its peer after so many seconds of silence.
+    pub(super) fn set_keepalive(&self, seconds: i32) {
+        if let Some(opened) = &self.opened {
+            // A socket that has ended looks for nobody.
+            let _ = socket::set_keepalive_idle(opened.as_fd(), seconds);
+        }
     }
 
     /// Gives pipes back that hold nothing.

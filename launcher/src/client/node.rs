@@ -196,6 +196,11 @@ impl Show for NodeStatus {
         for unit in &self.units {
             match (&unit.failure, unit.state.as_str()) {
                 (Some(failure), _) => text.push_str(&format!("{} {failure}\n", unit.name)),
+                (None, "starting") if unit.says.is_some() => {
+                    text.extend(
+                        unit.says.iter().map(|says| format!("{} starts; it says: {says}\n", unit.name)),
+                    );
+                }
                 (None, "starting") => {
                     text.push_str(&format!("{} starts; it is ready when {}\n", unit.name, unit.ready_when));
                 }
@@ -230,6 +235,7 @@ mod tests {
             restarts: 0,
             last_exit: None,
             failure: None,
+            says: None,
             log: format!("/log/{name}.log"),
         };
         let paused = UnitStatus {
@@ -239,13 +245,14 @@ mod tests {
             failure: Some("was killed by SIGKILL".into()),
             ..unit("flanneld", "paused")
         };
+        let cluster = UnitStatus { says: Some("nobody is there".into()), ..unit("cluster", "starting") };
         let node = NodeStatus {
             version: "0.1.0".into(),
             pid: 1,
             ready: false,
             stopping: false,
             stop_seconds: 30,
-            units: vec![unit("containerd", "ready"), paused, unit("kubelet", "starting")],
+            units: vec![unit("containerd", "ready"), paused, unit("kubelet", "starting"), cluster],
             programs: vec![
                 PlannedProgram {
                     name: "containerd".into(),
@@ -265,8 +272,10 @@ UNIT        STATE     SINCE                 PID  RESTARTS  LAST EXIT            
 containerd  ready     2026-11-22T15:30:22Z    7         0  -                      /log/containerd.log
 flanneld    paused    2026-11-22T15:30:22Z    -         3  was killed by SIGKILL  /log/flanneld.log
 kubelet     starting  2026-11-22T15:30:22Z    7         0  -                      /log/kubelet.log
+cluster     starting  2026-11-22T15:30:22Z    7         0  -                      /log/cluster.log
 flanneld was killed by SIGKILL
 kubelet starts; it is ready when it says READY=1
+cluster starts; it says: nobody is there
 
 PROGRAM            VERSION  FILE
 containerd         2.3.4    /usr/bin/containerd

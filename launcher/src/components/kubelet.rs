@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use self::fields::{FIELDS, Kind, NEWEST};
+use super::kubeconfig::Identity;
 use super::programs::Version;
 use super::{Cgroups, layout};
 use crate::supervisor::unit::{Readiness, Restart, Unit};
@@ -50,15 +51,32 @@ pub enum Cluster {
     /// Nobody: it runs static pods.
     None,
     /// An API server that knows it.
-    Joined {
-        /// Address and credentials.
-        kubeconfig: PathBuf,
-    },
+    Joined(Membership),
     /// An API server that is asked for a certificate first.
-    Bootstrap {
-        /// Address and a token.
-        kubeconfig: PathBuf,
-    },
+    Bootstrap(Membership),
+}
+
+/// How a node is a part of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// Address of the API server, and credentials.
+    pub kubeconfig: PathBuf,
+    /// What we are known by.
+    pub identity: Identity,
+    /// Whose clients kubelet lets in: those of the API server.
+    pub client_authority: Option<PathBuf>,
+    /// Where others find the node; an address of one of its devices.
+    pub address: Option<Ipv4Addr>,
+}
+
+impl Cluster {
+    /// How the node is a part of it, if it is.
+    pub fn membership(&self) -> Option<&Membership> {
+        match self {
+            Cluster::None => None,
+            Cluster::Joined(membership) | Cluster::Bootstrap(membership) => Some(membership),
+        }
+    }
 }
 
 /// Why the user's changes cannot be.
@@ -252,7 +270,7 @@ impl Kubelet {
             }
         }
         let anonymous = json!({ "enabled": false });
-        match self.cluster {
+        match &self.cluster {
             // Nobody can be asked who a client is: nobody is let in.
             Cluster::None => {
                 document["authentication"] =
@@ -260,11 +278,17 @@ impl Kubelet {
                 document["authorization"] = json!({ "mode": "AlwaysAllow" });
                 document["enableControllerAttachDetach"] = json!(false);
             }
-            Cluster::Joined { .. } | Cluster::Bootstrap { .. } => {
+            Cluster::Joined(membership) | Cluster::Bootstrap(membership) => {
                 document["authentication"] =
                     json!({ "anonymous": anonymous, "webhook": { "enabled": true } });
+                if let Some(authority) = &membership.client_authority {
+                    document["authentication"]["x509"] = json!({ "clientCAFile": authority });
+                }
                 document["authorization"] = json!({ "mode": "Webhook" });
-                document["rotateCertificates"] = json!(true);
+                // With this, kubelet uses a token for nothing but to ask for a certificate.
+                let rotates = matches!(self.cluster, Cluster::Bootstrap(_))
+                    || membership.identity == Identity::Certificate;
+                document["rotateCertificates"] = json!(rotates);
                 document["clusterDomain"] = json!("cluster.local");
             }
         }
@@ -329,12 +353,20 @@ impl Kubelet {
         ];
         match &self.cluster {
             Cluster::None => {}
-            Cluster::Joined { kubeconfig } => argv.push(format!("--kubeconfig={}", kubeconfig.display())),
-            Cluster::Bootstrap { kubeconfig } => {
+            Cluster::Joined(Membership { kubeconfig, .. }) => {
+                argv.push(format!("--kubeconfig={}", kubeconfig.display()));
+            }
+            Cluster::Bootstrap(Membership { kubeconfig, .. }) => {
                 argv.push(format!("--bootstrap-kubeconfig={}", kubeconfig.display()));
                 argv.push(format!("--kubeconfig={}", layout::KUBELET_KUBECONFIG));
             }
         }
+        argv.extend(
+            self.cluster
+                .membership()
+                .and_then(|membership| membership.address)
+                .map(|address| format!("--node-ip={address}")),
+        );
         argv.extend_from_slice(&self.arguments);
         let ready = match configuration.healthz() {
             Some(address) => Readiness::Http { address, path: "/healthz".to_owned() },
@@ -378,6 +410,11 @@ impl Configuration {
     pub fn port(&self) -> Option<u16> {
         let serves = self.0.get("enableServer").and_then(Value::as_bool).unwrap_or(true);
         serves.then(|| self.number("port", 10250))?
+    }
+
+    /// Whether it makes its node known to the API server.
+    pub fn registers(&self) -> bool {
+        self.0.get("registerNode").and_then(Value::as_bool).unwrap_or(true)
     }
 
     /// A port; 0 is none.
@@ -429,6 +466,12 @@ mod tests {
         }
     }
 
+    fn membership(identity: Identity) -> Membership {
+        let address = Some(Ipv4Addr::new(192, 0, 2, 7));
+        let client_authority = Some("/ca.crt".into());
+        Membership { kubeconfig: "/b.conf".into(), identity, client_authority, address }
+    }
+
     fn patched(kubelet: &Kubelet, text: &str) -> Result<String, String> {
         let patch = Patch::parse(text, kubelet.version).map_err(|error| error.to_string())?;
         kubelet.configuration(&patch).map(|document| document.yaml()).map_err(|error| error.to_string())
@@ -444,7 +487,7 @@ mod tests {
 
     #[test]
     fn joined_with_delegation() {
-        let cluster = Cluster::Bootstrap { kubeconfig: "/b.conf".into() };
+        let cluster = Cluster::Bootstrap(membership(Identity::Other));
         let kubelet =
             Kubelet { cluster, cgroups: Cgroups::Delegated, static_pods: None, ..kubelet("v1.37.0") };
         let document = kubelet.configuration(&Patch::default()).unwrap();
@@ -459,8 +502,21 @@ mod tests {
                 "--cert-dir=/var/lib/kubelet/pki",
                 "--bootstrap-kubeconfig=/b.conf",
                 "--kubeconfig=/var/lib/kubelet/kubeconfig",
+                "--node-ip=192.0.2.7",
             ]
         );
+    }
+
+    #[test]
+    fn a_token_is_not_taken_for_a_certificate() {
+        let rotates = |identity| {
+            let cluster = Cluster::Joined(membership(identity));
+            patched(&Kubelet { cluster, ..kubelet("v1.36.4") }, "")
+                .unwrap()
+                .contains("rotateCertificates: true")
+        };
+        assert!(rotates(Identity::Certificate));
+        assert!(!rotates(Identity::Other));
     }
 
     #[test]

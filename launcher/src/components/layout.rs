@@ -45,12 +45,16 @@ pub const CNI_RESULTS: &str = "/var/lib/cni/results";
 
 /// kubelet's configuration.
 pub const KUBELET_CONFIG: &str = "/etc/kubernetes/kubelet.yaml";
+/// The authority of the cluster that the node has joined.
+pub const CLUSTER_AUTHORITY: &str = "/etc/kubernetes/ca.crt";
 /// kubelet's pods.
 pub const KUBELET_ROOT: &str = "/var/lib/kubelet";
 /// kubelet's certificates.
 pub const KUBELET_CERTIFICATES: &str = "/var/lib/kubelet/pki";
 /// The kubeconfig that kubelet writes when it has bootstrapped.
 pub const KUBELET_KUBECONFIG: &str = "/var/lib/kubelet/kubeconfig";
+/// The kubeconfig that kubelet's certificate came by.
+pub const JOINED_BY: &str = "/var/lib/kubelet/joined-by";
 /// Flexvolume plugins; kubelet's default is below /usr.
 pub const KUBELET_VOLUME_PLUGINS: &str = "/var/lib/kubelet/volumeplugins";
 

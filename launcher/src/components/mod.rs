@@ -4,6 +4,7 @@ pub mod cni;
 pub mod containerd;
 pub mod crio;
 pub mod flannel;
+pub mod kubeconfig;
 pub mod kubelet;
 pub mod layout;
 pub mod programs;

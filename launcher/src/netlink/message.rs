@@ -158,6 +158,25 @@ impl Batch {
         self.end(start);
     }
 
+    /// Adds an IPv4 address of a device that leads nowhere: no network, no broadcast address.
+    pub fn add_ipv4_alone(&mut self, interface: Interface, address: Ipv4Addr) {
+        let start = self.begin("adding the address", libc::RTM_NEWADDR, self.create());
+        self.address_header(libc::AF_INET, 32, 0, interface);
+        self.attribute(libc::IFA_LOCAL, &address.octets());
+        self.attribute(libc::IFA_ADDRESS, &address.octets());
+        self.end(start);
+    }
+
+    /// Has packets to an IPv4 address of a device's no longer delivered here. The kernel made the route with the address.
+    pub fn forsake_ipv4(&mut self, address: Ipv4Addr) {
+        let start = self.begin("taking the address out of the local routes", libc::RTM_DELROUTE, 0);
+        self.bytes.extend([libc::AF_INET as u8, 32, 0, 0]);
+        self.bytes.extend([libc::RT_TABLE_LOCAL, libc::RTPROT_KERNEL, libc::RT_SCOPE_HOST, libc::RTN_LOCAL]);
+        self.bytes.extend([0; 4]);
+        self.attribute(libc::RTA_DST, &address.octets());
+        self.end(start);
+    }
+
     /// Adds an IPv6 address without duplicate address detection, so that it can be used at once.
     pub fn add_ipv6(&mut self, interface: Interface, address: Ipv6Addr, prefix: u8) {
         let start = self.begin("adding the IPv6 address", libc::RTM_NEWADDR, self.create());
@@ -428,6 +447,24 @@ mod tests {
             8, 0, 2, 0, 10, 0, 42, 100,
             8, 0, 1, 0, 10, 0, 42, 100,
             8, 0, 4, 0, 10, 0, 42, 255,
+        ];
+        assert_eq!(batch.bytes(), expected);
+    }
+
+    #[test]
+    fn an_address_alone_and_its_route_are_what_iproute2_sends() {
+        let (address, mut batch) = (Ipv4Addr::new(192, 0, 2, 7), Batch::with(Existing::Replace));
+        batch.add_ipv4_alone(LOOPBACK, address);
+        batch.forsake_ipv4(address);
+        #[rustfmt::skip]
+        let expected = [
+            40, 0, 0, 0, 20, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0,
+            2, 32, 0, 0, 1, 0, 0, 0,
+            8, 0, 2, 0, 192, 0, 2, 7,
+            8, 0, 1, 0, 192, 0, 2, 7,
+            36, 0, 0, 0, 25, 0, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0,
+            2, 32, 0, 0, 255, 2, 254, 2, 0, 0, 0, 0,
+            8, 0, 1, 0, 192, 0, 2, 7,
         ];
         assert_eq!(batch.bytes(), expected);
     }

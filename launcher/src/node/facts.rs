@@ -12,6 +12,7 @@ use super::plan::{NodeError, NodeFacts, Works, programs};
 use crate::apply::programs::survey;
 use crate::check;
 use crate::components::Cgroups;
+use crate::components::kubeconfig::Kubeconfig;
 use crate::components::programs::SearchPath;
 use crate::plan::cgroup::{CgroupFacts, CgroupPlan, Hierarchy};
 use crate::plan::facts::HostFacts;
@@ -54,6 +55,9 @@ pub(super) fn collect(
     let kubelet_patch = args.kubelet_config.as_ref().map(|path| {
         fs::read_to_string(path).map_err(|error| unusable("--kubelet-config", path, &error.to_string()))
     });
+    let cluster =
+        [("--kubeconfig", &args.kubeconfig), ("--bootstrap-kubeconfig", &args.bootstrap_kubeconfig)];
+    let cluster = cluster.into_iter().find_map(|(option, path)| Some(kubeconfig(option, path.as_ref()?)));
     let path = env::var_os("PATH");
     let search = SearchPath::new(&args.bin_dir, &args.cni_bin_dir, path.as_deref());
     let own = args.bin_dir.iter().map(|directory| directory.display().to_string());
@@ -81,7 +85,28 @@ pub(super) fn collect(
         state_dir: host.state_dir.clone(),
         log_dir: log_dir(host),
         kubelet_patch: kubelet_patch.transpose()?,
+        cluster: cluster.transpose()?,
     })
+}
+
+/// Reads it and looks whether what it names is to be had inside.
+fn kubeconfig(option: &'static str, path: &Path) -> Result<Kubeconfig, NodeError> {
+    let text = fs::read_to_string(path).map_err(|error| unusable(option, path, &error.to_string()))?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let config = Kubeconfig::parse(&text, directory).map_err(|source| NodeError::Kubeconfig {
+        option,
+        path: path.to_owned(),
+        source,
+    })?;
+    for file in &config.files {
+        readable(option, file).map_err(|error| match error {
+            NodeError::File { path: file, reason, .. } => {
+                unusable(option, path, &format!("it names {}: {reason}", file.display()))
+            }
+            other => other,
+        })?;
+    }
+    Ok(config)
 }
 
 fn cgroups((plan, facts): (&CgroupPlan, &CgroupFacts)) -> Cgroups {

@@ -9,6 +9,7 @@ pub mod args;
 mod facts;
 pub mod host_ports;
 pub mod install;
+pub mod joining;
 pub mod plan;
 pub mod service;
 pub mod tasks;

@@ -8,13 +8,15 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::args::{Cni, Cri, FlannelBackend, HostPorts, NodeArgs};
+use super::joining::Credentials;
 use super::tasks::{ANNOTATION, GRACE, SLACK, Task};
 use crate::apply::programs::{Answer, Installed};
 use crate::components::cni::Network;
 use crate::components::containerd::{self, Containerd, OciRuntime, Snapshotter};
 use crate::components::crio::{self, Crio, Storage};
 use crate::components::flannel::{EtcdTls, Flannel, Store};
-use crate::components::kubelet::{self, Cluster, Kubelet, Patch, PatchError};
+use crate::components::kubeconfig::{Authority, Identity, Kubeconfig, KubeconfigError};
+use crate::components::kubelet::{self, Cluster, Kubelet, Membership, Patch, PatchError};
 use crate::components::programs::{Program, Suitability, Version};
 use crate::components::{Cgroups, layout};
 use crate::personality::oci_runtime;
@@ -54,6 +56,8 @@ pub struct NodeFacts {
     pub log_dir: PathBuf,
     /// What is in the file of `--kubelet-config`.
     pub kubelet_patch: Option<String>,
+    /// What is in the file of `--kubeconfig` or `--bootstrap-kubeconfig`.
+    pub cluster: Option<Kubeconfig>,
 }
 
 /// Whether something works here.
@@ -101,6 +105,17 @@ pub enum NodeError {
         "the host has no default route, so the address that other nodes reach it at is not known: give it by --public-ip"
     )]
     NoPublicIp,
+    /// A kubeconfig by which nobody can join.
+    #[error("{option} {path:?}")]
+    Kubeconfig {
+        /// Which option names it.
+        option: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: KubeconfigError,
+    },
     /// A file that kubelet or flanneld will want.
     #[error("{option} {path:?}: {reason}")]
     File {
@@ -164,6 +179,8 @@ struct Composer<'a> {
     files: Vec<PlannedFile>,
     units: Vec<Unit>,
     kubelet_port: Option<u16>,
+    /// The unit after which the node is as much in its cluster as it will be.
+    in_cluster: &'static str,
     warnings: Vec<String>,
 }
 
@@ -215,6 +232,7 @@ impl<'a> Composer<'a> {
             files,
             units,
             kubelet_port: None,
+            in_cluster: kubelet::NAME,
             warnings,
         })
     }
@@ -233,7 +251,16 @@ impl<'a> Composer<'a> {
         if self.args.host_ports != HostPorts::Off {
             self.task("host-ports", &self.host_ports(), &[], Readiness::Started, Restart::Always);
         }
+        let cluster = self.cluster();
         let mut before_kubelet = vec![runtime];
+        if let Some(Membership { kubeconfig, address, .. }) = cluster.membership() {
+            let credentials = Task::Credentials { kubeconfig: kubeconfig.clone() };
+            let address = address.map(|address| (NODE_ADDRESS, Task::NodeAddress { address }));
+            for (name, task) in [(CREDENTIALS, credentials)].into_iter().chain(address) {
+                self.task(name, &task, &[], Readiness::Exited, Restart::OnFailure);
+                before_kubelet.push(name);
+            }
+        }
         if !self.args.image_archive.is_empty() {
             let images = self.images();
             self.task("images", &images, &[runtime], Readiness::Exited, Restart::OnFailure);
@@ -243,7 +270,7 @@ impl<'a> Composer<'a> {
         let stop = Task::StopPods { socket: socket.into() };
         self.task(PODS, &stop, &[runtime], Readiness::AtStop, Restart::Never);
         before_kubelet.push(PODS);
-        self.kubelet(socket, &before_kubelet)?;
+        self.kubelet(socket, cluster, &before_kubelet)?;
         if self.args.cni == Cni::Flannel {
             self.flannel()?;
         }
@@ -372,13 +399,36 @@ impl<'a> Composer<'a> {
         }
     }
 
-    fn kubelet(&mut self, socket: &'static str, after: &[&str]) -> Result<(), NodeError> {
-        let version = version(self.facts, Program::Kubelet);
-        let cluster = match (&self.args.kubeconfig, &self.args.bootstrap_kubeconfig) {
-            (Some(kubeconfig), _) => Cluster::Joined { kubeconfig: kubeconfig.clone() },
-            (None, Some(kubeconfig)) => Cluster::Bootstrap { kubeconfig: kubeconfig.clone() },
-            (None, None) => Cluster::None,
+    /// Whom the node obeys, and where it will be found.
+    fn cluster(&mut self) -> Cluster {
+        let (args, facts) = (self.args, self.facts);
+        let (kubeconfig, kind): (_, fn(Membership) -> Cluster) =
+            match (&args.kubeconfig, &args.bootstrap_kubeconfig) {
+                (Some(kubeconfig), _) => (kubeconfig.clone(), Cluster::Joined),
+                (None, Some(kubeconfig)) => (kubeconfig.clone(), Cluster::Bootstrap),
+                (None, None) => return Cluster::None,
+            };
+        let address = args.public_ip.or(facts.public_ip);
+        if address.is_none() {
+            let why = "the host has no default route, so the API server is not told where to find this node, and has neither logs nor exec \
+                       of its pods: give the address by --public-ip";
+            self.warnings.push(why.to_owned());
+        }
+        let authority = facts.cluster.as_ref().and_then(|cluster| cluster.authority.clone());
+        let client_authority = match authority {
+            Some(Authority::Text(text)) => {
+                self.file(layout::CLUSTER_AUTHORITY, text);
+                Some(layout::CLUSTER_AUTHORITY.into())
+            }
+            Some(Authority::File(path)) => Some(path),
+            None => None,
         };
+        let identity = facts.cluster.as_ref().map_or(Identity::Certificate, |cluster| cluster.identity);
+        kind(Membership { kubeconfig, identity, client_authority, address })
+    }
+
+    fn kubelet(&mut self, socket: &'static str, cluster: Cluster, after: &[&str]) -> Result<(), NodeError> {
+        let version = version(self.facts, Program::Kubelet);
         let kubelet = Kubelet {
             program: self.kubelet.path.clone(),
             version,
@@ -407,7 +457,30 @@ impl<'a> Composer<'a> {
         self.file(layout::KUBELET_CONFIG, configuration.yaml());
         self.kubelet_port = configuration.port().filter(|_| kubelet.cluster != Cluster::None);
         self.units.push(kubelet.unit(&configuration));
+        if configuration.registers() {
+            self.join(&kubelet.cluster);
+        }
         Ok(())
+    }
+
+    /// What needs the node in its cluster comes after this.
+    fn join(&mut self, cluster: &Cluster) {
+        let (membership, credentials) = match cluster {
+            Cluster::None => return,
+            Cluster::Joined(membership) => (membership, Credentials::Given),
+            Cluster::Bootstrap(membership) => (membership, Credentials::AskedFor),
+        };
+        let server = self.facts.cluster.as_ref().map(|cluster| cluster.server.clone()).unwrap_or_default();
+        let task = Task::Join { server, kubeconfig: membership.kubeconfig.clone(), credentials };
+        self.task(CLUSTER, &task, &[kubelet::NAME], Readiness::Notify, Restart::OnFailure);
+        self.wait_as_long_as_it_takes();
+        self.in_cluster = CLUSTER;
+    }
+
+    /// The latest unit waits for what others do.
+    fn wait_as_long_as_it_takes(&mut self) {
+        const MONTH: Duration = Duration::from_secs(31 * 24 * 3600);
+        self.units.iter_mut().last().into_iter().for_each(|unit| unit.start_timeout = MONTH);
     }
 
     fn flannel(&mut self) -> Result<(), NodeError> {
@@ -421,7 +494,7 @@ impl<'a> Composer<'a> {
         let (store, local, after) = match args.flannel_backend {
             FlannelBackend::Kube => {
                 let kubeconfig = kubeconfig.ok_or(NodeError::NoStore)?;
-                let mut after = vec!["flannel-link", kubelet::NAME];
+                let mut after = vec!["flannel-link", self.in_cluster];
                 if self.annotate(kubeconfig.clone(), public_ip.ok_or(NodeError::NoPublicIp)?) {
                     after.push("annotate");
                 }
@@ -467,7 +540,8 @@ impl<'a> Composer<'a> {
             return false;
         };
         let task = Task::Annotate { kubectl: kubectl.path.clone(), kubeconfig, node, public_ip };
-        self.task("annotate", &task, &[kubelet::NAME], Readiness::Exited, Restart::OnFailure);
+        self.task("annotate", &task, &[self.in_cluster], Readiness::Exited, Restart::OnFailure);
+        self.wait_as_long_as_it_takes();
         true
     }
 
@@ -546,6 +620,12 @@ impl<'a> Composer<'a> {
     }
 }
 
+/// The unit after which kubelet's certificates are of the cluster that is meant.
+const CREDENTIALS: &str = "credentials";
+/// The unit after which the cluster has the node.
+const CLUSTER: &str = "cluster";
+/// The unit after which the node has its host's address.
+const NODE_ADDRESS: &str = "node-address";
 /// The unit that ends pods.
 const PODS: &str = "pods";
 /// This program, for the supervisor that starts it again.
@@ -636,6 +716,7 @@ mod tests {
             state_dir: "/run/user/1000/rootless-launch/node".into(),
             log_dir: "/home/ann/.local/state/rootless-launch/node/log".into(),
             kubelet_patch: None,
+            cluster: None,
         }
     }
 
@@ -791,6 +872,51 @@ mod tests {
         assert_eq!(port(&["--kubeconfig=/k"], None), Some(10250));
         assert_eq!(port(&["--bootstrap-kubeconfig=/k"], Some("port: 10350")), Some(10350));
         assert_eq!(port(&["--kubeconfig=/k"], Some("enableServer: false")), None);
+    }
+
+    #[test]
+    fn a_node_of_a_cluster_is_where_its_host_is() {
+        let cluster = |authority| Kubeconfig {
+            server: "https://192.0.2.1:6443".to_owned(),
+            authority,
+            identity: Identity::Certificate,
+            files: Vec::new(),
+        };
+        let authority = Some(Authority::Text("PEM".to_owned()));
+        let facts = NodeFacts { cluster: Some(cluster(authority)), ..facts(&ALL) };
+        let Composition { plan, warnings, .. } = compose(&args(&["--kubeconfig=/k"]), &facts).unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        assert_eq!(
+            names(&plan),
+            [
+                "containerd",
+                "host-ports",
+                "credentials",
+                "node-address",
+                "pods < containerd",
+                "kubelet < containerd < credentials < node-address < pods",
+                "cluster < kubelet"
+            ]
+        );
+        assert_eq!(text(&plan, "/etc/kubernetes/ca.crt"), "PEM");
+        assert!(text(&plan, "/etc/kubernetes/kubelet.yaml").contains("clientCAFile: /etc/kubernetes/ca.crt"));
+        assert!(plan.units[5].argv.contains(&"--node-ip=192.0.2.7".to_owned()));
+
+        let authority = Some(Authority::File("/home/ann/ca.crt".into()));
+        let facts = NodeFacts {
+            cluster: Some(cluster(authority)),
+            public_ip: None,
+            kubelet_patch: Some("registerNode: false".to_owned()),
+            ..facts
+        };
+        let words = ["--bootstrap-kubeconfig=/b", "--kubelet-config=/p"];
+        let Composition { plan, warnings, .. } = compose(&args(&words), &facts).unwrap();
+        assert!(warnings[0].ends_with("give the address by --public-ip"), "{warnings:?}");
+        assert_eq!(
+            names(&plan)[2..],
+            ["credentials", "pods < containerd", "kubelet < containerd < credentials < pods"]
+        );
+        assert!(text(&plan, "/etc/kubernetes/kubelet.yaml").contains("clientCAFile: /home/ann/ca.crt"));
     }
 
     #[test]

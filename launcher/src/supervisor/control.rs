@@ -251,6 +251,9 @@ pub struct UnitStatus {
     /// Why it failed, if it is not ready since.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub failure: Option<String>,
+    /// What it says of itself (STATUS of sd_notify(3)).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub says: Option<String>,
     /// Its log file.
     pub log: String,
 }
@@ -299,6 +302,7 @@ impl UnitStatus {
             restarts: view.runs.saturating_sub(1),
             last_exit: view.last_ending.map(LastExit::from),
             failure: view.why.map(ToString::to_string),
+            says: None,
             log,
         }
     }

@@ -22,7 +22,7 @@ use super::log::{Bounds, Journal, Log};
 use super::observe::{self, Look, Seen};
 use super::prepare::{listen, lock, make_directory, write_file};
 use super::serve::{Client, Waiting};
-use super::spawn::{self, Lines, NotifySocket};
+use super::spawn::{self, Lines, NotifySocket, Told};
 use super::unit::{self, NodePlan, PlannedDirectory, PlannedProgram, Readiness, Unit, UnitId, Units};
 use super::{Action, Event, GIVE_UP, Manner, Moment, Notice, Outcome, State, Supervisor};
 use crate::error::{Ending, with_causes};
@@ -94,6 +94,8 @@ struct Outlet {
     log: Log,
     /// For those who say themselves when they are ready.
     notify: Option<NotifySocket>,
+    /// What its latest process has said of itself.
+    says: Option<String>,
 }
 
 /// The supervisor and all that its decisions are carried out with.
@@ -134,7 +136,7 @@ impl<'a> Runner<'a> {
         let outlet = |unit: &Unit| {
             let notify = (unit.ready == Readiness::Notify).then(NotifySocket::new).transpose()?;
             let log = Log::new(&plan.log_dir, &unit.name, Bounds::default());
-            Ok(Outlet { lines: Lines::new()?, log, notify })
+            Ok(Outlet { lines: Lines::new()?, log, notify, says: None })
         };
         let outlets = units.iter().map(|(_, unit)| outlet(unit)).collect::<io::Result<_>>();
         let instance = plan.control.parent().and_then(Path::file_name).unwrap_or_default();
@@ -242,14 +244,7 @@ impl<'a> Runner<'a> {
                 Ok(())
             }
             Source::Output(unit) => self.read_output(unit).map_err(failed("output of a unit")),
-            Source::Notify(unit) => {
-                let notify = self.outlets.get(unit.index()).and_then(|outlet| outlet.notify.as_ref());
-                let is_ready = notify.map_or(Ok(false), NotifySocket::receive);
-                if is_ready.map_err(failed("notify socket of a unit"))? {
-                    self.put(Event::Notified { unit });
-                }
-                Ok(())
-            }
+            Source::Notify(unit) => self.hear(unit).map_err(failed("notify socket of a unit")),
             Source::Look(place) => {
                 let seen = self.looks.get_mut(place).and_then(Look::go_on);
                 if let Some(observation) = seen {
@@ -296,10 +291,28 @@ impl<'a> Runner<'a> {
     }
 
     fn handle_end(&mut self, unit: UnitId, pid: Pid, ending: Ending) -> io::Result<()> {
-        // What it wrote comes before the news of its end.
+        // What it wrote and said comes before the news of its end.
         self.read_output(unit)?;
+        self.hear(unit)?;
         self.remark(unit, &format!("process {pid} {ending}"));
         self.put(Event::Ended { unit, ending });
+        Ok(())
+    }
+
+    /// Takes what a unit says of itself.
+    fn hear(&mut self, unit: UnitId) -> io::Result<()> {
+        let Some(outlet) = self.outlets.get_mut(unit.index()) else { return Ok(()) };
+        let Some(notify) = &outlet.notify else { return Ok(()) };
+        let Told { ready, status } = notify.receive()?;
+        if let Some(status) = status {
+            outlet.says = Some(status.clone());
+            if !ready {
+                warn!("unit {}: {status}", self.name(unit));
+            }
+        }
+        if ready {
+            self.put(Event::Notified { unit });
+        }
         Ok(())
     }
 
@@ -360,6 +373,7 @@ impl<'a> Runner<'a> {
     }
 
     fn spawn(&mut self, unit: UnitId) -> Option<Event> {
+        self.outlets.get_mut(unit.index())?.says = None;
         let (spec, outlet) = (self.supervisor.units().get(unit)?, self.outlets.get(unit.index())?);
         match spawn::spawn(spec, &outlet.lines, outlet.notify.as_ref()) {
             Ok(pid) => {
@@ -609,8 +623,10 @@ impl<'a> Runner<'a> {
     fn unit_status(&self, unit: UnitId) -> Option<UnitStatus> {
         let (spec, view) = (self.supervisor.units().get(unit)?, self.supervisor.view(unit)?);
         let age = self.now().saturating_sub(view.since);
-        let log = self.outlets.get(unit.index())?.log.path().display().to_string();
-        Some(UnitStatus::new(spec, &view, SystemTime::now(), age, log))
+        let outlet = self.outlets.get(unit.index())?;
+        let log = outlet.log.path().display().to_string();
+        let status = UnitStatus::new(spec, &view, SystemTime::now(), age, log);
+        Some(UnitStatus { says: outlet.says.clone(), ..status })
     }
 
     /// Everything has ended: takes along what units left running, and the last words.

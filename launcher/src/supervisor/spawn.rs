@@ -64,6 +64,15 @@ pub struct NotifySocket {
     address: String,
 }
 
+/// What a unit has said of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// That it is ready.
+    pub ready: bool,
+    /// How it fares, for people.
+    pub status: Option<String>,
+}
+
 /// Longer messages are cut.
 const MAX_MESSAGE: usize = 4096;
 
@@ -88,13 +97,13 @@ impl NotifySocket {
         &self.address
     }
 
-    /// Takes the messages that have come; whether one said `READY=1`. Only processes of our own user count: anybody
-    /// in this network namespace can send.
+    /// Takes the messages that have come. Only processes of our own user count: anybody in this network namespace can
+    /// send.
     ///
     /// # Errors
     /// recvmsg(2).
-    pub fn receive(&self) -> io::Result<bool> {
-        let mut is_ready = false;
+    pub fn receive(&self) -> io::Result<Told> {
+        let mut told = Told::default();
         let mut bytes = [0; MAX_MESSAGE];
         loop {
             let mut control = cmsg_space!(UnixCredentials);
@@ -104,12 +113,17 @@ impl NotifySocket {
                 match recvmsg::<()>(self.socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
                     // Messages with descriptors are cut short there and count for nothing.
                     Ok(received) => (received.bytes, received.cmsgs().is_ok_and(|mut all| all.any(is_ours))),
-                    Err(Errno::EAGAIN) => return Ok(is_ready),
+                    Err(Errno::EAGAIN) => return Ok(told),
                     Err(Errno::EINTR) => continue,
                     Err(error) => return Err(error.into()),
                 };
             let text = bytes.get(..length).unwrap_or_default();
-            is_ready |= is_ours && text.split(|byte| *byte == b'\n').any(|line| line == b"READY=1");
+            for line in text.split(|byte| *byte == b'\n').filter(|_| is_ours) {
+                told.ready |= line == b"READY=1";
+                if let Some(status) = line.strip_prefix(b"STATUS=") {
+                    told.status = Some(String::from_utf8_lossy(status).into_owned());
+                }
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ pub mod fd;
 pub(crate) mod memory;
 pub mod mount;
 pub mod pidfd;
+pub mod sched;
 pub mod scm;
 pub mod signal;
 pub mod spawn;

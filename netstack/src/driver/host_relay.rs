@@ -35,6 +35,12 @@ pub trait HostRelay: Send {
     /// The child has given up, or the answer came too late: what was taken for `flow` is to be reset, whether joined
     /// or not. Told twice where the answer crosses it; flows that are not known (any more) are to be ignored.
     fn withdraw(&mut self, flow: FlowId);
+
+    /// Frames of a joined flow come by the link: the child's connection tracking has forgotten it. Its socket in the child is to
+    /// send something, which leads them back.
+    fn recall(&mut self, flow: FlowId) {
+        let _ = flow;
+    }
 }
 
 impl Driver {
@@ -96,6 +102,12 @@ impl Driver {
         };
         if let Some(offer) = refused {
             self.relay_refused(flow, offer.stream);
+        }
+    }
+
+    pub(super) fn recall(&mut self, flow: FlowId) {
+        if let Some(relay) = &mut self.relay {
+            relay.recall(flow);
         }
     }
 

@@ -33,6 +33,8 @@ pub(super) struct HostSocket {
     flow: FlowId,
     pub(super) fd: OwnedFd,
     pub(super) kind: SocketKind,
+    /// A read waits for the next turn.
+    pub(super) put_off: bool,
 }
 
 #[derive(Debug)]
@@ -133,7 +135,7 @@ impl HostSockets {
             socket::reset_on_close(stream.as_fd());
         } else {
             let kind = SocketKind::Stream { connecting: None, read_closed: false };
-            self.keep(HostSocket { flow, fd: stream, kind });
+            self.keep(HostSocket { flow, fd: stream, kind, put_off: false });
         }
         watched
     }
@@ -313,7 +315,7 @@ impl HostSockets {
 
     fn insert(&mut self, flow: FlowId, fd: OwnedFd, kind: SocketKind, interest: Interest) -> io::Result<()> {
         self.watch(flow, &fd, interest)?;
-        self.keep(HostSocket { flow, fd, kind });
+        self.keep(HostSocket { flow, fd, kind, put_off: false });
         Ok(())
     }
 

@@ -80,7 +80,10 @@ const TAP_BATCH: usize = 64;
 /// Bytes of them: what the child sends next has to find room while these are written to the host.
 const TAP_BATCH_BYTES: usize = 64 << 10;
 /// Batches between two looks at the sockets.
-const TAP_BATCHES: usize = 8;
+const TAP_BATCHES: usize = 2;
+/// Bytes read from streams of the host between two looks at all of them: a bulk stream is not to keep others waiting for its whole
+/// window.
+const SHARE: usize = 256 << 10;
 /// Actions performed before frames are written again: bytes go on while they are in the cache.
 const ACTION_BATCH: usize = 4;
 /// A pause before a frame is tried again that the TAP had no memory for.
@@ -165,6 +168,9 @@ pub struct Driver {
     /// Set while finishing.
     wait_at_most: Option<Duration>,
     readable: VecDeque<FlowId>,
+    /// What is left of [`SHARE`] in this turn, and the streams that have to wait for the next.
+    share: usize,
+    put_off: VecDeque<FlowId>,
     outgoing: Vec<Outgoing>,
     parts: Parts,
     paths: Paths,
@@ -228,6 +234,8 @@ impl Driver {
             moved: 0,
             wait_at_most: None,
             readable: VecDeque::new(),
+            share: SHARE,
+            put_off: VecDeque::new(),
             outgoing: Vec::new(),
             parts: Parts::default(),
             paths: Paths::default(),
@@ -413,6 +421,8 @@ impl Driver {
         }
         self.read_datagrams(now);
         self.give_way();
+        self.share = SHARE;
+        self.resume_streams(now);
         for _ in 0..TAP_BATCHES {
             self.read_tap(now)?;
             self.drain(now);
@@ -468,7 +478,7 @@ impl Driver {
 
     /// How long the loop may sleep.
     fn patience(&self, now: Instant) -> Option<StdDuration> {
-        if self.tap_readable || !self.readable.is_empty() {
+        if self.tap_readable || !self.readable.is_empty() || !self.put_off.is_empty() {
             return Some(StdDuration::ZERO);
         }
         let timer = self.stack.poll_timeout().map(|at| {
@@ -588,6 +598,37 @@ impl Driver {
         }
     }
 
+    /// Reads from streams that had to wait for their turn.
+    fn resume_streams(&mut self, now: Instant) {
+        for _ in 0..self.put_off.len() {
+            let Some(flow) = self.put_off.pop_front() else { break };
+            if let Some(socket) = self.sockets.get_mut(flow) {
+                socket.put_off = false;
+                self.read_stream(now, flow);
+            }
+        }
+    }
+
+    fn read_stream(&mut self, now: Instant, flow: FlowId) {
+        let Some(socket) = self.sockets.get_mut(flow) else { return };
+        if self.share == 0 {
+            if !std::mem::replace(&mut socket.put_off, true) {
+                self.put_off.push_back(flow);
+            }
+            return;
+        }
+        self.courtesy.handle_stream();
+        let share = &mut self.share;
+        let before = *share;
+        self.stack.with_host_rx(now, flow, |room| {
+            let len = room.len().min(*share);
+            let read = socket.read(&mut room[..len]);
+            *share -= read.bytes();
+            read
+        });
+        self.moved += before - self.share;
+    }
+
     fn perform(&mut self, now: Instant, action: Action) {
         match action {
             Action::Connect { flow, remote } => {
@@ -606,19 +647,10 @@ impl Driver {
                     self.stack.with_host_tx(now, flow, |bytes| socket.write(bytes));
                 }
             }
-            Action::HostRead { flow } => {
-                if let Some(socket) = self.sockets.get(flow) {
-                    self.courtesy.handle_stream();
-                    let moved = &mut self.moved;
-                    self.stack.with_host_rx(now, flow, |room| {
-                        let read = socket.read(room);
-                        *moved += read.bytes();
-                        read
-                    });
-                }
-            }
+            Action::HostRead { flow } => self.read_stream(now, flow),
             Action::OfferRelay { flow, child, destination } => self.offer(flow, child, destination),
             Action::WithdrawRelay { flow } => self.withdraw(flow),
+            Action::RecallRelay { flow } => self.recall(flow),
             Action::ShutdownWrite { flow } => {
                 if let Some(socket) = self.sockets.get(flow) {
                     socket::shutdown_write(socket.fd.as_fd());

@@ -18,7 +18,9 @@
 //!
 //! *Relayed:* the flow counts and is listed until its end is told. Frames of it that still come are dropped: a RST would
 //! hit the connection that they are no longer part of. Only a SYN that is not the first one repeated says that the
-//! child's kernel uses the port anew: the flow gives up its key, and the SYN opens another.
+//! child's kernel uses the port anew: the flow gives up its key, and the SYN opens another. Others come when the child's
+//! connection tracking has forgotten the connection (somebody has flushed it): what the relay's socket sends next marks it
+//! again, and [`Action::RecallRelay`] has it send something.
 //!
 //! *Not offered:* flows of published ports; what the engine serves itself (gateway, DNS, maps of the host's
 //! loopback); anything while [`Relaying::Off`].
@@ -28,9 +30,10 @@ use std::net::SocketAddr;
 use super::{FlowKind, Stack};
 use crate::action::Action;
 use crate::flow::{FlowId, OpenedBy};
+use crate::packet::Tcp;
 use crate::tcp::relay::Relay;
 use crate::tcp::{Peer, Phase, TcpFlow};
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 
 /// Whether connected flows are offered to a relay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,6 +60,23 @@ pub(super) struct RelayedFlow {
     /// Sequence number of the SYN that opened it.
     syn: u32,
     pub(super) since: Instant,
+    /// When the relay was last told of frames that went astray.
+    recalled: Option<Instant>,
+}
+
+impl RelayedFlow {
+    /// Between two times that the relay is told.
+    const RECALL: Duration = Duration::from_secs(1);
+
+    /// A frame has come here; says whether the relay is to be told. A SYN is the first one, repeated, and a RST ends nothing here.
+    pub(super) fn handle_stray(&mut self, now: Instant, flags: u8) -> bool {
+        let quiet = self.recalled.is_some_and(|at| now < at + Self::RECALL);
+        let tell = flags & (Tcp::SYN | Tcp::RST) == 0 && !quiet;
+        if tell {
+            self.recalled = Some(now);
+        }
+        tell
+    }
 }
 
 impl Stack {
@@ -75,7 +95,7 @@ impl Stack {
             _ => return false,
         };
         entry.value.wake_at = None;
-        let relayed = FlowKind::Relayed(RelayedFlow { syn, since: now });
+        let relayed = FlowKind::Relayed(RelayedFlow { syn, since: now, recalled: None });
         if let FlowKind::Tcp(tcp) = std::mem::replace(&mut entry.value.kind, relayed) {
             self.rings.give_back(tcp.endpoint.into_region());
         }

@@ -153,7 +153,16 @@ impl Stack {
     ) -> Result<(), DropReason> {
         let Some(entry) = self.flows.get_mut(id) else { return Err(DropReason::NoFlow) };
         entry.value.mac = received.mac;
-        let FlowKind::Tcp(flow) = &mut entry.value.kind else { return Err(DropReason::RelayedFlow) };
+        let flow = match &mut entry.value.kind {
+            FlowKind::Tcp(flow) => flow,
+            FlowKind::Relayed(relayed) => {
+                if relayed.handle_stray(now, tcp.flags) {
+                    self.actions.push_back(Action::RecallRelay { flow: id });
+                }
+                return Err(DropReason::RelayedFlow);
+            }
+            _ => return Err(DropReason::RelayedFlow),
+        };
         // A socket of the relay answers, or is about to; a RST says that the child has given up.
         if flow.phase == Phase::Offered && tcp.flags & Tcp::RST == 0 {
             return Err(DropReason::RelayedFlow);

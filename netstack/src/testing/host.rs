@@ -130,6 +130,8 @@ pub struct HostStub {
     pub offers: Vec<Offered>,
     /// What was withdrawn from it.
     pub withdrawn: Vec<FlowId>,
+    /// Of which it was told that they go astray.
+    pub recalled: Vec<FlowId>,
     /// Every action performed, where `record` is set.
     pub actions: Vec<Action>,
     /// Whether actions are recorded. Default: yes.
@@ -154,6 +156,7 @@ impl Default for HostStub {
             relay_plan: RelayPlan::Hold,
             offers: Vec::new(),
             withdrawn: Vec::new(),
+            recalled: Vec::new(),
             actions: Vec::new(),
             record: true,
             events: VecDeque::new(),
@@ -314,6 +317,7 @@ impl HostStub {
                 assert!(self.tcp(flow).away, "only what was offered is withdrawn");
                 self.withdrawn.push(flow);
             }
+            Action::RecallRelay { flow } => self.recalled.push(flow),
             Action::ShutdownWrite { flow } => {
                 let Some(socket) = self.tcp.get_mut(&flow) else { return };
                 assert!(!socket.away, "shut down while away");

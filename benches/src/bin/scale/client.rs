@@ -5,7 +5,7 @@ use crate::echo::{drain, pour};
 use std::{
     fs,
     io::{self, ErrorKind, Read, Write},
-    net::{Shutdown, SocketAddr, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
@@ -138,34 +138,52 @@ fn connects(peers: &[SocketAddr], length: Duration) -> io::Result<()> {
     wait_for_end()
 }
 
-/// The 99th percentile of a round trip alone, beside a stream to the host, and beside one from it.
+/// The 99th percentile of a round trip alone, beside a stream to the host, and beside one from it; and beside the same streams that of a
+/// round trip on this namespace's loopback, which the engine has no part in: what the lack of processors does.
 fn fair(echo: SocketAddr, sink: SocketAddr, source: SocketAddr, length: Duration) -> io::Result<()> {
     println!("ready=1");
     wait_for_line()?;
     let mut stream = connect(echo)?;
+    let mut aside = loopback_echo()?;
     println!("alone={:.1}", percentile_99(&mut stream, length)?);
+    println!("aside_alone={:.1}", percentile_99(&mut aside, length)?);
     for (name, peer, work) in
         [("to_host", sink, pour as fn(TcpStream) -> io::Result<()>), ("to_child", source, drain)]
     {
         let bulk = connect(peer)?;
         let (handle, moving) = (bulk.try_clone()?, AtomicBool::new(true));
-        let value = thread::scope(|scope| {
+        let values = thread::scope(|scope| {
             // Ends when the connection is shut down.
             scope.spawn(|| {
                 let _ = work(bulk);
                 moving.store(false, Ordering::Relaxed);
             });
-            let value = percentile_99(&mut stream, length);
-            let value = value.and_then(|value| {
-                let error = || io::Error::other("the stream ended before");
-                if moving.load(Ordering::Relaxed) { Ok(value) } else { Err(error()) }
-            });
+            let values = percentile_99(&mut stream, length)
+                .and_then(|value| Ok((value, percentile_99(&mut aside, length)?)))
+                .and_then(|values| {
+                    let error = || io::Error::other("the stream ended before");
+                    if moving.load(Ordering::Relaxed) { Ok(values) } else { Err(error()) }
+                });
             handle.shutdown(Shutdown::Both)?;
-            value
+            values
         })?;
-        println!("{name}={value:.1}");
+        println!("{name}={:.1}\naside_{name}={:.1}", values.0, values.1);
     }
     wait_for_end()
+}
+
+/// A connection to somebody in this namespace who returns every byte.
+fn loopback_echo() -> io::Result<TcpStream> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let stream = connect(listener.local_addr()?)?;
+    let (mut peer, _) = listener.accept()?;
+    peer.set_nodelay(true)?;
+    // Detached: it ends with the connection.
+    thread::spawn(move || {
+        let mut byte = [0];
+        while peer.read_exact(&mut byte).and_then(|()| peer.write_all(&byte)).is_ok() {}
+    });
+    Ok(stream)
 }
 
 /// In microseconds.

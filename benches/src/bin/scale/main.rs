@@ -46,6 +46,8 @@ enum Row {
     FairToHost,
     BesideToChild,
     FairToChild,
+    AsideToHost,
+    AsideToChild,
 }
 
 impl Row {
@@ -60,6 +62,8 @@ impl Row {
             Self::FairToHost,
             Self::BesideToChild,
             Self::FairToChild,
+            Self::AsideToHost,
+            Self::AsideToChild,
         ]);
         rows
     }
@@ -81,6 +85,12 @@ impl benches::comparison::Row for Row {
             Self::FairToHost => "RR p99 beside a stream child->host / alone".to_owned(),
             Self::BesideToChild => "RR p99 beside a stream host->child, us".to_owned(),
             Self::FairToChild => "RR p99 beside a stream host->child / alone".to_owned(),
+            Self::AsideToHost => {
+                "the same on the child's loopback: RR p99 beside child->host / alone".to_owned()
+            }
+            Self::AsideToChild => {
+                "the same on the child's loopback: RR p99 beside host->child / alone".to_owned()
+            }
         }
     }
 }
@@ -265,7 +275,9 @@ impl Lab {
         let mut process = self.client(subject, &words.map(String::from), Duration::from_secs(60));
         process.tell("go");
         let mut value = |key: &str| number_in(&process.wait_for_line(key), key);
-        let (alone, to_host, to_child) = (value("alone="), value("to_host="), value("to_child="));
+        let (alone, aside_alone) = (value("alone="), value("aside_alone="));
+        let (to_host, aside_to_host) = (value("to_host="), value("aside_to_host="));
+        let (to_child, aside_to_child) = (value("to_child="), value("aside_to_child="));
         end(process);
         [
             (Row::Alone, alone),
@@ -273,6 +285,8 @@ impl Lab {
             (Row::FairToHost, to_host / alone),
             (Row::BesideToChild, to_child),
             (Row::FairToChild, to_child / alone),
+            (Row::AsideToHost, aside_to_host / aside_alone),
+            (Row::AsideToChild, aside_to_child / aside_alone),
         ]
         .map(|(row, value)| (row, Sample::plain(value)))
         .to_vec()
@@ -366,9 +380,13 @@ enum Kind {
 fn kind(row: Row) -> Kind {
     match row {
         Row::Connects | Row::ConnectsLast => Kind::Connects,
-        Row::Alone | Row::BesideToHost | Row::FairToHost | Row::BesideToChild | Row::FairToChild => {
-            Kind::Fairness
-        }
+        Row::Alone
+        | Row::BesideToHost
+        | Row::FairToHost
+        | Row::BesideToChild
+        | Row::FairToChild
+        | Row::AsideToHost
+        | Row::AsideToChild => Kind::Fairness,
         _ => Kind::Ramp,
     }
 }

@@ -1,10 +1,13 @@
 //! Small programs of ours that run inside a node, started by its supervisor: `rootless-launch node-task JSON`.
 
 mod annotate;
+mod credentials;
 mod crio_images;
 mod flannel_link;
 mod host_ports;
 mod images;
+mod join;
+mod node_address;
 mod overlay_peers;
 mod programs;
 mod stop_pods;
@@ -20,10 +23,11 @@ use thiserror::Error;
 
 pub(super) use self::annotate::ANNOTATION;
 use self::crio_images::ArchiveError;
-use self::stop_pods::CriError;
 pub(super) use self::stop_pods::{GRACE, SLACK};
 use super::args::HostPorts;
 use super::host_ports::Policy;
+use super::joining::{Credentials, Joining};
+use crate::cri::CriError;
 use crate::error::with_causes;
 use crate::internal::TASK;
 
@@ -74,6 +78,25 @@ pub enum Task {
     },
     /// Let those send by the overlay that flannel sends to.
     OverlayPeers,
+    /// Let the node be where its host is.
+    NodeAddress {
+        /// Where.
+        address: Ipv4Addr,
+    },
+    /// Forget what came by another kubeconfig.
+    Credentials {
+        /// The one that counts now.
+        kubeconfig: PathBuf,
+    },
+    /// Wait until the cluster has the node.
+    Join {
+        /// URL of the API server.
+        server: String,
+        /// How to reach it.
+        kubeconfig: PathBuf,
+        /// Whether the node is known there.
+        credentials: Credentials,
+    },
     /// Tell other nodes where this one is.
     Annotate {
         /// The cluster's client.
@@ -158,6 +181,20 @@ pub enum TaskError {
         /// The last line of what it said.
         said: String,
     },
+    /// An address of the loopback device.
+    #[error("{step} {address} failed on the loopback device")]
+    Address {
+        /// The address.
+        address: Ipv4Addr,
+        /// What the kernel was asked for.
+        step: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The supervisor's answer, or none.
+    #[error("the log of kubelet cannot be read: {0}")]
+    Log(String),
     /// CRI.
     #[error("the container runtime at {socket:?} cannot be asked to end containers")]
     Runtime {
@@ -180,6 +217,9 @@ pub fn main(task: &Task) -> ExitCode {
         Task::StopPods { .. } => c"rl-stop-pods",
         Task::FlannelLink { .. } => c"rl-flannel-link",
         Task::OverlayPeers => c"rl-peers",
+        Task::NodeAddress { .. } => c"rl-node-address",
+        Task::Credentials { .. } => c"rl-credentials",
+        Task::Join { .. } => c"rl-join",
         Task::Annotate { .. } => c"rl-annotate",
     };
     // For people only.
@@ -194,6 +234,11 @@ pub fn main(task: &Task) -> ExitCode {
         Task::StopPods { socket } => stop_pods::run(socket),
         Task::FlannelLink { local } => flannel_link::run(*local),
         Task::OverlayPeers => overlay_peers::run(),
+        Task::NodeAddress { address } => node_address::run(*address),
+        Task::Credentials { kubeconfig } => credentials::run(kubeconfig),
+        Task::Join { server, kubeconfig, credentials } => {
+            join::run(Joining::new(server.clone(), kubeconfig.clone(), *credentials))
+        }
         Task::Annotate { kubectl, kubeconfig, node, public_ip } => {
             annotate::run(kubectl, kubeconfig, node, *public_ip)
         }

@@ -367,3 +367,27 @@ fn answers_that_make_no_sense_change_nothing() {
     assert!(!h.host.join(h.now, &mut h.stack, flow));
     assert_eq!(h.stack.stats().relay.active, 1);
 }
+
+#[test]
+fn the_relay_hears_of_frames_that_go_astray_once_a_second() {
+    for (child, remote) in families(80) {
+        let mut h = scripted(RelayPlan::Join);
+        let flow = joined(&mut h, child, remote);
+        let send = |h: &mut Harness, flags| {
+            let segment =
+                Segment { sequence: 1001, acknowledgement: 1, ..Segment::new(child, remote, flags) };
+            assert_eq!(h.inject(&segment.frame()), Err(DropReason::RelayedFlow));
+        };
+        // The first SYN repeated, and a RST: nothing is to be led back.
+        h.inject(&syn(child, remote, 1000)).unwrap_err();
+        send(&mut h, Tcp::RST);
+        assert_eq!(h.host.recalled, []);
+        send(&mut h, Tcp::ACK);
+        send(&mut h, Tcp::ACK);
+        assert_eq!(h.host.recalled, [flow]);
+        h.drive_for(Duration::from_secs(1));
+        send(&mut h, Tcp::ACK | Tcp::FIN);
+        assert_eq!(h.host.recalled, [flow; 2]);
+        assert_eq!(h.seen(), []);
+    }
+}
