@@ -174,6 +174,9 @@ impl Vm {
     /// When that takes longer than [`BOOT`].
     #[track_caller]
     pub fn reboot(&mut self) {
+        // All of it is there, and stays. Unpacked once more it would be gone for a moment, under services that look for it.
+        let _ =
+            self.run("root", "rm /etc/systemd/system/multi-user.target.wants/vm-payload.service").success();
         // The connection may be cut before it can say how it ended.
         let _ = self.try_run("root", "systemctl reboot");
         self.wait_ready();

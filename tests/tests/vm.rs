@@ -231,11 +231,13 @@ fn with_lingering_the_node_survives_logout_and_reboot(vm: &mut Vm) {
     let _ = vm.wait_until("root", REACH);
     vm.reboot();
     let _ = vm.wait_until("root", REACH);
-    let _ = vm.run("ann", "systemctl --user is-active rootless-launch-node").success();
-    // Attempts that failed are no failure of the test, emulated and at boot as it is, but something to look at.
-    eprintln!(
-        "{}",
-        vm.run("ann", "journalctl --user -b -u rootless-launch-node --no-pager | tail -20").stdout
+    let shown =
+        vm.run("ann", "systemctl --user show rootless-launch-node -p ActiveState,NRestarts").success();
+    let journal = vm.run("ann", "journalctl --user -b -u rootless-launch-node --no-pager | tail -20").stdout;
+    assert_eq!(
+        (shown.value("ActiveState"), shown.value("NRestarts")),
+        ("active".into(), "0".into()),
+        "{journal}"
     );
 }
 

@@ -11,8 +11,8 @@ use nix::unistd::{AccessFlags, access};
 use crate::apply::command::Running;
 use crate::components::programs::{Program, SearchPath, Version};
 
-/// How long programs may take to tell their versions, all together; on an emulated processor a large one needs most of a minute, and
-/// while such a machine boots several.
+/// How long programs may take to tell their versions, all of them at once; on an emulated processor a large one alone needs most of a
+/// minute.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A program that is there.

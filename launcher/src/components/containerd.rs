@@ -184,7 +184,7 @@ impl Containerd {
 
 /// The unit's name.
 pub const NAME: &str = "containerd";
-/// On an emulated processor it takes a minute, and while such a machine boots several.
+/// On an emulated processor that does nothing else it takes a minute.
 const START_TIMEOUT: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
