@@ -154,13 +154,12 @@ pub fn tunnel(data: &[u8]) {
     let Ok(Offload { gso: Gso::Tunnel(gso), .. }) = vnet_hdr::accept_tunnel(header, &mut frame) else {
         return;
     };
-    let (mut headers, mut cuts) = (Vec::new(), Vec::new());
+    let (mut out, mut cuts) = (Vec::new(), Vec::new());
     let range = usize::from(gso.payload)..frame.len();
-    let Ok(count) = tunnel::split(&frame, range, gso, &mut headers, |cut| cuts.push(cut)) else { return };
-    assert_eq!(count, cuts.len());
-    let datagrams = cuts.into_iter().map(|cut| [&headers[cut.headers], &frame[cut.payload]].concat());
-    let mut datagrams = datagrams.collect::<Vec<_>>().into_iter();
-    let Some(mut join) = datagrams.next().and_then(|first| Join::begin(&first)) else { return };
+    let Ok(end) = tunnel::split(&frame, range, gso, &mut out, 0, |cut| cuts.push(cut)) else { return };
+    assert_eq!(cuts.iter().map(ExactSizeIterator::len).sum::<usize>(), end, "one lies behind the other");
+    let mut datagrams = cuts.into_iter().map(|cut| &out[cut]);
+    let Some(mut join) = datagrams.next().and_then(Join::begin) else { return };
     // Sizes and sequence follow; only a super-segment that asks for an end midway, or is too long, stops it.
     let joined = datagrams.take_while(|datagram| join.push(datagram)).count() + 1;
     assert_eq!(joined, join.count());
