@@ -50,7 +50,7 @@ impl Channel {
         self.send_all(message, fd.as_slice())
     }
 
-    /// The same with several descriptors, at most [`scm::MOST`].
+    /// The same with several descriptors, at most `scm::MOST`.
     ///
     /// # Errors
     /// As [`Channel::send`].

@@ -31,6 +31,7 @@ use super::{FlowKind, Stack};
 use crate::action::Action;
 use crate::flow::{FlowId, OpenedBy};
 use crate::packet::Tcp;
+use crate::tcp::endpoint::ChildSide;
 use crate::tcp::relay::Relay;
 use crate::tcp::{Peer, Phase, TcpFlow};
 use crate::time::{Duration, Instant};
@@ -166,14 +167,18 @@ impl Stack {
     }
 
     /// Whether a SYN with that sequence number takes the key from the flow that has it: a relayed one whose end was not
-    /// told yet.
+    /// told yet, or one that the child has ended, whose end was not looked at yet or is not delivered to the host.
     pub(super) fn yields_key(&mut self, id: FlowId, sequence: u32) -> bool {
-        match self.flows.get(id).map(|entry| &entry.value.kind) {
-            Some(FlowKind::Relayed(relayed)) if relayed.syn != sequence => {
-                self.flows.hide(id);
-                true
+        let yields = match self.flows.get(id).map(|entry| &entry.value.kind) {
+            Some(FlowKind::Relayed(relayed)) => relayed.syn != sequence,
+            Some(FlowKind::Tcp(tcp)) => {
+                !tcp.is_half_open() && matches!(tcp.endpoint.child_side(), ChildSide::Gone | ChildSide::Done)
             }
             _ => false,
+        };
+        if yields {
+            self.flows.hide(id);
         }
+        yields
     }
 }

@@ -5,9 +5,11 @@ use smoltcp::socket::tcp::State;
 use super::*;
 use crate::action::{Action, ConnectError};
 use crate::error::DropReason;
+use crate::packet::Tcp;
 use crate::stack::tcp::HostIo;
 use crate::tcp::Phase;
 use crate::testing::child::ChildTcp;
+use crate::testing::frames::Segment;
 use crate::testing::host::ConnectPlan;
 use crate::testing::link::Random;
 use crate::testing::{Harness, config};
@@ -243,6 +245,32 @@ fn the_same_four_tuple_connects_again_at_once() {
         assert_eq!(h.host.tcp.len(), 20);
         assert_eq!(h.stack.stats().all_drops().count(), 0);
     });
+}
+
+/// In one batch: nobody has looked at the end yet when the next beginning comes.
+#[test]
+fn the_ports_of_a_connection_that_was_reset_are_the_nexts_at_once() {
+    for (child, remote) in families(80) {
+        let mut h = Harness::scripted(config(), CAPABILITIES[0]);
+        h.inject(&Segment::syn(child, remote, 1460).frame()).unwrap();
+        let answer = h.seen_one().tcp();
+        let (sequence, acknowledgement) = (answer.acknowledgement, answer.sequence.wrapping_add(1));
+        let ack = Segment { sequence, acknowledgement, ..Segment::new(child, remote, Tcp::ACK) };
+        h.inject(&ack.frame()).unwrap();
+        let old = h.host.last_flow();
+        let reset = Segment { flags: Tcp::RST | Tcp::ACK, ..ack };
+        let syn = Segment { sequence: 77_000, ..Segment::syn(child, remote, 1460) };
+        for segment in [&reset, &syn] {
+            let mut bytes = segment.frame();
+            let frame = crate::Frame { bytes: &mut bytes, offload: Offload::default(), slot: 0 };
+            h.stack.handle_frame(h.now, frame).unwrap();
+        }
+        let answer = h.seen_one().tcp();
+        assert_eq!((answer.flags, answer.acknowledgement), (Tcp::SYN | Tcp::ACK, 77_001), "{remote}");
+        assert_eq!(h.host.tcp(old).closed, Some(true));
+        assert_ne!(h.host.last_flow(), old);
+        assert_eq!(h.stack.flows().count(), 1);
+    }
 }
 
 // Back-pressure.
