@@ -7,8 +7,9 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::agent::Agent;
 use super::target::{Manner, Target};
+use super::token::Token;
 use super::udp::{Opened, UdpForward};
-use super::{Config, Engine, Token};
+use super::{Config, Engine};
 use crate::protocol::{Reach, SocketKind};
 use crate::spec::{Family, Transport};
 use crate::sys::datagram::Batch;

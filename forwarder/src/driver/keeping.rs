@@ -9,8 +9,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::MsgFlags;
 
+use super::Engine;
 use super::agent::Agent;
-use super::{Engine, Token};
+use super::token::Token;
 use crate::manager::{Listener, ListenerId};
 use crate::spec::{Origin, PortSpec};
 use crate::store::{ANSWER, Inheritance, InheritedForward, MAX_SOCKETS, Notice, StoreLine};

@@ -28,6 +28,7 @@
 //! [`ForwardDriver::run_until`] returns.
 
 mod agent;
+mod config;
 mod datagrams;
 mod egress;
 mod gather;
@@ -35,16 +36,18 @@ mod handle;
 #[cfg(test)]
 mod hostile;
 mod keeping;
+mod opening;
 mod pair;
 mod polling;
 mod publishing;
 mod stats;
 mod target;
+mod token;
 mod udp;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,6 +57,7 @@ use slab::Slab;
 use thiserror::Error;
 
 pub use self::agent::ChildLine;
+pub use self::config::{Config, Limits, Timeouts};
 pub use self::egress::{Egress, EgressError, EgressEvents, EgressMode};
 pub use self::handle::Handle;
 pub use self::publishing::{Auto, PortEvent, ToHost, ToHostStatus};
@@ -67,21 +71,21 @@ use self::egress::{EgressState, Flush, Gate};
 use self::gather::{LOOK, Looked};
 use self::handle::Inbox;
 use self::keeping::Keeper;
+use self::opening::HANDSHAKE;
 use self::pair::{Mover, Origin as PairOrigin, Pair, Turn};
 use self::polling::Polling;
 use self::publishing::Slot;
-use self::target::{Means, Way};
+use self::token::Token;
 use crate::auto::AutoWatch;
 use crate::child::RELAY_KEEPALIVE;
-use crate::manager::{self, ListenerId, PortManager};
-use crate::protocol::{self, ProtocolError, Reach, SocketKind};
+use crate::manager::{ListenerId, PortManager};
+use crate::protocol::{self, ProtocolError};
 use crate::relay::{Action, Readiness, Side};
-use crate::spec::{Family, Source, Transport};
+use crate::spec::Source;
 use crate::store::{Inheritance, StoreLine};
 use crate::sys::datagram::Batch;
 use crate::sys::socket;
 use crate::sys::timer::Timer;
-use crate::udp_session::SessionId;
 
 /// The engine on the TAP, as a way to the child for what sockets cannot do: destinations beyond the child itself.
 pub trait TapPath: Send {
@@ -99,84 +103,6 @@ pub trait TapPath: Send {
 
     /// Closes what [`TapPath::add_udp`] returned.
     fn remove_udp(&self, id: u64);
-}
-
-/// What the driver has to know.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Config {
-    /// The child's addresses.
-    pub child: ChildNetwork,
-    /// Which ways clients are led.
-    pub manner: Manner,
-    /// How much of everything there may be.
-    pub limits: Limits,
-    /// How long things may take.
-    pub timeouts: Timeouts,
-    /// What listens in the child is published by itself, if so.
-    pub auto: Option<Auto>,
-    /// Whether connections that begin in the child are relayed; wants [`ForwardDriver::set_egress_events`].
-    pub egress: EgressMode,
-}
-
-/// How much of everything there may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Forwards and listeners.
-    pub forwards: manager::Limits,
-    /// TCP connections of all forwards and of the egress relay that are joined here, 20,000 by default: 40,000 descriptors. Further
-    /// clients see RST, further offers come back, as they do when half of the descriptors are theirs. It is lowered to what the descriptors of the process (RLIMIT_NOFILE) allow. What the TAP takes over counts
-    /// among the engine's flows instead.
-    pub connections: usize,
-    /// TCP connections of one forward, unlimited by default. Further clients see RST.
-    pub connections_per_forward: usize,
-    /// Pipes (2 descriptors and up to 256 KiB of kernel memory each) of busy bulk streams, 512 by default. Further streams are
-    /// copied instead of spliced.
-    pub pipes: usize,
-    /// UDP sessions of one forward, 4,096 by default; the one idle for longest makes room.
-    pub udp_sessions: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            forwards: manager::Limits::default(),
-            connections: 20_000,
-            connections_per_forward: usize::MAX,
-            pipes: 512,
-            udp_sessions: 4096,
-        }
-    }
-}
-
-/// How long things may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// Until the child's kernel has to have answered a connect, 10 s by default: its server does not accept.
-    pub connect: Duration,
-    /// Without a byte after one end has finished, 7,440 s by default, as for the TAP's connections (RFC 5382 section 5).
-    pub half_closed: Duration,
-    /// Waited for the next event without sleeping, at most, while messages go to and fro; 50 us by default, as the engine on the TAP.
-    pub busy_poll: Duration,
-    /// After the end, without progress in delivering what the child has sent on the egress relay; 500 ms by default, as the engine
-    /// on the TAP.
-    pub linger: Duration,
-    /// The same in all, 10 s by default.
-    pub linger_in_all: Duration,
-    /// UDP sessions without a datagram, 180 s by default (RFC 4787 section 4.3: 120 s at least).
-    pub udp: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Timeouts {
-            connect: Duration::from_secs(10),
-            half_closed: Duration::from_secs(7440),
-            linger: Duration::from_millis(500),
-            linger_in_all: Duration::from_secs(10),
-            udp: Duration::from_secs(180),
-            busy_poll: Duration::from_micros(50),
-        }
-    }
 }
 
 /// Why the driver could not be made, or ended.
@@ -481,22 +407,6 @@ struct Forward {
     by_tap_until: u32,
 }
 
-/// What an event is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Token {
-    Stop,
-    Inbox,
-    Agent,
-    Addresses,
-    Auto,
-    Look,
-    Store,
-    Listener(usize),
-    UdpListener(usize),
-    UdpSession(usize, SessionId),
-    Pair(usize, u32, Side),
-}
-
 impl Engine {
     fn new(
         epoll: Epoll,
@@ -771,219 +681,6 @@ impl Engine {
         }
     }
 
-    fn begin(&mut self, stream: OwnedFd, client: SocketAddr, origin: PairOrigin) {
-        let forward = self.forwards.entry(origin.forward()).or_default();
-        forward.counters.connections_total += 1;
-        if self.pairs.len() >= self.connection_limit
-            || forward.counters.connections >= self.config.limits.connections_per_forward as u64
-        {
-            forward.counters.limited += 1;
-            socket::reset_on_close(stream.as_fd());
-            return;
-        }
-        forward.counters.connections += 1;
-        let (hint, when) = forward.hint;
-        let first = if self.now.saturating_sub(when) <= HINT { hint } else { 0 };
-        self.generation = self.generation.wrapping_add(1) & GENERATIONS;
-        let mut pair = Pair::new(stream, client, origin, self.generation, self.now);
-        pair.first = first;
-        pair.only_tap = self.now < forward.by_tap_until;
-        let key = self.pairs.insert(pair);
-        self.open(key);
-    }
-
-    /// Opens the way to the child that is next, or refuses.
-    fn open(&mut self, key: usize) {
-        loop {
-            match self.try_way(key) {
-                Tried::Under => return,
-                Tried::Again => {}
-                Tried::Failed => {
-                    let Some(pair) = self.pairs.get_mut(key) else { return };
-                    pair.attempt += 1;
-                }
-                Tried::NoMore => {
-                    self.count(key, |counters| counters.refused += 1);
-                    self.reset(key);
-                    return;
-                }
-            }
-        }
-    }
-
-    fn try_next_way(&mut self, key: usize) {
-        let Some(pair) = self.pairs.get_mut(key) else { return };
-        pair.opened = None;
-        pair.attempt += 1;
-        pair.active = self.now;
-        pair.relay = crate::relay::Relay::new();
-        self.open(key);
-    }
-
-    fn try_way(&mut self, key: usize) -> Tried {
-        let Some(pair) = self.pairs.get_mut(key) else { return Tried::Under };
-        let generation = pair.generation;
-        let target = match pair.origin {
-            PairOrigin::Host { target, .. } => target,
-            // It has one way, which was tried.
-            PairOrigin::Egress { .. } => return Tried::NoMore,
-            PairOrigin::Child { to, .. } => {
-                if pair.attempt > 0 {
-                    return Tried::NoMore;
-                }
-                let opened = socket::open(Transport::Tcp, Family::of(to.ip()));
-                return match opened {
-                    Ok(socket) => {
-                        socket::prepare_tcp(socket.as_fd());
-                        self.connect(key, socket, to)
-                    }
-                    Err(_) => Tried::Failed,
-                };
-            }
-        };
-        let abilities = match &self.agent {
-            Some(agent) => match agent.abilities() {
-                Some(abilities) => Some(abilities),
-                None if pair.only_tap => None,
-                None => {
-                    self.wait(key, generation);
-                    return Tried::Under;
-                }
-            },
-            None => None,
-        };
-        let local = self.agent.as_ref().and_then(|agent| agent.local.as_ref());
-        let contains = |address: IpAddr| local.is_some_and(|local| local.contains(address));
-        let means = Means {
-            manner: self.config.manner,
-            network: &self.config.child,
-            abilities,
-            local: if local.is_some() { Some(&contains) } else { None },
-            tap: self.tap.is_some(),
-        };
-        let mut ways = means.ways(target, pair.client);
-        if pair.only_tap && ways.iter().flatten().any(|way| matches!(way, Way::Tap { .. })) {
-            ways = ways.map(|way| way.filter(|way| matches!(way, Way::Tap { .. })));
-        }
-        let Some(way) = nth_way(&ways, pair.first, pair.attempt) else { return Tried::NoMore };
-        match way {
-            Way::Tap { source, to } => self.hand_over(key, source, to),
-            Way::Relay { reach, from, to } => {
-                let kind = SocketKind { transport: Transport::Tcp, family: Family::of(to.ip()), reach };
-                let Some(agent) = &mut self.agent else { return Tried::Failed };
-                let Some(socket) = agent.take(kind) else {
-                    self.wait(key, generation);
-                    return Tried::Under;
-                };
-                if let Some(from) = from
-                    && bind_as(&socket, from, pair.port_taken).is_err()
-                {
-                    return Tried::Failed;
-                }
-                pair.tracked = reach == Reach::Tracked;
-                let tried = self.connect(key, socket, to);
-                let strays = reach != Reach::Tracked && !to.ip().is_loopback() && self.tap.is_some();
-                if strays && matches!(tried, Tried::Under) {
-                    self.connecting.push_back((key, generation, Instant::now()));
-                }
-                tried
-            }
-        }
-    }
-
-    fn connect(&mut self, key: usize, socket: OwnedFd, to: SocketAddr) -> Tried {
-        let Some(pair) = self.pairs.get_mut(key) else { return Tried::Under };
-        match socket::connect(socket.as_fd(), to) {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
-            // The client's address and port are those of a connection that has only just ended: another port, once.
-            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) && !pair.port_taken => {
-                pair.port_taken = true;
-                return Tried::Again;
-            }
-            Err(_) => return Tried::Failed,
-        }
-        let token = Token::Pair(key, pair.generation, Side::Opened);
-        if self.epoll.add(&socket, EpollEvent::new(STREAM_EVENTS, token.into())).is_err() {
-            return Tried::Failed;
-        }
-        pair.to = to;
-        pair.opened = Some(socket);
-        Tried::Under
-    }
-
-    /// Without [`Reach::Tracked`] a relay's handshake does not leave the child's kernel. If it takes time, rules of the child
-    /// lead it elsewhere, or the server's queue is full: both are matters for the TAP.
-    fn look_for_strays(&mut self) {
-        if self.connecting.is_empty() {
-            return;
-        }
-        let now = Instant::now();
-        while let Some(&(key, generation, since)) = self.connecting.front() {
-            let connects = self.pairs.get(key).is_some_and(|pair| {
-                pair.generation == generation && pair.relay.is_connecting() && pair.opened.is_some()
-            });
-            if connects && now < since + HANDSHAKE {
-                return;
-            }
-            self.connecting.pop_front();
-            if connects {
-                self.leave_to_tap(key);
-            }
-        }
-    }
-
-    fn leave_to_tap(&mut self, key: usize) {
-        let Some(pair) = self.pairs.get_mut(key) else { return };
-        (pair.only_tap, pair.first, pair.attempt) = (true, 0, 0);
-        pair.opened = None;
-        pair.active = self.now;
-        pair.relay = crate::relay::Relay::new();
-        if let Some(forward) = self.forwards.get_mut(&pair.origin.forward()) {
-            forward.by_tap_until = self.now + BY_TAP;
-        }
-        self.open(key);
-    }
-
-    fn hand_over(&mut self, key: usize, source: SocketAddr, to: SocketAddr) -> Tried {
-        let Some(tap) = &self.tap else { return Tried::Failed };
-        let forward = self.pairs.get(key).map_or(0, |pair| pair.origin.forward());
-        let Some(pair) = self.pairs.try_remove(key) else { return Tried::Under };
-        let result = tap.tcp(pair.accepted, source, to);
-        if let Some(forward) = self.forwards.get_mut(&forward) {
-            forward.counters.connections -= 1;
-            match result {
-                Ok(()) => forward.counters.by_tap += 1,
-                Err(_) => forward.counters.refused += 1,
-            }
-        }
-        self.forget_if_over(forward);
-        Tried::Under
-    }
-
-    fn wait(&mut self, key: usize, generation: u32) {
-        self.waiting.push_back((key, generation));
-        if self.waiting.len() >= WAITING && self.accepting == Accepting::Yes {
-            self.set_accepting(Accepting::PausedForSockets);
-        }
-    }
-
-    fn serve_waiting(&mut self) {
-        for (key, generation) in std::mem::take(&mut self.waiting) {
-            let waits = |pair: &Pair| pair.generation == generation && pair.opened.is_none();
-            if self.pairs.get(key).is_some_and(waits) {
-                self.open(key);
-            }
-        }
-        self.resume_if_few_wait();
-    }
-
-    fn resume_if_few_wait(&mut self) {
-        if self.accepting == Accepting::PausedForSockets && self.waiting.len() < WAITING / 2 {
-            self.resume_accepting();
-        }
-    }
-
     fn handle_ready(&mut self, key: usize, generation: u32, side: Side, flags: EpollFlags) {
         let Some(pair) = self.pairs.get_mut(key).filter(|pair| pair.generation == generation) else {
             return;
@@ -1037,62 +734,6 @@ impl Engine {
                     self.finish(key);
                     return;
                 }
-            }
-        }
-    }
-
-    /// Starts to hear of the accepted socket; says whether the pair still exists.
-    fn join(&mut self, key: usize) -> bool {
-        if let Some(PairOrigin::Egress { id }) = self.pairs.get(key).map(|pair| pair.origin) {
-            self.reset_if_killed(key);
-            self.egress_joined(id);
-            return true;
-        }
-        if !self.arrived(key) {
-            self.leave_to_tap(key);
-            return false;
-        }
-        let Some(pair) = self.pairs.get(key) else { return false };
-        let token = Token::Pair(key, pair.generation, Side::Accepted);
-        if self.epoll.add(&pair.accepted, EpollEvent::new(STREAM_EVENTS, token.into())).is_err() {
-            self.reset(key);
-            return false;
-        }
-        self.reset_if_killed(key);
-        let Some(pair) = self.pairs.get(key) else { return false };
-        // What a hint led to does not prolong it: the best way is tried again from time to time.
-        if pair.attempt > 0
-            && let Some(forward) = self.forwards.get_mut(&pair.origin.forward())
-        {
-            forward.hint = (way_index(pair.first, pair.attempt), self.now);
-        }
-        true
-    }
-
-    /// Whether a connection of the relay has come to where it was going. The child may have rules of its own (DNAT to a
-    /// container behind it) that lead it elsewhere, where it must not end: the TAP follows such rules as they were meant, and so
-    /// does a tracked connection. Asked once a second for each forward; without a TAP there would be no choice.
-    fn arrived(&mut self, key: usize) -> bool {
-        let (Some(pair), Some(_), Manner::Relay) = (self.pairs.get(key), &self.tap, self.config.manner)
-        else {
-            return true;
-        };
-        let Some(forward) = self.forwards.get_mut(&pair.origin.forward()) else { return true };
-        if pair.tracked || pair.to.ip().is_loopback() || forward.verified == Some(self.now) {
-            return true;
-        }
-        let (Some(opened), Some(diag)) =
-            (&pair.opened, self.agent.as_mut().and_then(|agent| agent.diag.as_mut()))
-        else {
-            return true;
-        };
-        let Ok(from) = socket::local_address(opened.as_fd()) else { return true };
-        match diag.is_connected(pair.to, from) {
-            // A server that has ended the connection already was there.
-            Ok(false) if !socket::has_ended(opened.as_fd()) => false,
-            _ => {
-                forward.verified = Some(self.now);
-                true
             }
         }
     }
@@ -1184,25 +825,6 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-/// What trying a way came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Tried {
-    /// It is under way, or the pair has left.
-    Under,
-    /// The same once more.
-    Again,
-    /// This one does not lead there.
-    Failed,
-    /// There is no further one.
-    NoMore,
-}
-
-/// How long the handshake of a relay may take before the TAP is tried.
-const HANDSHAKE: Duration = Duration::from_millis(100);
-/// Seconds without the relay after a connection went astray.
-const BY_TAP: u32 = 10;
-/// Seconds that a hint is good for.
-const HINT: u32 = 1;
 /// Seconds until a socket that was told to say something has done so.
 const RECALLED: u32 = 3;
 /// Seconds between two looks at what is silent.
@@ -1218,114 +840,5 @@ fn readiness(flags: EpollFlags) -> Readiness {
         writable: flags.contains(EpollFlags::EPOLLOUT),
         ended: flags.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP),
         failed: flags.contains(EpollFlags::EPOLLERR),
-    }
-}
-
-/// The ways in the order in which they are tried: `first`, then the others.
-fn nth_way(ways: &[Option<Way>], first: u8, attempt: u8) -> Option<Way> {
-    ways.iter().flatten().nth(way_index(first, attempt).into()).copied()
-}
-
-fn way_index(first: u8, attempt: u8) -> u8 {
-    match attempt {
-        0 => first,
-        attempt if attempt <= first => attempt - 1,
-        attempt => attempt,
-    }
-}
-
-/// Binds to `address`, or to another port of it if that one is taken.
-fn bind_as(socket: &OwnedFd, address: SocketAddr, port_taken: bool) -> io::Result<()> {
-    let any_port = SocketAddr::new(address.ip(), 0);
-    if port_taken {
-        return socket::bind(socket.as_fd(), any_port);
-    }
-    match socket::bind(socket.as_fd(), address) {
-        Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {
-            socket::bind(socket.as_fd(), any_port)
-        }
-        result => result,
-    }
-}
-
-/// Generations fit the token beside slot and side.
-const GENERATIONS: u32 = (1 << 28) - 1;
-
-impl From<Token> for u64 {
-    fn from(token: Token) -> u64 {
-        let (kind, generation, key) = match token {
-            Token::Stop => (0, 0, 0),
-            Token::Inbox => (1, 0, 0),
-            Token::Agent => (2, 0, 0),
-            Token::Addresses => (3, 0, 0),
-            Token::Listener(key) => (4, 0, key),
-            Token::Pair(key, generation, Side::Accepted) => (5, generation, key),
-            Token::Pair(key, generation, Side::Opened) => (6, generation, key),
-            Token::UdpListener(key) => (7, 0, key),
-            Token::UdpSession(key, id) => (8, key as u32 & GENERATIONS, id.0),
-            Token::Auto => (9, 0, 0),
-            Token::Look => (10, 0, 0),
-            Token::Store => (11, 0, 0),
-        };
-        kind << 60 | u64::from(generation) << 32 | key as u64 & u64::from(u32::MAX)
-    }
-}
-
-impl From<u64> for Token {
-    fn from(data: u64) -> Self {
-        let key = data as u32 as usize;
-        let generation = (data >> 32) as u32 & GENERATIONS;
-        match data >> 60 {
-            0 => Token::Stop,
-            1 => Token::Inbox,
-            2 => Token::Agent,
-            3 => Token::Addresses,
-            4 => Token::Listener(key),
-            5 => Token::Pair(key, generation, Side::Accepted),
-            7 => Token::UdpListener(key),
-            8 => Token::UdpSession(generation as usize, SessionId(key)),
-            9 => Token::Auto,
-            10 => Token::Look,
-            11 => Token::Store,
-            _ => Token::Pair(key, generation, Side::Opened),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_survive_the_kernel() {
-        for token in [
-            Token::Stop,
-            Token::Inbox,
-            Token::Agent,
-            Token::Addresses,
-            Token::Listener(7),
-            Token::Pair(123_456, GENERATIONS, Side::Accepted),
-            Token::Pair(0, 1, Side::Opened),
-            Token::UdpListener(3),
-            Token::UdpSession(5, SessionId(4095)),
-            Token::Auto,
-            Token::Look,
-            Token::Store,
-        ] {
-            assert_eq!(Token::from(u64::from(token)), token);
-        }
-    }
-
-    #[test]
-    fn a_hint_moves_one_way_to_the_front() {
-        let way = |port| Way::Tap {
-            source: SocketAddr::from(([127, 0, 0, 1], 1)),
-            to: SocketAddr::from(([127, 0, 0, 1], port)),
-        };
-        let ways = [Some(way(0)), None, Some(way(1)), Some(way(2))];
-        let order = |first| (0..5).map_while(|n| nth_way(&ways, first, n)).collect::<Vec<_>>();
-        assert_eq!(order(0), [way(0), way(1), way(2)]);
-        assert_eq!(order(1), [way(1), way(0), way(2)]);
-        assert_eq!(order(2), [way(2), way(0), way(1)]);
     }
 }
