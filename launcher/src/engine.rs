@@ -35,7 +35,6 @@ use crate::settings::Page;
 use crate::stats::{self, ReportRequests};
 use crate::sys::clone::exit_now;
 use crate::sys::fd::close_all_except;
-use crate::sys::memory;
 use crate::sys::sched;
 use crate::sys::signal::{Disposition, set_disposition};
 
@@ -234,7 +233,6 @@ fn serve_until_told(
             stats::print(driver);
         } else if let Ok(Some(Received { message: Message::Running, .. })) = task.channel.receive() {
             services.set_ready();
-            memory::release_code();
         } else {
             return Ok(());
         }
