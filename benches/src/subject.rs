@@ -62,7 +62,7 @@ impl comparison::Column for Subject {
     fn name(self) -> String {
         match self {
             Self::Tap => "rootless-launch, TAP".to_owned(),
-            Self::TapQueues => "rootless-launch, TAP, 2 queues".to_owned(),
+            Self::TapQueues => "rootless-launch, 2 queues".to_owned(),
             Self::Relay => "rootless-launch, relay".to_owned(),
             peer => peer.engine().name().to_owned(),
         }

@@ -411,8 +411,12 @@ fn print_bars(comparison: &Comparison<Row, Column>, rootlesskit: &[f64]) -> Verd
     let (four_up, four_down) = (Row::Tcp4ToHost, Row::Tcp4ToChild);
     let pasta_four = better(value(four_up, pasta, 65520), value(four_down, pasta, 65520));
     for (row, way) in [(four_up, "child->host"), (four_down, "host->child")] {
-        let over_pasta = ratio(value(row, ours, 65520), pasta_four);
-        bars.at_least(&format!("four TCP streams {way} / pasta's better direction"), over_pasta, 1.5);
+        let over_pasta = ratio(value(row, Subject::TapQueues, 65520), pasta_four);
+        bars.at_least(
+            &format!("four TCP streams on two queues {way} / pasta's better direction"),
+            over_pasta,
+            1.5,
+        );
     }
     for (row, name, bar) in
         [(Row::TcpRr, "TCP RR", 1.3), (Row::TcpCrr, "TCP CRR", 1.2), (Row::UdpRr, "UDP RR", 1.1)]
