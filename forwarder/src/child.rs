@@ -5,12 +5,13 @@
 //! (`SCM_RIGHTS`); the driver, in the host's namespace, binds and connects them by itself. The agent does nothing else: it reads a
 //! request, answers it, and ends when the driver does.
 //!
-//! *The client's address is kept* without netfilter: a transparent socket can be bound to any address. What it sends to the child
+//! *The client's address is kept* without netfilter, if need be: a transparent socket can be bound to any address. What it sends to the child
 //! goes over the child's loopback interface, because the destination is local; the server's answer to the client's address would
 //! leave by the default route. Therefore the sockets are marked ([`MARK`]), `net.ipv4.tcp_fwmark_accept` makes accepted sockets
 //! inherit the mark of the SYN, `fwmark_reflect` gives it to answers that no socket sends (RST), and a rule with a
 //! table of its own makes every destination of marked packets a local one. Packets with other marks see no difference in routing;
-//! that servers' sockets inherit *their* marks is the one effect on others.
+//! that servers' sockets inherit *their* marks is the one effect on others. Where the table for the next paragraph is there, such
+//! sockets have a mark of their own ([`FORWARD_MARK`]) and follow the child's rules and routes, to machines behind it, too.
 //!
 //! *What begins in the child* is relayed, if the driver wants it so ([`Egress::Prepare`]): [`crate::netfilter`] says how its
 //! packets are kept in the child, the same routing rule delivers them. The sockets for it have a mark of their own

@@ -205,7 +205,7 @@ impl Means<'_> {
             Some(ip) if self.is_local(ip) => {
                 [self.relay(ip, target, client), self.tap(ip, target, client), None, None, None]
             }
-            // Its own table of routes leads there, and a slow machine is waited for.
+            // The child's routes lead there; a slow machine is waited for.
             Some(ip) if self.tracked(Family::of(ip)) => {
                 [self.relay(ip, target, client), None, None, None, None]
             }
@@ -379,6 +379,27 @@ mod tests {
         let without = Means { tap: false, ..means };
         let found = ways(&without, Some("172.17.0.2"), "203.0.113.9:4000");
         assert!(matches!(found[..], [Way::Relay { reach: Reach::Plain, from: None, .. }]), "{found:?}");
+    }
+
+    #[test]
+    fn tracked_sockets_reach_what_is_beyond_the_child_from_the_clients_address() {
+        let network = network();
+        let local = |ip: IpAddr| ip.to_string().ends_with("100");
+        let abilities =
+            able().map(|able| Abilities { tracked: true, egress_v4: EgressAbility::Possible, ..able });
+        let means =
+            Means { manner: Manner::Relay, network: &network, abilities, local: Some(&local), tap: true };
+        let client = "203.0.113.9:4000";
+        for ip in [Some("172.17.0.2"), None] {
+            let found = ways(&means, ip, client);
+            let Some(Way::Relay { reach: Reach::Tracked, from: Some(from), .. }) = found.first() else {
+                panic!("{found:?}")
+            };
+            assert_eq!(from.to_string(), client);
+        }
+        assert_eq!(ways(&means, Some("172.17.0.2"), client).len(), 1);
+        // Of the other family nothing is tracked.
+        assert!(matches!(ways(&means, Some("2001:db8::5"), client)[..], [Way::Tap { .. }]));
     }
 
     #[test]
