@@ -237,7 +237,8 @@ mod tests {
 
     #[test]
     fn nobody_is_safer_from_the_oom_killer_than_we_are() {
-        let of = |score: i64| json!({ "process": { "oomScoreAdj": score }, "linux": { "cgroupsPath": "/a" } });
+        let of =
+            |score: i64| json!({ "process": { "oomScoreAdj": score }, "linux": { "cgroupsPath": "/a" } });
         for (asked, own, given) in [(-997, 0, 0), (-998, 200, 200), (2, 100, 100)] {
             let rewritten = adapted(of(asked).to_string().as_bytes(), Cgroup::Kept, Some(own)).unwrap();
             assert_eq!(serde_json::from_slice::<Value>(&rewritten.unwrap()).unwrap(), of(given));
