@@ -302,11 +302,12 @@ impl ForwardDriver {
         let moved = std::mem::take(&mut self.engine.mover.moved);
         let timeout = self.engine.timeout();
         let start = Instant::now();
+        let budget = self.polling.budget(moved);
         self.engine.egress.flush(Flush::At(start));
         if timeout == EpollTimeout::ZERO {
             return self.engine.epoll.wait(events, timeout);
         }
-        let until = start + self.polling.budget(moved);
+        let until = start + budget;
         while Instant::now() < until {
             let count = self.engine.epoll.wait(events, EpollTimeout::ZERO)?;
             if count > 0 {
