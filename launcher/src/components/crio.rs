@@ -5,7 +5,7 @@
 //!
 //! `_CRIO_ROOTLESS` makes CRI-O leave out what a user namespace cannot have (the device cgroup, oom_score_adj, AppArmor), and
 //! empties the cgroup path of every container: pods are not below kubelet's cgroups, have no metrics, and 1.36 crashes when it is
-//! asked for those of a pod. So it is for where no cgroup is delegated; elsewhere crun and runc do without the device cgroup
+//! asked for those of a pod. So it is for where a controller is missing; elsewhere crun and runc do without the device cgroup
 //! by themselves, and [`crate::personality::oci_runtime`] sees to oom_score_adj.
 
 use std::path::PathBuf;
@@ -136,8 +136,11 @@ impl Crio {
     /// crio.
     pub fn unit(&self) -> Unit {
         let env = match self.cgroups {
-            Cgroups::Withheld => vec![("_CRIO_ROOTLESS".to_owned(), "1".to_owned())],
-            Cgroups::Delegated | Cgroups::DelegatedWithoutCpu => Vec::new(),
+            Cgroups::Delegated => Vec::new(),
+            // It discards limits that have no controller, too.
+            Cgroups::DelegatedWithoutCpu | Cgroups::Withheld => {
+                vec![("_CRIO_ROOTLESS".to_owned(), "1".to_owned())]
+            }
         };
         Unit {
             name: NAME.to_owned(),
@@ -203,7 +206,9 @@ mod tests {
     #[test]
     fn pods_have_the_cgroups_that_kubelet_made_where_there_are_any() {
         assert_eq!(crio(Storage::Vfs).unit().env, []);
-        let withheld = Crio { cgroups: Cgroups::Withheld, ..crio(Storage::Vfs) };
-        assert_eq!(withheld.unit().env, [("_CRIO_ROOTLESS".to_owned(), "1".to_owned())]);
+        for cgroups in [Cgroups::DelegatedWithoutCpu, Cgroups::Withheld] {
+            let without = Crio { cgroups, ..crio(Storage::Vfs) };
+            assert_eq!(without.unit().env, [("_CRIO_ROOTLESS".to_owned(), "1".to_owned())]);
+        }
     }
 }
