@@ -19,8 +19,9 @@ fn a_stock_machine() {
         (of("kubelet"), "usr/local/bin/kubelet"),
         (of("crictl"), "usr/local/bin/crictl"),
         (of("containerd-fuse-overlayfs-grpc"), "usr/local/bin/containerd-fuse-overlayfs-grpc"),
-        (second("crio"), "usr/local/bin/crio"),
-        (second("pinns"), "usr/local/bin/pinns"),
+        // Where `check` does not look.
+        (second("crio"), "opt/crio/crio"),
+        (second("pinns"), "opt/crio/pinns"),
         (components.image("pause"), "opt/images/pause.tar"),
         (components.image("busybox"), "opt/images/busybox.tar"),
     ];
@@ -214,7 +215,9 @@ fn a_node_from_a_terminal_runs_pods_of_crio_within_their_limits(vm: &mut Vm) {
     // Nobody is logged in between two commands.
     const LINGER: &str = "loginctl enable-linger ann && systemctl start user@$(id -u ann)";
     let _ = vm.run("root", &format!("{NO_OVERLAYFS}\n{LINGER}")).success();
-    let start = format!("{PODS} rootless-launch node --cri=crio {OPTIONS} >crio.log 2>&1 </dev/null &");
+    let start = format!(
+        "{PODS} rootless-launch node --cri=crio --bin-dir=/opt/crio {OPTIONS} >crio.log 2>&1 </dev/null &"
+    );
     let _ = vm.run("ann", &start).success();
     let _ = vm.wait_until("ann", REACH);
     let said = vm.run("ann", "cat crio.log");
