@@ -686,6 +686,7 @@ impl Engine {
             return;
         };
         pair.relay.handle_ready(side, readiness(flags));
+        pair.urgent |= flags.contains(EpollFlags::EPOLLPRI);
         pair.active = self.now;
         self.advance(key);
     }
@@ -831,12 +832,15 @@ const RECALLED: u32 = 3;
 const SWEEP: u32 = 5;
 
 /// Both sockets of a pair, for good.
-const STREAM_EVENTS: EpollFlags =
-    EpollFlags::EPOLLIN.union(EpollFlags::EPOLLOUT).union(EpollFlags::EPOLLRDHUP).union(EpollFlags::EPOLLET);
+const STREAM_EVENTS: EpollFlags = EpollFlags::EPOLLIN
+    .union(EpollFlags::EPOLLPRI)
+    .union(EpollFlags::EPOLLOUT)
+    .union(EpollFlags::EPOLLRDHUP)
+    .union(EpollFlags::EPOLLET);
 
 fn readiness(flags: EpollFlags) -> Readiness {
     Readiness {
-        readable: flags.contains(EpollFlags::EPOLLIN),
+        readable: flags.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLPRI),
         writable: flags.contains(EpollFlags::EPOLLOUT),
         ended: flags.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP),
         failed: flags.contains(EpollFlags::EPOLLERR),

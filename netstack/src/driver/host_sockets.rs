@@ -18,6 +18,9 @@ use crate::forward::ForwardId;
 use crate::stack::HostIo;
 use crate::sys::socket::{self, Kind};
 
+/// What a stream tells of.
+const STREAM: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::PRIORITY);
+
 /// Sockets by flow.
 #[derive(Debug)]
 pub(super) struct HostSockets {
@@ -42,8 +45,9 @@ pub(super) enum SocketKind {
     Stream {
         /// Set until the connect has an answer.
         connecting: Option<SocketAddr>,
-        /// The peer has sent FIN: a short read is not the end of what there is (epoll is edge-triggered).
-        read_closed: bool,
+        /// The peer has sent FIN, or urgent data, before which a read stops: a short read is not the end of what there is
+        /// (epoll is edge-triggered).
+        stops_short: bool,
     },
     Datagram {
         sessions: Sessions,
@@ -115,8 +119,8 @@ impl HostSockets {
             Err(error) => return Connect::Failed(connect_error(&error)),
         };
         let connecting = matches!(outcome, Connect::UnderWay).then_some(remote);
-        let kind = SocketKind::Stream { connecting, read_closed: false };
-        match self.insert(flow, fd, kind, Interest::READABLE | Interest::WRITABLE) {
+        let kind = SocketKind::Stream { connecting, stops_short: false };
+        match self.insert(flow, fd, kind, STREAM) {
             Ok(()) => outcome,
             Err(error) => Connect::Failed(connect_error(&error)),
         }
@@ -130,11 +134,11 @@ impl HostSockets {
 
     /// Takes a connected stream that is prepared. Where it cannot be watched it is reset.
     pub(super) fn keep_stream(&mut self, flow: FlowId, stream: OwnedFd) -> io::Result<()> {
-        let watched = self.watch(flow, &stream, Interest::READABLE | Interest::WRITABLE);
+        let watched = self.watch(flow, &stream, STREAM);
         if watched.is_err() {
             socket::reset_on_close(stream.as_fd());
         } else {
-            let kind = SocketKind::Stream { connecting: None, read_closed: false };
+            let kind = SocketKind::Stream { connecting: None, stops_short: false };
             self.keep(HostSocket { flow, fd: stream, kind, put_off: false });
         }
         watched
@@ -353,14 +357,14 @@ impl HostSocket {
 
     /// Reads into `room`.
     pub(super) fn read(&self, room: &mut [u8]) -> HostIo {
-        let SocketKind::Stream { read_closed, .. } = self.kind else { return HostIo::Failed };
+        let SocketKind::Stream { stops_short, .. } = self.kind else { return HostIo::Failed };
         if room.is_empty() {
             return HostIo::WouldBlock;
         }
         loop {
             return match socket::recv(self.fd.as_fd(), room) {
                 Ok(0) => HostIo::Eof,
-                Ok(n) if n < room.len() && !read_closed => HostIo::MovedAll(n),
+                Ok(n) if n < room.len() && !stops_short => HostIo::MovedAll(n),
                 Ok(n) => HostIo::Moved(n),
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => HostIo::WouldBlock,
@@ -386,10 +390,10 @@ impl HostSocket {
         }
     }
 
-    /// Notes that the peer has finished.
-    pub(super) fn handle_read_closed(&mut self) {
-        if let SocketKind::Stream { read_closed, .. } = &mut self.kind {
-            *read_closed = true;
+    /// Notes that the peer has finished, or sent urgent data.
+    pub(super) fn handle_stop(&mut self) {
+        if let SocketKind::Stream { stops_short, .. } = &mut self.kind {
+            *stops_short = true;
         }
     }
 

@@ -733,8 +733,8 @@ impl Driver {
             }
             return;
         }
-        if event.is_read_closed() {
-            socket.handle_read_closed();
+        if event.is_read_closed() || event.is_priority() {
+            socket.handle_stop();
         }
         if socket.is_connecting() {
             match self.sockets.finish_connect(flow) {
