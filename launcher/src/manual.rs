@@ -29,6 +29,8 @@ pub fn pages(directory: Option<&Path>) -> ExitCode {
 fn told(result: io::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever read it has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("cannot write: {error}");
             ExitCode::FAILURE
