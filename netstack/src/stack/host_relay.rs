@@ -23,7 +23,8 @@
 //! again, and [`Action::RecallRelay`] has it send something.
 //!
 //! *Not offered:* flows of published ports; what the engine serves itself (gateway, DNS, maps of the host's
-//! loopback); anything while [`Relaying::Off`].
+//! loopback); SYNs that offer Multipath TCP, because such sockets of Linux (6.18) never learn of a simultaneous open that they are
+//! connected; anything while [`Relaying::Off`].
 
 use std::net::SocketAddr;
 
@@ -163,7 +164,7 @@ impl Stack {
         let own = named == self.gateway(named.is_ipv4())
             || self.config.dns_addresses().any(|address| address == named)
             || remote.ip().is_loopback();
-        (tcp.opened_by == OpenedBy::Child && !own).then_some(key.child)
+        (tcp.opened_by == OpenedBy::Child && !tcp.multipath && !own).then_some(key.child)
     }
 
     /// Whether a SYN with that sequence number takes the key from the flow that has it: a relayed one whose end was not
