@@ -69,7 +69,10 @@ fn urgent_bytes_stay_in_their_place() {
                 let client = connect(&lab.child, &address);
                 let (server, _) = listener.accept().unwrap();
                 let (from, to) = if to_child { (server, client) } else { (client, server) };
-                assert!(urgent_stays_in_place(from, to, bytes), "{way}: {bytes} bytes, to the child: {to_child}");
+                assert!(
+                    urgent_stays_in_place(from, to, bytes),
+                    "{way}: {bytes} bytes, to the child: {to_child}"
+                );
             }
         }
     }

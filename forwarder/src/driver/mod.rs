@@ -144,6 +144,9 @@ pub struct ForwardDriver {
 impl ForwardDriver {
     /// A driver without forwards. `child` is the agent, `tap` the engine; without either, every client is refused.
     ///
+    /// The process has to ignore SIGPIPE, as Rust's programs do: splice(2) cannot do without. Its soft limit of open files is raised to
+    /// the hard one.
+    ///
     /// # Errors
     /// The system gives no epoll instance or eventfd.
     pub fn new(
