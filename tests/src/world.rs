@@ -361,6 +361,14 @@ impl Netns {
         self.fd(&format!("connect-from {local} {address}")).map(TcpStream::from)
     }
 
+    /// A connection of a socket that is tied to an interface (SO_BINDTODEVICE).
+    ///
+    /// # Errors
+    /// Those of setsockopt(2) and connect(2).
+    pub fn connect_by(&self, interface: &str, address: &str) -> io::Result<TcpStream> {
+        self.fd(&format!("connect-by {interface} {address}")).map(TcpStream::from)
+    }
+
     /// Has the kernel forget all connections that it tracks, as `conntrack -F` does.
     ///
     /// # Panics

@@ -79,6 +79,19 @@ fn urgent_bytes_stay_in_their_place() {
 }
 
 #[test]
+fn clients_may_be_tied_to_the_interface() {
+    for way in BOTH_WAYS {
+        let lab = Lab::new(way, &[]);
+        for host in [SERVICE4.to_owned(), format!("[{SERVICE6}]")] {
+            let server = Server::start(lab.world.host.listen(&format!("{host}:0")), Serve::Echo);
+            let mut stream = lab.child.connect_by("tap0", &format!("{host}:{}", server.port())).unwrap();
+            ping(&mut stream);
+            assert_eq!(lab.way_of(&stream), way, "{host}");
+        }
+    }
+}
+
+#[test]
 fn either_side_may_end_its_direction_first() {
     for way in BOTH_WAYS {
         let lab = Lab::new(way, &[]);
