@@ -694,7 +694,7 @@ impl Engine {
         pair.urgent |= flags.contains(EpollFlags::EPOLLPRI);
         pair.active = self.now;
         if flags.contains(EpollFlags::EPOLLIN) && pair.mutes(side) {
-            self.listen_to(key, side, STREAM_EVENTS.difference(EpollFlags::EPOLLIN));
+            self.listen_to(key, side, STREAM_EVENTS.difference(EpollFlags::EPOLLIN | EpollFlags::EPOLLPRI));
         }
         self.advance(key);
     }

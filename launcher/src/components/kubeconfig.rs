@@ -174,7 +174,7 @@ fn decoded(text: &str) -> Option<String> {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", expecting = "a mapping with clusters and users")]
 struct Document {
     current_context: Option<String>,
     clusters: Option<Vec<Named<Cluster>>>,
