@@ -44,7 +44,8 @@ pub(crate) fn deliver_marked_locally(family: Family, mark: u32, table: u32, prio
     perform(&socket, &route(family, table, LOOPBACK))?;
     perform(&socket, &rule(family, mark, table, priority))?;
     // Sockets that are tied to an interface (SO_BINDTODEVICE) look for a route by that one only.
-    for interface in if_nameindex()?.iter().map(|found| found.index()).filter(|&index| index != LOOPBACK) {
+    let Ok(interfaces) = if_nameindex() else { return Ok(()) };
+    for interface in interfaces.iter().map(|found| found.index()).filter(|&index| index != LOOPBACK) {
         if let Err(error) = perform(&socket, &route(family, table, interface)) {
             log::debug!("sockets tied to interface {interface} are not served: {error}");
         }
