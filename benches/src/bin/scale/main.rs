@@ -128,7 +128,7 @@ fn main() -> ExitCode {
     let (flows, clipped) = within_descriptors(&cli.flows);
     let rows = Row::all(&flows);
     let (columns, absent): (Vec<_>, Vec<_>) =
-        Subject::ALL.into_iter().partition(|subject| subject.is_present());
+        Subject::ALL.into_iter().chain([Subject::Auto]).partition(|subject| subject.is_present());
     let mut comparison = Comparison::new(&options, &rows, &columns);
     let mut lab = Lab::new(&options, flows, cli.sustained, comparison.rows());
     comparison.run(&options, &mut lab);
@@ -298,7 +298,12 @@ impl benches::comparison::Lab for Lab {
     type Column = Subject;
 
     fn measures(&self, row: Row, subject: Subject) -> bool {
-        self.asked.contains(&row) && (kind(row) != Kind::Connects || !self.sustained_done.contains(&subject))
+        let wanted = match kind(row) {
+            Kind::Connects => !self.sustained_done.contains(&subject),
+            // Few connections: what by default goes by the relay.
+            Kind::Ramp | Kind::Fairness => subject != Subject::Auto,
+        };
+        self.asked.contains(&row) && wanted
     }
 
     fn measure(&mut self, row: Row, subject: Subject) -> Vec<(Row, Sample)> {
@@ -410,6 +415,14 @@ fn print_bars(comparison: &Comparison<Row, Subject>) -> Verdict {
         for (row, way) in [(Row::FairToHost, "child->host"), (Row::FairToChild, "host->child")] {
             bars.at_most(&format!("{name}: RR p99 beside a stream {way} / alone"), value(row), 3.0);
         }
+    }
+    let value = |subject| comparison.value(Row::Connects, subject);
+    let peers = [Subject::Slirp4netns, Subject::Pasta].into_iter().filter_map(value);
+    if let (Some(ours), Some(best)) = (value(Subject::Auto), peers.reduce(f64::max)) {
+        let name = format!("{}: connections, eight at a time / the best peer", Subject::Auto.name());
+        bars.at_least(&name, Some(ours / best), 1.0);
+        let lasts = comparison.value(Row::ConnectsLast, Subject::Auto);
+        bars.at_least("the same: last tenth of the time / first", lasts, 0.8);
     }
     bars.print()
 }
