@@ -165,21 +165,25 @@ impl Stack {
     }
 
     /// The child's end of a flow that may be offered.
-    fn relay_would_help(&self, now: Instant, id: FlowId) -> Option<SocketAddr> {
+    fn relay_would_help(&mut self, now: Instant, id: FlowId) -> Option<SocketAddr> {
         if self.relaying == Relaying::Off {
             return None;
         }
         let key = self.flows.get(id)?.key;
-        if self.relaying == Relaying::Lasting && self.brief.are_many(now, key.remote) {
-            return None;
-        }
         let tcp = self.tcp(id)?;
         let Peer::Host(remote) = tcp.peer else { return None };
         let named = key.remote.ip();
         let own = named == self.gateway(named.is_ipv4())
             || self.config.dns_addresses().any(|address| address == named)
             || remote.ip().is_loopback();
-        (tcp.opened_by == OpenedBy::Child && !own).then_some(key.child)
+        if tcp.opened_by != OpenedBy::Child || own {
+            return None;
+        }
+        if self.relaying == Relaying::Lasting && self.brief.are_many(now, key.remote) {
+            self.stats.relay.brief += 1;
+            return None;
+        }
+        Some(key.child)
     }
 
     /// Whether a SYN with that sequence number takes the key from the flow that has it: a relayed one whose end was not

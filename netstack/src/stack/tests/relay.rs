@@ -86,6 +86,7 @@ fn where_flows_are_many_and_brief_they_go_by_frames_until_one_is_not() {
             h.inject(&peer.segment(Tcp::RST, b"").frame()).unwrap();
         }
         assert_eq!(h.host.offers.len(), 16);
+        assert_eq!(h.stack.stats().relay.brief, 8);
         let other = SocketAddr::new(remote.ip(), 81);
         joined(&mut h, next(), other);
         // A larger one, whatever way it went.
