@@ -20,6 +20,8 @@ pub(super) struct Pair {
     pub(super) relay: Relay,
     from_accepted: Carrier,
     from_opened: Carrier,
+    /// Sources that are not to tell of bytes before there is room for them.
+    muted: Vec<Side>,
     pub(super) origin: Origin,
     pub(super) client: SocketAddr,
     pub(super) to: SocketAddr,
@@ -129,6 +131,7 @@ impl Pair {
             relay: Relay::new(),
             from_accepted: Carrier::Copy,
             from_opened: Carrier::Copy,
+            muted: Vec::new(),
             origin,
             client,
             to: client,
@@ -190,6 +193,22 @@ impl Pair {
             // A socket that has ended looks for nobody.
             let _ = socket::set_keepalive_idle(opened.as_fd(), seconds);
         }
+    }
+
+    /// Whether a source that has just told of bytes is to be silent: each segment that came while the sink is full would wake us for
+    /// nothing, at the expense of the sender's processor.
+    pub(super) fn mutes(&mut self, from: Side) -> bool {
+        let mutes = self.relay.is_blocked(from) && !self.muted.contains(&from);
+        if mutes {
+            self.muted.push(from);
+        }
+        mutes
+    }
+
+    /// A muted source for whose bytes there is room again.
+    pub(super) fn unmuted(&mut self) -> Option<Side> {
+        let position = self.muted.iter().position(|&from| !self.relay.is_blocked(from))?;
+        Some(self.muted.swap_remove(position))
     }
 
     /// Gives pipes back that hold nothing.
