@@ -181,9 +181,9 @@ mod tests {
         }
         assert!(are_many(&flows, 0, 80));
         assert!(!are_many(&flows, 0, 1000));
-        // A crowd of others in their turn.
-        (0..200).for_each(|_| (1..=64).for_each(|port| end(&mut flows, 0, port, 1)));
-        let crowded = (1..=64).filter(|&port| are_many(&flows, 0, port)).count();
+        // A crowd of others in their turn, after a while.
+        (0..200).for_each(|_| (1..=64).for_each(|port| end(&mut flows, 60_000, port, 1)));
+        let crowded = (1..=64).filter(|&port| are_many(&flows, 60_000, port)).count();
         assert!(crowded > 56, "{crowded} of 64");
     }
 }

@@ -96,7 +96,7 @@ fn where_flows_are_many_and_brief_they_go_by_frames_until_one_is_not() {
         h.inject(&peer.segment(Tcp::RST, b"").frame()).unwrap();
         joined(&mut h, next(), remote);
         // Others want all of them.
-        (0..32).for_each(|_| brief(&mut h, next()));
+        (0..16).for_each(|_| brief(&mut h, next()));
         h.stack.set_relaying(Relaying::All);
         joined(&mut h, next(), remote);
     }
