@@ -367,3 +367,36 @@ fn write_outcome(result: io::Result<usize>) -> Drained {
 fn is_would_block(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOM: Readiness = Readiness { readable: false, writable: true, ended: false, failed: false };
+    const BYTES: Readiness = Readiness { readable: true, ..ROOM };
+
+    #[test]
+    fn a_source_whose_bytes_wait_is_muted_once_until_there_is_room() {
+        let client = SocketAddr::from(([127, 0, 0, 1], 1));
+        let origin = Origin::Egress { id: 0 };
+        let nothing = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let mut pair = Pair::new(nothing, client, origin, 0, 0);
+        pair.relay.handle_ready(Side::Opened, ROOM);
+        assert_eq!(pair.relay.poll_action(), Some(Action::Join));
+        pair.relay.handle_ready(Side::Accepted, BYTES);
+        assert!(!pair.mutes(Side::Accepted), "nothing waits yet");
+        assert_eq!(pair.relay.poll_action(), Some(Action::Fill(Side::Accepted)));
+        pair.relay.filled(Side::Accepted, Filled::Bytes(1));
+        assert_eq!(pair.relay.poll_action(), Some(Action::Drain(Side::Accepted)));
+        pair.relay.drained(Side::Accepted, Drained::WouldBlock);
+
+        assert!(!pair.mutes(Side::Opened), "the other stream flows");
+        assert!(pair.mutes(Side::Accepted));
+        assert!(!pair.mutes(Side::Accepted), "it is silent already");
+        assert_eq!(pair.unmuted(), None);
+
+        pair.relay.handle_ready(Side::Opened, ROOM);
+        assert_eq!(pair.unmuted(), Some(Side::Accepted));
+        assert_eq!(pair.unmuted(), None);
+    }
+}
