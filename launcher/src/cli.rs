@@ -237,7 +237,7 @@ pub struct RunArgs {
     /// On the relay a connection ends in the child's kernel, at a socket that has the destination's address, and is
     /// joined to one of the host's: its bytes never are packets of the engine's. What the child sees of it is the
     /// same on both ways. `info` says which one is taken, `flows` for each connection. While a capture runs, all take
-    /// the TAP.
+    /// the TAP; with `auto`, so do those to a destination that has many brief ones, for which it is faster.
     #[arg(long, value_name = "WAY", value_enum, default_value_t = EgressArg::Auto)]
     pub egress: EgressArg,
 
@@ -472,7 +472,7 @@ impl From<OffloadArg> for LinkCapabilities {
 /// `--egress`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EgressArg {
-    /// By the relay where the child's kernel can do it, else by the TAP
+    /// By the relay where the child's kernel can do it and where it pays, else by the TAP
     Auto,
     /// By the relay, or the launch fails
     Relay,

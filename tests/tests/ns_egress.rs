@@ -581,6 +581,25 @@ fn two_thousand_connections_at_once_leave_nothing_behind() {
 }
 
 #[test]
+fn a_server_of_many_brief_connections_is_left_to_the_tap_until_one_carries_much() {
+    let lab = Lab::new("auto", &[]);
+    let [often, seldom] = [(); 2].map(|()| lab.serve(Serve::Echo));
+    let connect = |server| {
+        let mut stream = lab.connect(server);
+        ping(&mut stream);
+        stream
+    };
+    assert_eq!(lab.way_of(&connect(&often)), "relay");
+    let brief = lab.probe(&["short", "100", SERVICE4, &often.port()]).success();
+    assert_eq!(brief.value("answered"), "100");
+    let much = connect(&often);
+    assert_eq!(lab.way_of(&much), "tap");
+    assert_eq!(lab.way_of(&connect(&seldom)), "relay");
+    expect_echo(much);
+    eventually("the relay has it again", || lab.way_of(&connect(&often)) == "relay");
+}
+
+#[test]
 fn a_killed_child_ends_its_connections_on_the_host() {
     for way in BOTH_WAYS {
         let world = World::new();

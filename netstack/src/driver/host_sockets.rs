@@ -38,6 +38,8 @@ pub(super) struct HostSocket {
     pub(super) kind: SocketKind,
     /// A read waits for the next turn.
     pub(super) put_off: bool,
+    /// Registered with epoll.
+    watched: bool,
 }
 
 #[derive(Debug)]
@@ -84,6 +86,7 @@ pub(super) enum SocketUser {
 
 /// Outcome of starting a connection.
 pub(super) enum Connect {
+    /// Nobody watches it yet: [`HostSockets::watch_stream`], unless it is given away.
     Connected,
     UnderWay,
     Failed(ConnectError),
@@ -119,11 +122,23 @@ impl HostSockets {
             Err(error) => return Connect::Failed(connect_error(&error)),
         };
         let connecting = matches!(outcome, Connect::UnderWay).then_some(remote);
-        let kind = SocketKind::Stream { connecting, stops_short: false };
-        match self.insert(flow, fd, kind, STREAM) {
-            Ok(()) => outcome,
-            Err(error) => Connect::Failed(connect_error(&error)),
+        let watched = connecting.is_some();
+        if watched && let Err(error) = self.watch(flow, &fd, STREAM) {
+            return Connect::Failed(connect_error(&error));
         }
+        let kind = SocketKind::Stream { connecting, stops_short: false };
+        self.keep(HostSocket { flow, fd, kind, put_off: false, watched });
+        outcome
+    }
+
+    /// Watches the stream of a flow that nobody watches yet.
+    pub(super) fn watch_stream(&mut self, flow: FlowId) -> io::Result<()> {
+        let Some(socket) = self.get(flow).filter(|socket| !socket.watched) else { return Ok(()) };
+        self.watch(flow, &socket.fd, STREAM)?;
+        if let Some(socket) = self.get_mut(flow) {
+            socket.watched = true;
+        }
+        Ok(())
     }
 
     /// Takes a connection that stands. Where it cannot be watched it is reset.
@@ -139,18 +154,19 @@ impl HostSockets {
             socket::reset_on_close(stream.as_fd());
         } else {
             let kind = SocketKind::Stream { connecting: None, stops_short: false };
-            self.keep(HostSocket { flow, fd: stream, kind, put_off: false });
+            self.keep(HostSocket { flow, fd: stream, kind, put_off: false, watched: true });
         }
         watched
     }
 
-    /// Gives a flow's stream away, which is not watched any more.
+    /// Gives a flow's stream away, which is not watched any more. As before, closing it is a reset.
     pub(super) fn take_stream(&mut self, flow: FlowId) -> Option<OwnedFd> {
         self.get(flow).filter(|socket| matches!(socket.kind, SocketKind::Stream { .. }))?;
         let socket = self.sockets.get_mut(flow.index as usize)?.take()?;
-        // Fails only for what is not registered.
-        let _ = self.registry.deregister(&mut SourceFd(&socket.fd.as_raw_fd()));
-        socket.finish();
+        if socket.watched {
+            // Fails only for what is not registered.
+            let _ = self.registry.deregister(&mut SourceFd(&socket.fd.as_raw_fd()));
+        }
         Some(socket.fd)
     }
 
@@ -319,7 +335,7 @@ impl HostSockets {
 
     fn insert(&mut self, flow: FlowId, fd: OwnedFd, kind: SocketKind, interest: Interest) -> io::Result<()> {
         self.watch(flow, &fd, interest)?;
-        self.keep(HostSocket { flow, fd, kind, put_off: false });
+        self.keep(HostSocket { flow, fd, kind, put_off: false, watched: true });
         Ok(())
     }
 

@@ -678,12 +678,13 @@ impl Driver {
             Action::Connect { flow, remote } => {
                 let user =
                     if self.stack.is_question(flow) { SocketUser::Resolver } else { SocketUser::Child };
-                let event = match self.sockets.connect(flow, remote, user) {
-                    Connect::Connected => HostEvent::Connected,
-                    Connect::UnderWay => return,
-                    Connect::Failed(error) => HostEvent::ConnectFailed(error),
-                };
-                self.stack.handle_host(now, flow, event);
+                match self.sockets.connect(flow, remote, user) {
+                    Connect::Connected => self.connected_at_once(now, flow),
+                    Connect::UnderWay => {}
+                    Connect::Failed(error) => {
+                        self.stack.handle_host(now, flow, HostEvent::ConnectFailed(error));
+                    }
+                }
             }
             Action::HostWrite { flow } => {
                 if let Some(socket) = self.sockets.get(flow) {
@@ -721,6 +722,17 @@ impl Driver {
                 };
                 self.outgoing.push(Outgoing { flow, remote, bytes, gso, hop, local });
             }
+        }
+    }
+
+    /// What is about to be given away is not watched before.
+    fn connected_at_once(&mut self, now: Instant, flow: FlowId) {
+        self.stack.handle_host(now, flow, HostEvent::Connected);
+        if !self.stack.is_offered(flow)
+            && let Err(error) = self.sockets.watch_stream(flow)
+        {
+            log::debug!("watching a connection failed: {error}");
+            self.stack.handle_host(now, flow, HostEvent::Reset);
         }
     }
 
