@@ -9,6 +9,7 @@ mod images;
 mod join;
 mod node_address;
 mod overlay_peers;
+mod pre_stop;
 mod programs;
 mod stop_pods;
 
