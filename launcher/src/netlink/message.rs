@@ -167,13 +167,18 @@ impl Batch {
         self.end(start);
     }
 
-    /// Has packets to an IPv4 address of a device's no longer delivered here. The kernel made the route with the address.
-    pub fn forsake_ipv4(&mut self, address: Ipv4Addr) {
+    /// Has packets to an address of a device's no longer delivered here. The kernel made the route with the address.
+    pub fn forsake(&mut self, address: IpAddr) {
         let start = self.begin("taking the address out of the local routes", libc::RTM_DELROUTE, 0);
-        self.bytes.extend([libc::AF_INET as u8, 32, 0, 0]);
-        self.bytes.extend([libc::RT_TABLE_LOCAL, libc::RTPROT_KERNEL, libc::RT_SCOPE_HOST, libc::RTN_LOCAL]);
+        // IPv6 knows no scopes of routes.
+        let (family, prefix, scope) = match address {
+            IpAddr::V4(_) => (libc::AF_INET, 32, libc::RT_SCOPE_HOST),
+            IpAddr::V6(_) => (libc::AF_INET6, 128, libc::RT_SCOPE_UNIVERSE),
+        };
+        self.bytes.extend([family as u8, prefix, 0, 0]);
+        self.bytes.extend([libc::RT_TABLE_LOCAL, libc::RTPROT_KERNEL, scope, libc::RTN_LOCAL]);
         self.bytes.extend([0; 4]);
-        self.attribute(libc::RTA_DST, &address.octets());
+        self.address(libc::RTA_DST, address);
         self.end(start);
     }
 
@@ -455,7 +460,8 @@ mod tests {
     fn an_address_alone_and_its_route_are_what_iproute2_sends() {
         let (address, mut batch) = (Ipv4Addr::new(192, 0, 2, 7), Batch::with(Existing::Replace));
         batch.add_ipv4_alone(LOOPBACK, address);
-        batch.forsake_ipv4(address);
+        batch.forsake(address.into());
+        batch.forsake(IpAddr::V6(Ipv6Addr::LOCALHOST));
         #[rustfmt::skip]
         let expected = [
             40, 0, 0, 0, 20, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0,
@@ -465,6 +471,9 @@ mod tests {
             36, 0, 0, 0, 25, 0, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0,
             2, 32, 0, 0, 255, 2, 254, 2, 0, 0, 0, 0,
             8, 0, 1, 0, 192, 0, 2, 7,
+            48, 0, 0, 0, 25, 0, 5, 0, 2, 0, 0, 0, 0, 0, 0, 0,
+            10, 128, 0, 0, 255, 2, 0, 2, 0, 0, 0, 0,
+            20, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1,
         ];
         assert_eq!(batch.bytes(), expected);
     }

@@ -14,7 +14,7 @@ mod programs;
 mod stop_pods;
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -82,7 +82,7 @@ pub enum Task {
     /// Let the node be where its host is.
     NodeAddress {
         /// Where.
-        address: Ipv4Addr,
+        addresses: Vec<IpAddr>,
     },
     /// Forget what came by another kubeconfig.
     Credentials {
@@ -186,7 +186,7 @@ pub enum TaskError {
     #[error("{step} {address} failed on the loopback device")]
     Address {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// What the kernel was asked for.
         step: &'static str,
         /// Why not.
@@ -235,7 +235,7 @@ pub fn main(task: &Task) -> ExitCode {
         Task::StopPods { socket } => stop_pods::run(socket),
         Task::FlannelLink { local } => flannel_link::run(*local),
         Task::OverlayPeers => overlay_peers::run(),
-        Task::NodeAddress { address } => node_address::run(*address),
+        Task::NodeAddress { addresses } => node_address::run(addresses),
         Task::Credentials { kubeconfig } => credentials::run(kubeconfig),
         Task::Join { server, kubeconfig, credentials } => {
             join::run(Joining::new(server.clone(), kubeconfig.clone(), *credentials))

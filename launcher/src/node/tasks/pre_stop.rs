@@ -8,10 +8,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use http_body_util::Empty;
+use hyper::Request;
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::header::HOST;
-use hyper::Request;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use thiserror::Error;
@@ -226,17 +226,15 @@ mod tests {
             Some(Handler { exec: Some(exec), ..Handler::default() })
         );
         let sleep = Some(Sleep { seconds: 5 });
-        assert_eq!(
-            handler(r#"{"sleep":{"seconds":5}}"#),
-            Some(Handler { sleep, ..Handler::default() })
-        );
+        assert_eq!(handler(r#"{"sleep":{"seconds":5}}"#), Some(Handler { sleep, ..Handler::default() }));
         assert_eq!(handler(r#"{"tcpSocket":{"port":80}}"#), Some(Handler::default()));
         assert_eq!(handler("[]"), None);
     }
 
     #[test]
     fn a_request_goes_to_the_pod() {
-        let (peer, request) = asked(r#"{"path":"/bye?now","port":"web","scheme":"HTTP"}"#, Some(POD)).unwrap();
+        let (peer, request) =
+            asked(r#"{"path":"/bye?now","port":"web","scheme":"HTTP"}"#, Some(POD)).unwrap();
         assert_eq!((peer.as_str(), request.uri().to_string().as_str()), ("10.244.0.7:8080", "/bye?now"));
         assert_eq!(request.headers()["host"], "10.244.0.7:8080");
         let headers = r#"{"port":1,"httpHeaders":[{"name":"Host","value":"a"},{"name":"X","value":""}]}"#;

@@ -60,7 +60,9 @@ async fn end(runtime: Runtime, container: Container) {
         log::info!("container {name}: its preStop hook is run, {grace:?} at most");
         match timeout(grace, hook.run(&runtime, &container, grace)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => log::warn!("container {name}: its preStop hook failed: {}", with_causes(&error)),
+            Ok(Err(error)) => {
+                log::warn!("container {name}: its preStop hook failed: {}", with_causes(&error))
+            }
             Err(_) => log::warn!("container {name}: its preStop hook has not ended within {grace:?}"),
         }
         left = grace.saturating_sub(begun.elapsed()).max(AFTER_HOOK);
