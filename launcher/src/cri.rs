@@ -284,6 +284,7 @@ mod tests {
             id: "4711".into(),
             labels: of(&[("pod.namespace", "default"), ("pod.name", "web-node"), ("container.name", "web")]),
             annotations: of(&[("pod.terminationGracePeriod", "7")]),
+            ..Container::default()
         };
         assert_eq!(
             (web.name().as_str(), web.grace()),

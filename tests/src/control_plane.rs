@@ -6,7 +6,7 @@ use crate::{
     components::Components,
     instance::eventually,
     process::{Finished, Pipe, Process, run},
-    world::{Netns, ROUTER6, World},
+    world::{HOST6, Netns, ROUTER6, World},
 };
 use std::{fs, path::PathBuf, process::Command};
 
@@ -246,7 +246,7 @@ impl<'a> ControlPlane<'a> {
              ---\n\
              apiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\n\
              kubernetesVersion: {VERSION}\ncertificatesDir: {dir}/pki\nencryptionAlgorithm: ECDSA-P256\n\
-             apiServer: {{certSANs: ['{ROUTER6}']}}\n\
+             apiServer: {{certSANs: ['{HOST6}', '{ROUTER6}']}}\n\
              networking: {{serviceSubnet: 10.96.0.0/16, podSubnet: 10.244.0.0/16}}\n"
         )
     }

@@ -32,7 +32,8 @@ fn with_last_words(node: &str, out: &Path) -> String {
     let out = out.display();
     let manifest =
         web(node, 18080).replace("terminationGracePeriodSeconds: 0", "terminationGracePeriodSeconds: 20");
-    let manifest = manifest.replace("exec httpd", r#"trap "echo term >> /out/said; exit" TERM; httpd"#) + "    ";
+    let manifest =
+        manifest.replace("exec httpd", r#"trap "echo term >> /out/said; exit" TERM; httpd"#) + "    ";
     let manifest = manifest.replace("-h /tmp'", "-h /tmp & wait'");
     format!(
         "{manifest}lifecycle: {{preStop: {{exec: {{command: [sh, -c, 'echo hook >> /out/said']}}}}}}\n    \
@@ -80,8 +81,12 @@ fn a_node_runs_what_the_api_server_says() {
     let refused = cluster.kubectl(&["logs", "web-lab"]);
     assert!(refused.stderr.contains("tls: internal error"), "{}", refused.stderr);
     eventually("kubelet has asked for a certificate", || !asked_for_serving(&cluster).is_empty());
+    let unapproved = "only when somebody has approved the certificate";
+    let says = || run(node.client(&["status"])).stdout;
+    eventually(unapproved, || says().contains(unapproved));
     let _ = cluster.kubectl(&["certificate", "approve", &asked_for_serving(&cluster)]).success();
     eventually("kubelet has the certificate", || cluster.kubectl(&["logs", "web-lab"]).status.success());
+    eventually("nothing is left to be approved", || !says().contains(unapproved));
     let authority = cluster.authority().display().to_string();
     for host in [HOST4.to_owned(), format!("[{HOST6}]")] {
         let url = format!("https://{host}:10250/pods");
@@ -156,8 +161,15 @@ fn a_token_is_enough_and_what_is_wrong_is_said() {
     let tokens = ["secrets", "--field-selector=type=bootstrap.kubernetes.io/token"];
     let _ = cluster.kubectl(&[&["delete", "--namespace=kube-system"][..], &tokens].concat()).success();
     let _ = cluster.kubectl(&["delete", "pod/web-lab", "node/lab", "--force"]).success();
-    let node = site.start_with(&components.second_programs(), &[&options[..], &["--cri=crio"]].concat());
+    let public = format!("--public-ip={HOST6},{HOST4}");
+    let options = [&options[..], &["--cri=crio", &public]].concat();
+    let node = site.start_with(&components.second_programs(), &options);
     cluster.wait_for_node("lab");
+    for host in [HOST4.to_owned(), format!("[{HOST6}]")] {
+        let server = format!("--server=https://{host}:6443");
+        let words = ["kubectl", "--kubeconfig=/var/lib/kubelet/kubeconfig", &server, "get", "--raw=/livez"];
+        assert_eq!(node.inside(&words).success().stdout, "ok");
+    }
     assert!(cluster.get("node/lab", "{.status.nodeInfo.containerRuntimeVersion}").starts_with("cri-o://"));
     let out = world.dir().join("out");
     cluster.apply(&with_last_words("lab", &out));

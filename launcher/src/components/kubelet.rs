@@ -448,6 +448,11 @@ impl Configuration {
         self.document.get("registerNode").and_then(Value::as_bool).unwrap_or(true)
     }
 
+    /// Whether it asks the cluster for the certificate that it serves with.
+    pub fn asks_for_serving(&self) -> bool {
+        self.document.get("serverTLSBootstrap").and_then(Value::as_bool).unwrap_or(false)
+    }
+
     /// A port; 0 is none.
     fn number(&self, key: &str, default: u16) -> Option<u16> {
         let number = self.document.get(key).and_then(Value::as_u64);
@@ -691,6 +696,7 @@ mod tests {
         assert_eq!((other.healthz(), other.port()), (Some("[::1]:1".parse().unwrap()), Some(2)));
         let none = of("{healthzPort: 0, enableServer: false}");
         assert_eq!((none.healthz(), none.port()), (None, None));
+        assert!(of("serverTLSBootstrap: true").asks_for_serving() && !of("").asks_for_serving());
         assert_eq!(kubelet.unit(&none).ready, Readiness::Notify);
     }
 

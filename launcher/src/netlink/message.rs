@@ -191,6 +191,17 @@ impl Batch {
         self.end(start);
     }
 
+    /// Adds an IPv6 address of a device that leads nowhere: no network. It is usable, and has its route, some time later.
+    pub fn add_ipv6_alone(&mut self, interface: Interface, address: Ipv6Addr) {
+        let start = self.begin("adding the address", libc::RTM_NEWADDR, self.create());
+        self.address_header(libc::AF_INET6, 128, 0, interface);
+        self.attribute(libc::IFA_LOCAL, &address.octets());
+        self.attribute(libc::IFA_ADDRESS, &address.octets());
+        let flags = libc::IFA_F_NODAD | libc::IFA_F_NOPREFIXROUTE;
+        self.attribute(libc::IFA_FLAGS, &flags.to_ne_bytes());
+        self.end(start);
+    }
+
     /// Adds the IPv4 default route.
     pub fn add_default_route(&mut self, interface: Interface, gateway: Ipv4Addr) {
         self.add_route(interface, &Route::default_through(gateway.into()));
@@ -461,7 +472,8 @@ mod tests {
         let (address, mut batch) = (Ipv4Addr::new(192, 0, 2, 7), Batch::with(Existing::Replace));
         batch.add_ipv4_alone(LOOPBACK, address);
         batch.forsake(address.into());
-        batch.forsake(IpAddr::V6(Ipv6Addr::LOCALHOST));
+        batch.add_ipv6_alone(LOOPBACK, Ipv6Addr::LOCALHOST);
+        batch.forsake(Ipv6Addr::LOCALHOST.into());
         #[rustfmt::skip]
         let expected = [
             40, 0, 0, 0, 20, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0,
@@ -471,7 +483,12 @@ mod tests {
             36, 0, 0, 0, 25, 0, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0,
             2, 32, 0, 0, 255, 2, 254, 2, 0, 0, 0, 0,
             8, 0, 1, 0, 192, 0, 2, 7,
-            48, 0, 0, 0, 25, 0, 5, 0, 2, 0, 0, 0, 0, 0, 0, 0,
+            72, 0, 0, 0, 20, 0, 5, 5, 2, 0, 0, 0, 0, 0, 0, 0,
+            10, 128, 0, 0, 1, 0, 0, 0,
+            20, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1,
+            20, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1,
+            8, 0, 8, 0, 2, 2, 0, 0,
+            48, 0, 0, 0, 25, 0, 5, 0, 3, 0, 0, 0, 0, 0, 0, 0,
             10, 128, 0, 0, 255, 2, 0, 2, 0, 0, 0, 0,
             20, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1,
         ];

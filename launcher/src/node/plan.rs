@@ -8,7 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::args::{Cni, Cri, FlannelBackend, HostPorts, NodeArgs, PublicIps};
-use super::joining::Credentials;
+use super::joining::{Credentials, Serving};
 use super::tasks::{ANNOTATION, GRACE, SLACK, Task};
 use crate::apply::programs::{Answer, Installed};
 use crate::components::cni::Network;
@@ -469,20 +469,22 @@ impl<'a> Composer<'a> {
         self.kubelet_port = configuration.port().filter(|_| kubelet.cluster != Cluster::None);
         self.units.push(kubelet.unit(&configuration));
         if configuration.registers() {
-            self.join(&kubelet.cluster);
+            let serving =
+                if configuration.asks_for_serving() { Serving::AskedFor } else { Serving::OwnSigned };
+            self.join(&kubelet.cluster, serving);
         }
         Ok(())
     }
 
     /// What needs the node in its cluster comes after this.
-    fn join(&mut self, cluster: &Cluster) {
+    fn join(&mut self, cluster: &Cluster, serving: Serving) {
         let (membership, credentials) = match cluster {
             Cluster::None => return,
             Cluster::Joined(membership) => (membership, Credentials::Given),
             Cluster::Bootstrap(membership) => (membership, Credentials::AskedFor),
         };
         let server = self.facts.cluster.as_ref().map(|cluster| cluster.server.clone()).unwrap_or_default();
-        let task = Task::Join { server, kubeconfig: membership.kubeconfig.clone(), credentials };
+        let task = Task::Join { server, kubeconfig: membership.kubeconfig.clone(), credentials, serving };
         self.task(CLUSTER, &task, &[kubelet::NAME], Readiness::Notify, Restart::OnFailure);
         self.wait_as_long_as_it_takes();
         self.in_cluster = CLUSTER;

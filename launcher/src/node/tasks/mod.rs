@@ -27,7 +27,7 @@ use self::crio_images::ArchiveError;
 pub(super) use self::stop_pods::{GRACE, SLACK};
 use super::args::HostPorts;
 use super::host_ports::Policy;
-use super::joining::{Credentials, Joining};
+use super::joining::{Credentials, Joining, Serving};
 use crate::cri::CriError;
 use crate::error::with_causes;
 use crate::internal::TASK;
@@ -97,6 +97,8 @@ pub enum Task {
         kubeconfig: PathBuf,
         /// Whether the node is known there.
         credentials: Credentials,
+        /// Whether kubelet needs something more from there.
+        serving: Serving,
     },
     /// Tell other nodes where this one is.
     Annotate {
@@ -237,8 +239,8 @@ pub fn main(task: &Task) -> ExitCode {
         Task::OverlayPeers => overlay_peers::run(),
         Task::NodeAddress { addresses } => node_address::run(addresses),
         Task::Credentials { kubeconfig } => credentials::run(kubeconfig),
-        Task::Join { server, kubeconfig, credentials } => {
-            join::run(Joining::new(server.clone(), kubeconfig.clone(), *credentials))
+        Task::Join { server, kubeconfig, credentials, serving } => {
+            join::run(Joining::new(server.clone(), kubeconfig.clone(), *credentials), *serving)
         }
         Task::Annotate { kubectl, kubeconfig, node, public_ip } => {
             annotate::run(kubectl, kubeconfig, node, *public_ip)

@@ -7,11 +7,12 @@
 //! answer an address from itself, is told to send by the TAP only from what the TAP has (RFC 6724, section 4).
 
 use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
 use super::TaskError;
-use crate::netlink::message::{Batch, Existing, LOOPBACK};
+use crate::netlink::message::{Batch, LOOPBACK, Reply};
 use crate::netlink::socket::{Refused, Socket};
 use crate::plan::net::TAP_NAME;
 
@@ -31,17 +32,29 @@ pub(super) fn run(addresses: &[IpAddr]) -> Result<(), TaskError> {
 fn put(socket: &Socket, address: IpAddr) -> Result<(), TaskError> {
     let refused =
         |refused: Refused| TaskError::Address { address, step: refused.request, source: refused.error };
-    let mut batch = Batch::with(Existing::Replace);
+    let is = |error: &io::Error, errno| error.raw_os_error() == Some(errno);
+    let routes = Socket::subscribe_ipv6_routes().map_err(TaskError::Netlink)?;
+    let mut batch = Batch::new();
     match address {
         IpAddr::V4(address) => batch.add_ipv4_alone(LOOPBACK, address),
-        IpAddr::V6(address) => batch.add_ipv6(LOOPBACK, address, 128),
+        IpAddr::V6(address) => batch.add_ipv6_alone(LOOPBACK, address),
     }
-    socket.perform(&batch).map_err(refused)?;
+    let is_new = match socket.perform(&batch) {
+        Err(Refused { error, .. }) if is(&error, libc::EEXIST) => false,
+        done => done.map(|()| true).map_err(refused)?,
+    };
+    if let (IpAddr::V6(address), true) = (address, is_new) {
+        let late = routes.wait_for(vec![Reply::LocalAddress(address)], PATIENCE_MILLISECONDS);
+        late.map_err(TaskError::Netlink)?;
+    }
     let mut batch = Batch::new();
     batch.forsake(address);
     match socket.perform(&batch) {
-        // Nothing leads there any more.
-        Err(Refused { error, .. }) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        // A predecessor has done that, too.
+        Err(Refused { error, .. }) if is(&error, libc::ESRCH) && !is_new => Ok(()),
         done => done.map_err(refused),
     }
 }
+
+/// Until the kernel has put an IPv6 address into service.
+const PATIENCE_MILLISECONDS: u16 = 5_000;

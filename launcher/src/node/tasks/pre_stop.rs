@@ -228,7 +228,7 @@ mod tests {
         let sleep = Some(Sleep { seconds: 5 });
         assert_eq!(handler(r#"{"sleep":{"seconds":5}}"#), Some(Handler { sleep, ..Handler::default() }));
         assert_eq!(handler(r#"{"tcpSocket":{"port":80}}"#), Some(Handler::default()));
-        assert_eq!(handler("[]"), None);
+        assert_eq!(handler("1"), None);
     }
 
     #[test]
