@@ -255,6 +255,15 @@ impl Relay {
         }
     }
 
+    /// Whether bytes of a side wait for room at the other: what comes meanwhile is not read.
+    pub fn is_blocked(&self, from: Side) -> bool {
+        let stream = match from {
+            Side::Accepted => &self.from_accepted,
+            Side::Opened => &self.from_opened,
+        };
+        stream.held > 0 && !stream.writable
+    }
+
     fn last(&mut self, action: Action) -> Option<Action> {
         self.phase = Phase::Over;
         Some(action)
@@ -322,9 +331,11 @@ mod tests {
         assert_eq!(relay.poll_action(), Some(Action::Drain(Side::Accepted)));
         relay.drained(Side::Accepted, Drained::WouldBlock);
         assert_eq!(relay.poll_action(), None, "back-pressure");
+        assert!(relay.is_blocked(Side::Accepted) && !relay.is_blocked(Side::Opened));
         relay.handle_ready(Side::Opened, IDLE);
         assert_eq!(relay.poll_action(), Some(Action::Drain(Side::Accepted)));
         relay.drained(Side::Accepted, Drained::Bytes(40));
+        assert!(!relay.is_blocked(Side::Accepted));
         assert_eq!(relay.poll_action(), Some(Action::Fill(Side::Accepted)));
         relay.filled(Side::Accepted, Filled::WouldBlock);
         assert_eq!(relay.poll_action(), None);

@@ -302,11 +302,13 @@ impl ForwardDriver {
         let moved = std::mem::take(&mut self.engine.mover.moved);
         let timeout = self.engine.timeout();
         let start = Instant::now();
+        let budget = self.polling.budget(moved);
+        let budget = if self.engine.gathering.is_empty() { budget } else { Duration::ZERO };
         self.engine.egress.flush(Flush::At(start));
         if timeout == EpollTimeout::ZERO {
             return self.engine.epoll.wait(events, timeout);
         }
-        let until = start + self.polling.budget(moved);
+        let until = start + budget;
         while Instant::now() < until {
             let count = self.engine.epoll.wait(events, EpollTimeout::ZERO)?;
             if count > 0 {
@@ -687,7 +689,21 @@ impl Engine {
         };
         pair.relay.handle_ready(side, readiness(flags));
         pair.active = self.now;
+        if flags.contains(EpollFlags::EPOLLIN) && pair.mutes(side) {
+            self.listen_to(key, side, STREAM_EVENTS.difference(EpollFlags::EPOLLIN));
+        }
         self.advance(key);
+    }
+
+    /// Chooses the events of one socket of a pair.
+    fn listen_to(&self, key: usize, side: Side, events: EpollFlags) {
+        if let Some(pair) = self.pairs.get(key)
+            && let Some(socket) = pair.socket(side)
+        {
+            let token = Token::Pair(key, pair.generation, side);
+            // A registered socket can be modified.
+            let _ = self.epoll.modify(socket, &mut EpollEvent::new(events, token.into()));
+        }
     }
 
     fn advance(&mut self, key: usize) {
@@ -702,7 +718,12 @@ impl Engine {
                 self.gathering.extend(sides.map(|side| (key, pair.generation, side)));
             }
             match turn {
-                Turn::Idle => return,
+                Turn::Idle => {
+                    while let Some(side) = self.pairs.get_mut(key).and_then(Pair::unmuted) {
+                        self.listen_to(key, side, STREAM_EVENTS);
+                    }
+                    return;
+                }
                 Turn::More => {
                     if !pair.queued {
                         pair.queued = true;

@@ -20,6 +20,8 @@ pub(super) struct Pair {
     pub(super) relay: Relay,
     from_accepted: Carrier,
     from_opened: Carrier,
+    /// Sources that are not to tell of bytes before there is room for them.
+    muted: Vec<Side>,
     pub(super) origin: Origin,
     pub(super) client: SocketAddr,
     pub(super) to: SocketAddr,
@@ -129,6 +131,7 @@ impl Pair {
             relay: Relay::new(),
             from_accepted: Carrier::Copy,
             from_opened: Carrier::Copy,
+            muted: Vec::new(),
             origin,
             client,
             to: client,
@@ -190,6 +193,22 @@ impl Pair {
             // A socket that has ended looks for nobody.
             let _ = socket::set_keepalive_idle(opened.as_fd(), seconds);
         }
+    }
+
+    /// Whether a source that has just told of bytes is to be silent: each segment that came while the sink is full would wake us for
+    /// nothing, at the expense of the sender's processor.
+    pub(super) fn mutes(&mut self, from: Side) -> bool {
+        let mutes = self.relay.is_blocked(from) && !self.muted.contains(&from);
+        if mutes {
+            self.muted.push(from);
+        }
+        mutes
+    }
+
+    /// A muted source for whose bytes there is room again.
+    pub(super) fn unmuted(&mut self) -> Option<Side> {
+        let position = self.muted.iter().position(|&from| !self.relay.is_blocked(from))?;
+        Some(self.muted.swap_remove(position))
     }
 
     /// Gives pipes back that hold nothing.
@@ -347,4 +366,37 @@ fn write_outcome(result: io::Result<usize>) -> Drained {
 
 fn is_would_block(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOM: Readiness = Readiness { readable: false, writable: true, ended: false, failed: false };
+    const BYTES: Readiness = Readiness { readable: true, ..ROOM };
+
+    #[test]
+    fn a_source_whose_bytes_wait_is_muted_once_until_there_is_room() {
+        let client = SocketAddr::from(([127, 0, 0, 1], 1));
+        let origin = Origin::Egress { id: 0 };
+        let nothing = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let mut pair = Pair::new(nothing, client, origin, 0, 0);
+        pair.relay.handle_ready(Side::Opened, ROOM);
+        assert_eq!(pair.relay.poll_action(), Some(Action::Join));
+        pair.relay.handle_ready(Side::Accepted, BYTES);
+        assert!(!pair.mutes(Side::Accepted), "nothing waits yet");
+        assert_eq!(pair.relay.poll_action(), Some(Action::Fill(Side::Accepted)));
+        pair.relay.filled(Side::Accepted, Filled::Bytes(1));
+        assert_eq!(pair.relay.poll_action(), Some(Action::Drain(Side::Accepted)));
+        pair.relay.drained(Side::Accepted, Drained::WouldBlock);
+
+        assert!(!pair.mutes(Side::Opened), "the other stream flows");
+        assert!(pair.mutes(Side::Accepted));
+        assert!(!pair.mutes(Side::Accepted), "it is silent already");
+        assert_eq!(pair.unmuted(), None);
+
+        pair.relay.handle_ready(Side::Opened, ROOM);
+        assert_eq!(pair.unmuted(), Some(Side::Accepted));
+        assert_eq!(pair.unmuted(), None);
+    }
 }

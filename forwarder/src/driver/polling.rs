@@ -13,7 +13,7 @@
 //! | later | a quarter of that; nothing below [`FIRST`] |
 //!
 //! After a turn that moved more than a message the next [`BULK_TURNS`] are not polled for: a bulk transfer has turns
-//! that move little or nothing, and waiting lets more come together.
+//! that move little or nothing, and waiting lets more come together. Beside streams that gather nobody polls.
 //!
 //! Not handled: how busy the other CPUs are. Yielding gives way on this one only.
 
