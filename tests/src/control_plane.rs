@@ -288,6 +288,7 @@ impl<'a> ControlPlane<'a> {
             "--authorization-mode=Node,RBAC".to_owned(),
             "--enable-admission-plugins=NodeRestriction".to_owned(),
             "--enable-bootstrap-token-auth=true".to_owned(),
+            "--allow-privileged=true".to_owned(),
             "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local".to_owned(),
             // As kubeadm has it.

@@ -461,7 +461,7 @@ impl<'a> Composer<'a> {
         };
         if !configuration.left_out().is_empty() {
             self.warnings.push(format!(
-                "--kubelet-config has a whole KubeletConfiguration, of which is not taken what this node has its own of: {}",
+                "--kubelet-config is a whole KubeletConfiguration; what a machine decides for itself is not taken from it: {}",
                 configuration.left_out().join(", ")
             ));
         }
