@@ -187,10 +187,19 @@ impl FromStr for PublicIps {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_link_local = |address: IpAddr| match address {
+            IpAddr::V4(address) => address.is_link_local(),
+            IpAddr::V6(address) => address.is_unicast_link_local(),
+        };
+        // What kubelet does not take for an address of its node.
+        let leads_nowhere = |address: IpAddr| {
+            address.is_unspecified()
+                || address.is_loopback()
+                || address.is_multicast()
+                || is_link_local(address)
+        };
         let parse = |text: &str| match text.trim().parse::<IpAddr>() {
-            Ok(address) if address.is_unspecified() || address.is_loopback() || address.is_multicast() => {
-                Err("others reach nobody there")
-            }
+            Ok(address) if leads_nowhere(address) => Err("others reach nobody there"),
             Ok(address) => Ok(address),
             Err(_) => Err("an IPv4 or IPv6 address is wanted, or one of each with a comma between"),
         };
@@ -404,6 +413,7 @@ mod tests {
             &["--pod-cidr=10.244.0.1/24"],
             &["--cri=docker"],
             &["--public-ip=127.0.0.1"],
+            &["--public-ip=fe80::1"],
             &["--public-ip=192.0.2.1,192.0.2.2"],
             &["--public-ip=2001:db8::1,"],
             &["kubelet"],

@@ -461,7 +461,8 @@ impl<'a> Composer<'a> {
         };
         if !configuration.left_out().is_empty() {
             self.warnings.push(format!(
-                "--kubelet-config is a whole KubeletConfiguration; what a machine decides for itself is not taken from it: {}",
+                "--kubelet-config is a whole KubeletConfiguration; what a machine decides for itself is not taken from it: {} (of a file \
+                 without kind it is)",
                 configuration.left_out().join(", ")
             ));
         }
