@@ -28,12 +28,16 @@ use std::{
 
 /// The host's own address, the one an engine would copy.
 pub const HOST4: &str = "192.0.2.2";
+/// The same for IPv6.
+pub const HOST6: &str = "2001:db8:1::2";
 /// An address of the host where servers of tests listen.
 pub const SERVICE4: &str = "203.0.113.1";
 /// The same for IPv6.
 pub const SERVICE6: &str = "2001:db8:3::1";
 /// The router's address on the host's side.
 pub const ROUTER4: &str = "192.0.2.1";
+/// The same for IPv6.
+pub const ROUTER6: &str = "2001:db8:1::1";
 /// An address two hops away from the host.
 pub const FAR4: &str = "198.51.100.1";
 /// The same for IPv6.
