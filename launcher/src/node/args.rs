@@ -140,7 +140,7 @@ const PAUSE_IMAGE: &str = "registry.k8s.io/pause:3.10.1";
 pub enum Cri {
     /// containerd 1.7 or 2
     Containerd,
-    /// CRI-O; pods are outside kubelet's cgroups, and their limits and metrics are not kubelet's
+    /// CRI-O
     Crio,
 }
 

@@ -19,7 +19,7 @@ use crate::components::kubeconfig::{Authority, Identity, Kubeconfig, KubeconfigE
 use crate::components::kubelet::{self, Cluster, Kubelet, Membership, Patch, PatchError};
 use crate::components::programs::{Program, Suitability, Version};
 use crate::components::{Cgroups, layout};
-use crate::personality::oci_runtime;
+use crate::personality::oci_runtime::{self, bundle::Cgroup};
 use crate::plan::net::TAP_NAME;
 use crate::supervisor::unit::{
     Journal, NodePlan, PlannedDirectory, PlannedFile, PlannedProgram, Readiness, Restart, Unit,
@@ -139,6 +139,7 @@ pub fn programs(args: &NodeArgs) -> Vec<Program> {
             Program::ContainerdShim,
             Program::Ctr,
             Program::FuseOverlayfsSnapshotter,
+            Program::MountFuse3,
         ]),
         Cri::Crio => programs.extend([Program::Crio, Program::Conmon, Program::Pinns, Program::Skopeo]),
     }
@@ -282,7 +283,10 @@ impl<'a> Composer<'a> {
         let facts = self.facts;
         let version = version(facts, Program::Containerd);
         // 1.7 can leave cgroups alone by itself.
-        let runtime = if version.major >= 2 { self.runtime_without_cgroups() } else { self.runtime.clone() };
+        let runtime = match facts.cgroups {
+            Cgroups::Withheld if version.major >= 2 => self.adapted_runtime(),
+            _ => self.runtime.clone(),
+        };
         let snapshotter = self.snapshotter();
         self.warn_of_copies(snapshotter == Snapshotter::Native);
         let containerd = Containerd {
@@ -301,7 +305,8 @@ impl<'a> Composer<'a> {
 
     fn snapshotter(&self) -> Snapshotter {
         let facts = self.facts;
-        let fuse = [Program::FuseOverlayfs, Program::FuseOverlayfsSnapshotter];
+        // containerd mounts by mount.fuse3.
+        let fuse = [Program::FuseOverlayfs, Program::FuseOverlayfsSnapshotter, Program::MountFuse3];
         let has_fuse =
             facts.fuse == Works::Yes && fuse.iter().all(|program| facts.programs.contains_key(program));
         match facts.overlayfs {
@@ -322,7 +327,7 @@ impl<'a> Composer<'a> {
             conmon: path(facts, Program::Conmon),
             pinns: path(facts, Program::Pinns),
             storage,
-            runtime: self.runtime_without_cgroups(),
+            runtime: self.adapted_runtime(),
             cgroups: facts.cgroups,
             pause_image: self.args.pause_image.clone(),
             pause_command: String::new(),
@@ -346,14 +351,15 @@ impl<'a> Composer<'a> {
         }
     }
 
-    /// What starts containers, behind a program of ours where no cgroup is delegated.
-    fn runtime_without_cgroups(&mut self) -> OciRuntime {
+    /// What starts containers, behind a program of ours that leaves out what cannot be had here.
+    fn adapted_runtime(&mut self) -> OciRuntime {
         let runtime = self.runtime.clone();
-        if self.facts.cgroups != Cgroups::Withheld {
-            return runtime;
-        }
+        let cgroup = match self.facts.cgroups {
+            Cgroups::Withheld => Cgroup::Removed,
+            Cgroups::Delegated | Cgroups::DelegatedWithoutCpu => Cgroup::Kept,
+        };
         let program = PathBuf::from(layout::OCI_RUNTIME).join(runtime.name);
-        let text = oci_runtime::script(&self.facts.ourselves, &runtime.program);
+        let text = oci_runtime::script(&self.facts.ourselves, &runtime.program, cgroup);
         self.files.push(PlannedFile { path: program.clone(), mode: 0o755, text });
         OciRuntime { program, ..runtime }
     }
@@ -601,9 +607,11 @@ impl<'a> Composer<'a> {
         let is_used = |program: Program| match program {
             Program::Crun | Program::Runc => program.file_name() == self.runtime.name,
             Program::Ctr | Program::Skopeo => !self.args.image_archive.is_empty(),
-            Program::FuseOverlayfs => self.facts.overlayfs == Works::No,
-            Program::FuseOverlayfsSnapshotter => {
-                matches!(self.snapshotter(), Snapshotter::FuseOverlayfs(_))
+            Program::FuseOverlayfs | Program::FuseOverlayfsSnapshotter | Program::MountFuse3 => {
+                match self.args.cri {
+                    Cri::Containerd => matches!(self.snapshotter(), Snapshotter::FuseOverlayfs(_)),
+                    Cri::Crio => matches!(self.crio_storage(), Storage::FuseOverlayfs(_)),
+                }
             }
             _ => true,
         };
@@ -963,7 +971,7 @@ mod tests {
         assert!(text(&plan, "/etc/containerd/config.toml").contains("snapshotter = \"native\""));
         assert_eq!(warnings.len(), 1);
         let mut facts = NodeFacts { fuse: Works::Yes, ..facts };
-        for program in [Program::FuseOverlayfs, Program::FuseOverlayfsSnapshotter] {
+        for program in [Program::FuseOverlayfs, Program::FuseOverlayfsSnapshotter, Program::MountFuse3] {
             let path = Path::new("/usr/bin").join(program.file_name());
             facts.programs.insert(program, Installed { path, answer: Answer::Unknown });
         }
@@ -1010,7 +1018,7 @@ mod tests {
     #[test]
     fn what_cannot_leave_cgroups_alone_calls_us_for_containers() {
         const CONTAINERD: &str = "/etc/containerd/config.toml";
-        const CRUN: &str = "/run/rootless-launch/without-cgroups/crun";
+        const CRUN: &str = "/run/rootless-launch/oci-runtime/crun";
         let mut two = ALL;
         two[1].1 = "2.3.4";
         let runtime = |facts: &NodeFacts| {
@@ -1046,7 +1054,7 @@ mod tests {
         assert!(text(&plan, "/etc/kubernetes/kubelet.yaml").contains("unix:///run/crio/crio.sock"));
         assert!(
             text(&plan, "/etc/crio/crio.conf")
-                .contains("runtime_path = \"/run/rootless-launch/without-cgroups/crun\"")
+                .contains("runtime_path = \"/run/rootless-launch/oci-runtime/crun\"")
         );
         let storage =
             "containers-storage:[overlay@/var/lib/containers/storage+/run/containers/storage]".to_owned();

@@ -18,7 +18,7 @@ pub enum Personality {
     Slirp4netns,
     /// pasta of passt.
     Pasta,
-    /// crun or runc without cgroups.
+    /// crun or runc for a user namespace.
     OciRuntime,
 }
 

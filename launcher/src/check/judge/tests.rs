@@ -237,6 +237,16 @@ fn an_overlay_is_replaced_by_fuse_where_that_works() {
     });
     assert!(finding.finding.contains("fuse-overlayfs is used"), "{finding:?}");
     assert_eq!(finding.state, State::Less);
+    let of_crio = bad(|facts, node| {
+        let node = node(facts);
+        node.inside.as_mut().unwrap().overlay = Err(refusal(Step::Mount, libc::EPERM));
+        let installed = Installed { path: "/f".into(), answer: Answer::Unknown };
+        node.programs.insert(Program::FuseOverlayfs, installed);
+    });
+    assert!(
+        of_crio.finding.contains("CRI-O uses fuse-overlayfs") && of_crio.finding.contains("no mount.fuse3"),
+        "{of_crio:?}"
+    );
 }
 
 #[test]
