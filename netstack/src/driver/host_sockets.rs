@@ -18,6 +18,9 @@ use crate::forward::ForwardId;
 use crate::stack::HostIo;
 use crate::sys::socket::{self, Kind};
 
+/// What a stream tells of.
+const STREAM: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::PRIORITY);
+
 /// Sockets by flow.
 #[derive(Debug)]
 pub(super) struct HostSockets {
@@ -44,8 +47,9 @@ pub(super) enum SocketKind {
     Stream {
         /// Set until the connect has an answer.
         connecting: Option<SocketAddr>,
-        /// The peer has sent FIN: a short read is not the end of what there is (epoll is edge-triggered).
-        read_closed: bool,
+        /// The peer has sent FIN, or urgent data, before which a read stops: a short read is not the end of what there is
+        /// (epoll is edge-triggered).
+        stops_short: bool,
     },
     Datagram {
         sessions: Sessions,
@@ -119,10 +123,10 @@ impl HostSockets {
         };
         let connecting = matches!(outcome, Connect::UnderWay).then_some(remote);
         let watched = connecting.is_some();
-        if watched && let Err(error) = self.watch(flow, &fd, Interest::READABLE | Interest::WRITABLE) {
+        if watched && let Err(error) = self.watch(flow, &fd, STREAM) {
             return Connect::Failed(connect_error(&error));
         }
-        let kind = SocketKind::Stream { connecting, read_closed: false };
+        let kind = SocketKind::Stream { connecting, stops_short: false };
         self.keep(HostSocket { flow, fd, kind, put_off: false, watched });
         outcome
     }
@@ -130,7 +134,7 @@ impl HostSockets {
     /// Watches the stream of a flow that nobody watches yet.
     pub(super) fn watch_stream(&mut self, flow: FlowId) -> io::Result<()> {
         let Some(socket) = self.get(flow).filter(|socket| !socket.watched) else { return Ok(()) };
-        self.watch(flow, &socket.fd, Interest::READABLE | Interest::WRITABLE)?;
+        self.watch(flow, &socket.fd, STREAM)?;
         if let Some(socket) = self.get_mut(flow) {
             socket.watched = true;
         }
@@ -145,11 +149,11 @@ impl HostSockets {
 
     /// Takes a connected stream that is prepared. Where it cannot be watched it is reset.
     pub(super) fn keep_stream(&mut self, flow: FlowId, stream: OwnedFd) -> io::Result<()> {
-        let watched = self.watch(flow, &stream, Interest::READABLE | Interest::WRITABLE);
+        let watched = self.watch(flow, &stream, STREAM);
         if watched.is_err() {
             socket::reset_on_close(stream.as_fd());
         } else {
-            let kind = SocketKind::Stream { connecting: None, read_closed: false };
+            let kind = SocketKind::Stream { connecting: None, stops_short: false };
             self.keep(HostSocket { flow, fd: stream, kind, put_off: false, watched: true });
         }
         watched
@@ -369,14 +373,14 @@ impl HostSocket {
 
     /// Reads into `room`.
     pub(super) fn read(&self, room: &mut [u8]) -> HostIo {
-        let SocketKind::Stream { read_closed, .. } = self.kind else { return HostIo::Failed };
+        let SocketKind::Stream { stops_short, .. } = self.kind else { return HostIo::Failed };
         if room.is_empty() {
             return HostIo::WouldBlock;
         }
         loop {
             return match socket::recv(self.fd.as_fd(), room) {
                 Ok(0) => HostIo::Eof,
-                Ok(n) if n < room.len() && !read_closed => HostIo::MovedAll(n),
+                Ok(n) if n < room.len() && !stops_short => HostIo::MovedAll(n),
                 Ok(n) => HostIo::Moved(n),
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => HostIo::WouldBlock,
@@ -402,10 +406,10 @@ impl HostSocket {
         }
     }
 
-    /// Notes that the peer has finished.
-    pub(super) fn handle_read_closed(&mut self) {
-        if let SocketKind::Stream { read_closed, .. } = &mut self.kind {
-            *read_closed = true;
+    /// Notes that the peer has finished, or sent urgent data.
+    pub(super) fn handle_stop(&mut self) {
+        if let SocketKind::Stream { stops_short, .. } = &mut self.kind {
+            *stops_short = true;
         }
     }
 

@@ -214,6 +214,8 @@ impl Driver {
     /// ([`resolver::directories`]), and only while its servers are asked: the process may go into an empty root. No
     /// socket of another kind than IP's is opened later, and no event source.
     ///
+    /// The process's soft limit of open files is raised to the hard one: every flow has a socket.
+    ///
     /// # Errors
     /// When the link or one of the kernel's event sources cannot be used.
     pub fn new(link: impl Into<Link>, config: Config) -> Result<Self, DriverError> {
@@ -745,8 +747,8 @@ impl Driver {
             }
             return;
         }
-        if event.is_read_closed() {
-            socket.handle_read_closed();
+        if event.is_read_closed() || event.is_priority() {
+            socket.handle_stop();
         }
         if socket.is_connecting() {
             match self.sockets.finish_connect(flow) {

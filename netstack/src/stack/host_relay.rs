@@ -23,7 +23,8 @@
 //! again, and [`Action::RecallRelay`] has it send something.
 //!
 //! *Not offered:* flows of published ports; what the engine serves itself (gateway, DNS, maps of the host's
-//! loopback); with [`Relaying::Lasting`] those to destinations whose flows are many and brief (`brief`); anything while
+//! loopback); with [`Relaying::Lasting`] those to destinations whose flows are many and brief (`brief`); SYNs that offer Multipath
+//! TCP, because such sockets of Linux (6.18) never learn of a simultaneous open that they are connected; anything while
 //! [`Relaying::Off`].
 
 use std::net::SocketAddr;
@@ -176,7 +177,7 @@ impl Stack {
         let own = named == self.gateway(named.is_ipv4())
             || self.config.dns_addresses().any(|address| address == named)
             || remote.ip().is_loopback();
-        if tcp.opened_by != OpenedBy::Child || own {
+        if tcp.opened_by != OpenedBy::Child || tcp.multipath || own {
             return None;
         }
         if self.relaying == Relaying::Lasting && self.brief.are_many(now, key.remote) {

@@ -251,7 +251,8 @@ impl Stack {
             self.rings.give_back(endpoint.into_region());
             return Err(DropReason::WorkerBusy);
         }
-        let flow = TcpFlow::new(now, endpoint, peer, syn.sequence);
+        let mut flow = TcpFlow::new(now, endpoint, peer, syn.sequence);
+        flow.multipath = syn.offers_multipath(received.transport());
         let remote = match flow.peer {
             Peer::Host(remote) => Some(remote),
             Peer::Dns(_) => None,

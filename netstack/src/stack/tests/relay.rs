@@ -133,6 +133,17 @@ fn what_the_engine_serves_itself_is_not_offered() {
 }
 
 #[test]
+fn a_child_that_offers_multipath_tcp_is_answered_by_frames() {
+    let (child, remote) = families(80)[0];
+    let mut h = scripted(RelayPlan::Join);
+    // MP_CAPABLE, version 1, as Linux sends it: RFC 8684 section 3.1.
+    let options = vec![2, 4, 5, 0xb4, 1, 3, 3, 7, 30, 4, 1, 1];
+    h.inject(&Segment { options, ..Segment::new(child, remote, Tcp::SYN) }.frame()).unwrap();
+    assert_eq!(h.seen_one().tcp().flags, Tcp::SYN | Tcp::ACK);
+    assert_eq!(h.host.offers, []);
+}
+
+#[test]
 fn flows_of_published_ports_are_not_offered() {
     let (child, remote) = families(80)[0];
     let mut h = relaying(Harness::default(), RelayPlan::Join);
