@@ -17,7 +17,7 @@ use tests::{
 /// How long a pod may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Where the node keeps what stands before an OCI runtime.
-const WITHOUT_CGROUPS: &str = "/run/rootless-launch/without-cgroups";
+const ADAPTED: &str = "/run/rootless-launch/oci-runtime";
 
 #[test]
 fn containerd_2_runs_a_pod_with_runc() {
@@ -52,7 +52,7 @@ fn a_pod_runs(cri: &str, runtime: &str) {
     let node = site.start_with(&programs, &[&format!("--cri={cri}"), "--host-ports=all"]);
     assert_eq!(announced(&listener, PATIENCE), "here is web");
     assert_eq!(node.crictl(&["ps", "--quiet"]).lines().count(), 1);
-    assert_eq!(node.inside(&["busybox", "ls", WITHOUT_CGROUPS]).success().stdout.trim(), runtime);
+    assert_eq!(node.inside(&["busybox", "ls", ADAPTED]).success().stdout.trim(), runtime);
     let version = node.crictl(&["version"]);
     let wanted = if cri == "crio" { "RuntimeName:  cri-o" } else { "RuntimeVersion:  v2" };
     assert!(version.contains(wanted), "{version}");

@@ -13,10 +13,14 @@ fn a_stock_machine() {
     let (Ok(image), Ok(components)) = (image(), Components::find()) else { return };
     let program = locate::rootless_launch().expect("rootless-launch is built");
     let of = |name: &str| components.programs().join(name);
+    let second = |name: &str| components.second_programs().join(name);
     let payload = [
         (program, "usr/local/bin/rootless-launch"),
         (of("kubelet"), "usr/local/bin/kubelet"),
         (of("crictl"), "usr/local/bin/crictl"),
+        (of("containerd-fuse-overlayfs-grpc"), "usr/local/bin/containerd-fuse-overlayfs-grpc"),
+        (second("crio"), "usr/local/bin/crio"),
+        (second("pinns"), "usr/local/bin/pinns"),
         (components.image("pause"), "opt/images/pause.tar"),
         (components.image("busybox"), "opt/images/busybox.tar"),
     ];
@@ -31,6 +35,7 @@ fn a_stock_machine() {
     step("no service manager", without_a_service_manager_it_runs_without_limits_and_says_so);
     step("modules on demand", modules_are_loaded_on_demand);
     step("check", check_finds_what_is_lacking_and_its_commands_mend_it);
+    step("a node of CRI-O", a_node_from_a_terminal_runs_pods_of_crio_within_their_limits);
     step("a node as a service", an_installed_node_runs_a_pod_within_its_limits);
     step("logout and reboot", with_lingering_the_node_survives_logout_and_reboot);
     step("uninstall", uninstall_leaves_nothing);
@@ -178,9 +183,8 @@ fn modules_are_loaded_on_demand(vm: &mut Vm) {
     }
 }
 
-/// One pod serves within limits, and is reached at the host; the other wants more memory than it may have.
-fn an_installed_node_runs_a_pod_within_its_limits(vm: &mut Vm) {
-    const PODS: &str = r#"
+/// One pod serves within limits, and is reached at the host; the other is guaranteed its memory, and wants more of it.
+const PODS: &str = r#"
         mkdir -p pods
         cat >pods/web.yaml <<END
 apiVersion: v1
@@ -197,12 +201,31 @@ kind: Pod
 metadata: {name: hog, namespace: default}
 spec: {restartPolicy: Never, containers: [
   {name: hog, image: "rootless-launch.test/busybox:1", imagePullPolicy: Never, command: [dd, if=/dev/zero, of=/dev/null, bs=200M, count=1],
-   resources: {requests: {cpu: 10m, memory: 16Mi}, limits: {memory: 32Mi}}}]}
+   resources: {limits: {cpu: "1", memory: 32Mi}}}]}
 END
-        rootless-launch node install -- --static-pods=$HOME/pods --image-archive=/opt/images --pause-image=rootless-launch.test/pause:1
-    "#;
-    let _ = vm.run("root", "loginctl enable-linger ann && systemctl start user@$(id -u ann)").success();
-    let installed = vm.run("ann", PODS).success();
+"#;
+const OPTIONS: &str =
+    "--static-pods=$HOME/pods --image-archive=/opt/images --pause-image=rootless-launch.test/pause:1";
+
+/// Without the kernel's overlayfs, from here on.
+fn a_node_from_a_terminal_runs_pods_of_crio_within_their_limits(vm: &mut Vm) {
+    const NO_OVERLAYFS: &str = "! grep -q '^overlay ' /proc/modules || rmmod overlay
+        echo install overlay /bin/false >/etc/modprobe.d/no-overlay.conf";
+    // Nobody is logged in between two commands.
+    const LINGER: &str = "loginctl enable-linger ann && systemctl start user@$(id -u ann)";
+    let _ = vm.run("root", &format!("{NO_OVERLAYFS}\n{LINGER}")).success();
+    let start = format!("{PODS} rootless-launch node --cri=crio {OPTIONS} >crio.log 2>&1 </dev/null &");
+    let _ = vm.run("ann", &start).success();
+    let _ = vm.wait_until("ann", REACH);
+    let said = vm.run("ann", "cat crio.log");
+    assert_eq!(said.stdout, "", "nothing is amiss");
+    obeys_limits(vm);
+    let _ =
+        vm.run("ann", "rootless-launch stop --name=node && rootless-launch node uninstall --purge").success();
+}
+
+fn an_installed_node_runs_a_pod_within_its_limits(vm: &mut Vm) {
+    let installed = vm.run("ann", &format!("{PODS} rootless-launch node install -- {OPTIONS}")).success();
     assert!(!installed.stdout.contains("enable-linger"), "{}", installed.describe());
     let unit = vm
         .run("ann", "systemctl --user show rootless-launch-node -p ActiveState,StatusText,TasksMax")
@@ -210,19 +233,27 @@ END
     assert_eq!(unit.value("ActiveState"), "active", "started is ready: {}", unit.describe());
     assert!(unit.stdout.contains("StatusText=every unit is ready"), "{}", unit.describe());
     let _ = vm.wait_until("ann", REACH);
-    // Of the pod's container, not of the one that holds its namespaces.
-    let limits = format!(
-        "cd /sys/fs/cgroup/kubepods && {} && grep -h . $(find . -mindepth 4 -name memory.max)",
-        crictl("ps -q --name web")
-    );
-    let limits = vm.run("ann", &inside(&limits)).success();
-    assert!(limits.stdout.lines().any(|line| line == (48 << 20).to_string()), "{}", limits.describe());
-    let throttle = vm
-        .run("ann", &inside("grep -h . $(find /sys/fs/cgroup/kubepods -mindepth 4 -name cpu.max)"))
-        .success();
-    assert!(throttle.stdout.lines().any(|line| line == "10000 100000"), "{}", throttle.describe());
-    let killed = format!("{} | grep OOMKilled", crictl("inspect $(crictl ps -a -q --name hog)"));
-    let _ = vm.wait_until("ann", &inside(&killed));
+    obeys_limits(vm);
+}
+
+/// The pods' containers are in cgroups below kubelet's, have figures, and a root directory by fuse-overlayfs.
+#[track_caller]
+fn obeys_limits(vm: &Vm) {
+    const LOOK: &str = r"
+        pid=$(crictl inspect -o go-template --template '{{.info.pid}}' $(crictl ps -q --name web))
+        group=$(sed -n s/^0:://p /proc/$pid/cgroup)
+        echo group=$group memory=$(cat /sys/fs/cgroup$group/memory.max)
+        echo cpu=$(cat /sys/fs/cgroup$group/cpu.max | tr ' ' /)
+        echo root=$(sed -n 's,^[^ ]* / \([^ ]*\) .*,\1,p' /proc/$pid/mounts)
+        echo working_set=$(crictl --timeout=60s stats -o json $(crictl ps -q --name web) | grep -c workingSetBytes)";
+    let look = vm.run("ann", &inside(LOOK)).success();
+    assert!(look.value("group").starts_with("/kubepods/burstable/pod"), "{}", look.describe());
+    assert_eq!(look.value("memory"), (48 << 20).to_string(), "{}", look.describe());
+    assert_eq!(look.value("cpu"), "10000/100000", "{}", look.describe());
+    assert_eq!(look.value("root"), "fuse.fuse-overlayfs", "{}", look.describe());
+    assert_eq!(look.value("working_set"), "1", "{}", look.describe());
+    let killed = "crictl inspect $(crictl ps -a -q --name hog) | grep OOMKilled";
+    let _ = vm.wait_until("ann", &inside(killed));
 }
 
 fn with_lingering_the_node_survives_logout_and_reboot(vm: &mut Vm) {
@@ -247,7 +278,7 @@ fn uninstall_leaves_nothing(vm: &mut Vm) {
     let purged = vm.run("ann", "rootless-launch node uninstall --purge").success();
     let left = "systemctl --user list-units --all --no-legend '*rootless-launch*'; ls -d .config/systemd/user/*rootless* \
         .config/systemd/user/*/*rootless* .local/share/rootless-launch/* .local/state/rootless-launch/* $XDG_RUNTIME_DIR/rootless-launch/* \
-        2>/dev/null; find /sys/fs/cgroup/user.slice -name '*rootless*' -o -name kubepods; pgrep -u ann -l 'rl-|containerd|kubelet'";
+        2>/dev/null; find /sys/fs/cgroup/user.slice -name '*rootless*' -o -name kubepods; pgrep -u ann -l 'rl-|containerd|crio|conmon|fuse|kubelet'";
     let left = vm.run("ann", left);
     assert_eq!(left.stdout, "", "{}\n{}", left.describe(), purged.describe());
     // Again, with nothing there: done is done.
@@ -259,10 +290,6 @@ const REACH: &str = "printf 'GET / HTTP/1.0\r\n\r\n' | busybox nc -w 20 127.0.0.
 
 fn inside(script: &str) -> String {
     format!("rootless-launch enter -- sh -c {}", quoted(script))
-}
-
-fn crictl(words: &str) -> String {
-    format!("export CONTAINER_RUNTIME_ENDPOINT=unix:///run/containerd/containerd.sock; crictl {words}")
 }
 
 fn quoted(script: &str) -> String {

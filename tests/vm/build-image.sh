@@ -12,7 +12,7 @@ set -euo pipefail
 # What Debian's installer gives (systemd, a login over ssh) and, by Debian's names, what a node wants.
 PACKAGES=linux-image-cloud-amd64,initramfs-tools,zstd,systemd,systemd-sysv,udev,kmod,dbus,dbus-user-session,libpam-systemd,login,passwd
 PACKAGES+=,openssh-server,procps,iputils-ping,uidmap,iproute2,iptables,nftables,conntrack,ethtool
-PACKAGES+=,containerd,crun,fuse-overlayfs,containernetworking-plugins,busybox-static
+PACKAGES+=,containerd,crun,conmon,skopeo,fuse-overlayfs,containernetworking-plugins,busybox-static
 MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 
 here=$(cd "$(dirname "$0")" && pwd)

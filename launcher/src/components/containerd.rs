@@ -246,7 +246,7 @@ mod tests {
             [
                 "/b/containerd-fuse-overlayfs-grpc",
                 "/run/containerd-fuse-overlayfs.sock",
-                "/var/lib/containerd/fuse-overlayfs"
+                "/var/lib/containerd/io.containerd.snapshotter.v1.fuse-overlayfs"
             ]
         );
         assert_eq!(

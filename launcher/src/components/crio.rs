@@ -3,9 +3,10 @@
 //! Sources: CRI-O's docs/crio.conf.5.md and server/rootless_linux.go of 1.36; containers-policy.json(5),
 //! containers-registries.conf(5).
 //!
-//! `_CRIO_ROOTLESS` makes CRI-O leave out what a user namespace cannot have (the device cgroup, oom_score_adj, AppArmor).
-//! It also empties the cgroup path of every container: pods are not below kubelet's cgroups, and their limits and
-//! metrics are not kubelet's.
+//! `_CRIO_ROOTLESS` makes CRI-O leave out what a user namespace cannot have (the device cgroup, oom_score_adj, AppArmor), and
+//! empties the cgroup path of every container: pods are not below kubelet's cgroups, have no metrics, and 1.36 crashes when it is
+//! asked for those of a pod. So it is for where a controller is missing; elsewhere crun and runc do without the device cgroup
+//! by themselves, and [`crate::personality::oci_runtime`] sees to oom_score_adj.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,7 +28,7 @@ pub struct Crio {
     pub pinns: PathBuf,
     /// How layers of images become a file system.
     pub storage: Storage,
-    /// What starts containers. Where no cgroup is delegated it has to be one that makes none.
+    /// What starts containers: one that does with what a user namespace may do.
     pub runtime: OciRuntime,
     /// Whether limits can be enforced.
     pub cgroups: Cgroups,
@@ -134,6 +135,13 @@ impl Crio {
 
     /// crio.
     pub fn unit(&self) -> Unit {
+        let env = match self.cgroups {
+            Cgroups::Delegated => Vec::new(),
+            // It discards limits that have no controller, too.
+            Cgroups::DelegatedWithoutCpu | Cgroups::Withheld => {
+                vec![("_CRIO_ROOTLESS".to_owned(), "1".to_owned())]
+            }
+        };
         Unit {
             name: NAME.to_owned(),
             argv: vec![
@@ -141,7 +149,7 @@ impl Crio {
                 format!("--config={}", layout::CRIO_CONFIG),
                 format!("--config-dir={}", layout::CRIO_CONFIG_DIRECTORY),
             ],
-            env: vec![("_CRIO_ROOTLESS".to_owned(), "1".to_owned())],
+            env,
             after: Vec::new(),
             ready: Readiness::UnixSocket { path: layout::CRIO_SOCKET.into() },
             start_timeout: Duration::from_secs(300),
@@ -196,7 +204,11 @@ mod tests {
     }
 
     #[test]
-    fn it_is_told_that_nobody_is_root() {
-        assert_eq!(crio(Storage::Vfs).unit().env, [("_CRIO_ROOTLESS".to_owned(), "1".to_owned())]);
+    fn pods_have_the_cgroups_that_kubelet_made_where_there_are_any() {
+        assert_eq!(crio(Storage::Vfs).unit().env, []);
+        for cgroups in [Cgroups::DelegatedWithoutCpu, Cgroups::Withheld] {
+            let without = Crio { cgroups, ..crio(Storage::Vfs) };
+            assert_eq!(without.unit().env, [("_CRIO_ROOTLESS".to_owned(), "1".to_owned())]);
+        }
     }
 }

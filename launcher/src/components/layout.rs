@@ -14,8 +14,8 @@ pub const CONTAINERD_REGISTRIES: &str = "/etc/containerd/certs.d";
 
 /// Socket of the fuse-overlayfs snapshotter.
 pub const FUSE_OVERLAYFS_SOCKET: &str = "/run/containerd-fuse-overlayfs.sock";
-/// What the fuse-overlayfs snapshotter keeps.
-pub const FUSE_OVERLAYFS_ROOT: &str = "/var/lib/containerd/fuse-overlayfs";
+/// What the fuse-overlayfs snapshotter keeps: where containerd takes every snapshotter's to be that says nothing of it.
+pub const FUSE_OVERLAYFS_ROOT: &str = "/var/lib/containerd/io.containerd.snapshotter.v1.fuse-overlayfs";
 
 /// CRI-O's configuration.
 pub const CRIO_CONFIG: &str = "/etc/crio/crio.conf";
@@ -33,8 +33,8 @@ pub const CRIO_ROOT: &str = "/var/lib/containers/storage";
 /// What CRI-O's storage forgets when the node ends.
 pub const CRIO_RUN_ROOT: &str = "/run/containers/storage";
 
-/// Directory of a program that runs crun or runc without cgroups, and has its name.
-pub const OCI_RUNTIME: &str = "/run/rootless-launch/without-cgroups";
+/// Directory of a program that runs crun or runc as a user namespace wants it, and has its name.
+pub const OCI_RUNTIME: &str = "/run/rootless-launch/oci-runtime";
 
 /// CNI's configuration.
 pub const CNI_CONFIG_DIRECTORY: &str = "/etc/cni/net.d";
@@ -51,6 +51,8 @@ pub const CLUSTER_AUTHORITY: &str = "/etc/kubernetes/ca.crt";
 pub const KUBELET_ROOT: &str = "/var/lib/kubelet";
 /// kubelet's certificates.
 pub const KUBELET_CERTIFICATES: &str = "/var/lib/kubelet/pki";
+/// The one that kubelet serves with, if its cluster has given it one.
+pub const KUBELET_SERVING: &str = "kubelet-server-current.pem";
 /// The kubeconfig that kubelet writes when it has bootstrapped.
 pub const KUBELET_KUBECONFIG: &str = "/var/lib/kubelet/kubeconfig";
 /// The kubeconfig that kubelet's certificate came by.

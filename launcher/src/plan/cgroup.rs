@@ -113,9 +113,16 @@ impl CgroupFacts {
         // Whoever made a namespace whose root this is, or a service that it may write to, has meant it so. A scope is what a session
         // or an application runs in.
         let is_given = self.own == "/" || (self.own.ends_with(".service") && !is_of_the_manager(&self.own));
+        // Moved already. A user's manager marks nothing.
+        let is_ours = self.own.rsplit('/').next() == Some(&self.scope());
         self.hierarchy == Hierarchy::Unified
             && self.is_writable
-            && (is_marked || is_given || !self.has_systemd)
+            && (is_marked || is_given || is_ours || !self.has_systemd)
+    }
+
+    /// The name of a scope for this process.
+    fn scope(&self) -> String {
+        format!("rootless-launch-{}.scope", self.pid)
     }
 
     /// Controllers that a node cannot do without and that are not there.
@@ -221,8 +228,7 @@ impl CgroupPlan {
                 NoDelegation::NoManager { own: facts.own.clone(), uid: facts.uid }
             }
             Hierarchy::Unified => {
-                let unit = format!("rootless-launch-{}.scope", facts.pid);
-                let place = Place::NewScope { unit, managers: facts.managers.clone() };
+                let place = Place::NewScope { unit: facts.scope(), managers: facts.managers.clone() };
                 return Ok(CgroupPlan::Delegated(Delegation { place, evacuation: EVACUATION, mode }));
             }
         };
@@ -333,9 +339,10 @@ mod tests {
         }
     }
 
+    const MANAGER: &str = "/user.slice/user-1000.slice/user@1000.service";
+
     fn unit() -> CgroupFacts {
-        let own =
-            "/user.slice/user-1000.slice/user@1000.service/app.slice/rootless-launch-7.scope".to_owned();
+        let own = "/system.slice/launch.service".to_owned();
         CgroupFacts {
             delegated: Some(own.clone()),
             own,
@@ -375,13 +382,21 @@ mod tests {
 
     #[test]
     fn an_applications_scope_is_writable_and_still_not_ours() {
-        let manager = "/user.slice/user-1000.slice/user@1000.service";
-        let facts = CgroupFacts {
-            own: format!("{manager}/app.slice/vte-spawn-1.scope"),
-            delegated: Some(manager.to_owned()),
-            ..unit()
-        };
-        assert!(matches!(place(&facts), Place::NewScope { .. }));
+        for name in ["vte-spawn-1.scope", "rootless-launch-8.scope"] {
+            let facts = CgroupFacts {
+                own: format!("{MANAGER}/app.slice/{name}"),
+                delegated: Some(MANAGER.to_owned()),
+                ..unit()
+            };
+            assert!(matches!(place(&facts), Place::NewScope { .. }));
+        }
+    }
+
+    #[test]
+    fn who_has_moved_stays() {
+        let own = format!("{MANAGER}/app.slice/rootless-launch-7.scope");
+        let facts = CgroupFacts { own: own.clone(), delegated: Some(MANAGER.to_owned()), ..unit() };
+        assert_eq!(place(&facts), Place::Own(own));
     }
 
     #[test]

@@ -210,6 +210,8 @@ impl Driver {
     /// ([`resolver::directories`]), and only while its servers are asked: the process may go into an empty root. No
     /// socket of another kind than IP's is opened later, and no event source.
     ///
+    /// The process's soft limit of open files is raised to the hard one: every flow has a socket.
+    ///
     /// # Errors
     /// When the link or one of the kernel's event sources cannot be used.
     pub fn new(link: impl Into<Link>, config: Config) -> Result<Self, DriverError> {
@@ -678,12 +680,13 @@ impl Driver {
             Action::Connect { flow, remote } => {
                 let user =
                     if self.stack.is_question(flow) { SocketUser::Resolver } else { SocketUser::Child };
-                let event = match self.sockets.connect(flow, remote, user) {
-                    Connect::Connected => HostEvent::Connected,
-                    Connect::UnderWay => return,
-                    Connect::Failed(error) => HostEvent::ConnectFailed(error),
-                };
-                self.stack.handle_host(now, flow, event);
+                match self.sockets.connect(flow, remote, user) {
+                    Connect::Connected => self.connected_at_once(now, flow),
+                    Connect::UnderWay => {}
+                    Connect::Failed(error) => {
+                        self.stack.handle_host(now, flow, HostEvent::ConnectFailed(error));
+                    }
+                }
             }
             Action::HostWrite { flow } => {
                 if let Some(socket) = self.sockets.get(flow) {
@@ -730,6 +733,17 @@ impl Driver {
         }
     }
 
+    /// What is about to be given away is not watched before.
+    fn connected_at_once(&mut self, now: Instant, flow: FlowId) {
+        self.stack.handle_host(now, flow, HostEvent::Connected);
+        if !self.stack.is_offered(flow)
+            && let Err(error) = self.sockets.watch_stream(flow)
+        {
+            log::debug!("watching a connection failed: {error}");
+            self.stack.handle_host(now, flow, HostEvent::Reset);
+        }
+    }
+
     fn handle_socket(&mut self, now: Instant, flow: FlowId, event: &mio::event::Event) {
         let Some(socket) = self.sockets.get_mut(flow) else { return };
         if matches!(socket.kind, SocketKind::Datagram { .. }) {
@@ -741,8 +755,8 @@ impl Driver {
             }
             return;
         }
-        if event.is_read_closed() {
-            socket.handle_read_closed();
+        if event.is_read_closed() || event.is_priority() {
+            socket.handle_stop();
         }
         if socket.is_connecting() {
             match self.sockets.finish_connect(flow) {

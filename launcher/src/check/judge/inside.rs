@@ -82,33 +82,35 @@ fn overlay(outcome: &Outcome, node: &NodeFacts) -> Finding {
     let Err(failure) = outcome else {
         return Finding::good(Purpose::Node, NAME, "the kernel's overlayfs works in the data directory");
     };
-    let has = |program| node.programs.contains_key(&program);
-    let mut lacks = Vec::new();
+    let lacking = |programs: &[Program]| {
+        let not_there = programs.iter().filter(|program| !node.programs.contains_key(program));
+        not_there.map(|&program| missing(&[program])).collect::<Vec<_>>()
+    };
+    let mut lacks = lacking(&[Program::FuseOverlayfs]);
     if let Err(errno) = node.fuse {
-        lacks.push(format!("/dev/fuse: {}", text(errno)));
+        lacks.insert(0, format!("/dev/fuse: {}", text(errno)));
     }
-    for program in [Program::FuseOverlayfs, Program::MountFuse3, Program::FuseOverlayfsSnapshotter] {
-        if !has(program) {
-            lacks.push(missing(&[program]));
-        }
-    }
+    let containerd_lacks = lacking(&[Program::MountFuse3, Program::FuseOverlayfsSnapshotter]);
     let selinux = if node.selinux { "; SELinux enforces, which needs Linux 5.13 for this" } else { "" };
-    if lacks.is_empty() {
-        return Finding::less(
-            Purpose::Node,
-            NAME,
-            format!("{failure}{selinux}; fuse-overlayfs is used, which is slower"),
-        );
-    }
+    let instead = match (&lacks[..], &containerd_lacks[..]) {
+        ([], []) => {
+            let finding = format!("{failure}{selinux}; fuse-overlayfs is used, which is slower");
+            return Finding::less(Purpose::Node, NAME, finding);
+        }
+        ([], _) => format!(
+            "CRI-O uses fuse-overlayfs, which is slower; containerd cannot ({}): every container gets a full copy of its image there",
+            containerd_lacks.join("; ")
+        ),
+        _ => format!(
+            "nor can fuse-overlayfs be used ({}): every container gets a full copy of its image",
+            [lacks, containerd_lacks].concat().join("; ")
+        ),
+    };
     let remedies = match node.modules.place("overlay") {
         ModulePlace::Disk => vec![Remedy::Module("overlay".to_owned())],
         ModulePlace::Kernel | ModulePlace::Nowhere => Vec::new(),
     };
-    let finding = format!(
-        "{failure}{selinux}; nor can fuse-overlayfs be used ({}): every container gets a full copy of its image",
-        lacks.join("; ")
-    );
-    Finding::less(Purpose::Node, NAME, finding).mended_by(remedies)
+    Finding::less(Purpose::Node, NAME, format!("{failure}{selinux}; {instead}")).mended_by(remedies)
 }
 
 /// Expressions that only kube-proxy and flannel use in nf_tables of their own; iptables-nft brings its own.

@@ -237,6 +237,16 @@ fn an_overlay_is_replaced_by_fuse_where_that_works() {
     });
     assert!(finding.finding.contains("fuse-overlayfs is used"), "{finding:?}");
     assert_eq!(finding.state, State::Less);
+    let of_crio = bad(|facts, node| {
+        let node = node(facts);
+        node.inside.as_mut().unwrap().overlay = Err(refusal(Step::Mount, libc::EPERM));
+        let installed = Installed { path: "/f".into(), answer: Answer::Unknown };
+        node.programs.insert(Program::FuseOverlayfs, installed);
+    });
+    assert!(
+        of_crio.finding.contains("CRI-O uses fuse-overlayfs") && of_crio.finding.contains("no mount.fuse3"),
+        "{of_crio:?}"
+    );
 }
 
 #[test]
@@ -249,7 +259,10 @@ fn subordinate_ids_are_a_nodes_need() {
         );
     }
     assert_eq!(few(1, 1).fix(), "chmod u+s /usr/bin/newuidmap /usr/bin/newgidmap");
-    assert!(few(1001, 1001).fix().starts_with("usermod --add-subuids 100000-165535"));
+    assert!(
+        few(1001, 1001).fix().starts_with("usermod --add-subuids 165536-231071"),
+        "others' ids are theirs"
+    );
     let missing = bad(|facts, _| facts.host.newuidmap = None);
     assert_eq!(missing.fix(), "apt-get install uidmap");
     let none = bad(|facts, _| facts.host.subgid.clear());

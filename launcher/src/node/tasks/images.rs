@@ -21,7 +21,8 @@ pub(super) fn import(ctr: &Path, snapshotter: &str, archives: &[PathBuf]) -> Res
     for archive in files(archives)? {
         let mut command = Command::new(ctr);
         command.args(["--address", layout::CONTAINERD_SOCKET, "--namespace", NAMESPACE, "images", "import"]);
-        command.args(["--snapshotter", snapshotter]).arg(&archive);
+        // The transfer service of containerd 2 unpacks for overlayfs only, unless told at length.
+        command.args(["--local", "--snapshotter", snapshotter]).arg(&archive);
         let said = output(&mut command, || format!("importing {}", archive.display()))?;
         said.lines().for_each(|line| log::info!("{line}"));
     }

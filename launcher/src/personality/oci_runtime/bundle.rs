@@ -1,12 +1,13 @@
-//! What an OCI runtime is called to do, and the configuration of a container without its cgroup. Pure.
+//! What an OCI runtime is called to do, and the configuration of a container as a user namespace can have it. Pure.
 //!
-//! Sources: the OCI runtime specification, config-linux.md ("Control groups"); runc(8) and crun(1) for the words.
+//! Sources: the OCI runtime specification, config.md ("process") and config-linux.md ("Control groups"); proc_pid_oom_score_adj(5);
+//! runc(8) and crun(1) for the words.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use thiserror::Error;
 
 /// The configuration's name in its bundle.
@@ -108,23 +109,49 @@ pub enum ConfigError {
     #[error("it is not JSON")]
     Syntax(#[source] serde_json::Error),
     /// It is JSON, but no configuration.
-    #[error("it is not an object, or its \"linux\" is not")]
+    #[error("it is not an object, or its \"linux\" or \"process\" is not")]
     NoObject,
 }
 
-/// The configuration without `linux.cgroupsPath` and `linux.resources`, and with all else; `None` if it has neither.
+/// What becomes of a container's cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cgroup {
+    /// It stays: cgroups are delegated.
+    Kept,
+    /// The container has none of its own.
+    Removed,
+}
+
+/// The configuration with all but what a user namespace cannot have; `None` if there is nothing of that in it.
+///
+/// `linux.cgroupsPath` and `linux.resources` go with the cgroup. `process.oomScoreAdj` is raised to `lowest`, the caller's own:
+/// lower ones are for CAP_SYS_RESOURCE outside.
 ///
 /// # Errors
 /// It is not a configuration.
-pub fn without_cgroup(config: &[u8]) -> Result<Option<Vec<u8>>, ConfigError> {
+pub fn adapted(config: &[u8], cgroup: Cgroup, lowest: Option<i64>) -> Result<Option<Vec<u8>>, ConfigError> {
     let mut config: Value = serde_json::from_slice(config).map_err(ConfigError::Syntax)?;
-    let linux = match config.as_object_mut().ok_or(ConfigError::NoObject)?.get_mut("linux") {
-        None | Some(Value::Null) => return Ok(None),
-        Some(linux) => linux.as_object_mut().ok_or(ConfigError::NoObject)?,
-    };
-    let removed = ["cgroupsPath", "resources"].map(|key| linux.remove(key).is_some());
+    let mut changed = false;
+    if let (Some(linux), Cgroup::Removed) = (object(&mut config, "linux")?, cgroup) {
+        changed = ["cgroupsPath", "resources"].map(|key| linux.remove(key).is_some()).contains(&true);
+    }
+    if let (Some(process), Some(lowest)) = (object(&mut config, "process")?, lowest)
+        && let Some(score) = process.get_mut("oomScoreAdj")
+        && score.as_i64().is_some_and(|score| score < lowest)
+    {
+        *score = lowest.into();
+        changed = true;
+    }
     // Nothing in a Value can fail to be written.
-    Ok(removed.contains(&true).then(|| serde_json::to_vec(&config).unwrap_or_default()))
+    Ok(changed.then(|| serde_json::to_vec(&config).unwrap_or_default()))
+}
+
+/// The object that has this name in the configuration.
+fn object<'a>(config: &'a mut Value, key: &str) -> Result<Option<&'a mut Map<String, Value>>, ConfigError> {
+    match config.as_object_mut().ok_or(ConfigError::NoObject)?.get_mut(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => value.as_object_mut().map(Some).ok_or(ConfigError::NoObject),
+    }
 }
 
 #[cfg(test)]
@@ -201,26 +228,47 @@ mod tests {
         let linux = expected["linux"].as_object_mut().unwrap();
         linux.remove("cgroupsPath");
         linux.remove("resources");
-        let rewritten = without_cgroup(config.to_string().as_bytes()).unwrap().unwrap();
+        let text = config.to_string();
+        let rewritten = adapted(text.as_bytes(), Cgroup::Removed, None).unwrap().unwrap();
         assert_eq!(serde_json::from_slice::<Value>(&rewritten).unwrap(), expected);
-        assert_eq!(without_cgroup(&rewritten).unwrap(), None);
+        assert_eq!(adapted(&rewritten, Cgroup::Removed, None).unwrap(), None);
+        assert_eq!(adapted(text.as_bytes(), Cgroup::Kept, None).unwrap(), None);
     }
 
     #[test]
-    fn what_has_no_cgroup_stays() {
-        for config in ["{}", r#"{"linux": null}"#, r#"{"linux": {"namespaces": []}}"#] {
-            assert_eq!(without_cgroup(config.as_bytes()).unwrap(), None, "{config}");
+    fn nobody_is_safer_from_the_oom_killer_than_we_are() {
+        let of =
+            |score: i64| json!({ "process": { "oomScoreAdj": score }, "linux": { "cgroupsPath": "/a" } });
+        for (asked, own, given) in [(-997, 0, 0), (-998, 200, 200), (2, 100, 100)] {
+            let rewritten = adapted(of(asked).to_string().as_bytes(), Cgroup::Kept, Some(own)).unwrap();
+            assert_eq!(serde_json::from_slice::<Value>(&rewritten.unwrap()).unwrap(), of(given));
+        }
+        for (asked, own) in [(1000, 200), (0, 0), (-500, -997)] {
+            assert_eq!(adapted(of(asked).to_string().as_bytes(), Cgroup::Kept, Some(own)).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn what_has_nothing_of_that_stays() {
+        for config in [
+            "{}",
+            r#"{"linux": null, "process": null}"#,
+            r#"{"linux": {"namespaces": []}, "process": {}}"#,
+            r#"{"process": {"oomScoreAdj": null}}"#,
+        ] {
+            let adapted = adapted(config.as_bytes(), Cgroup::Removed, Some(0)).unwrap();
+            assert_eq!(adapted, None, "{config}");
         }
     }
 
     #[test]
     fn what_is_no_configuration_is_refused() {
         for config in ["", "{", "{} {}", "\u{0}", &"[".repeat(10_000)] {
-            let error = without_cgroup(config.as_bytes()).unwrap_err();
+            let error = adapted(config.as_bytes(), Cgroup::Removed, Some(0)).unwrap_err();
             assert!(matches!(error, ConfigError::Syntax(_)), "{error}");
         }
-        for config in ["[]", "1", r#"{"linux": []}"#, r#"{"linux": "x"}"#] {
-            let error = without_cgroup(config.as_bytes()).unwrap_err();
+        for config in ["[]", "1", r#"{"linux": []}"#, r#"{"linux": "x"}"#, r#"{"process": 1}"#] {
+            let error = adapted(config.as_bytes(), Cgroup::Removed, Some(0)).unwrap_err();
             assert!(matches!(error, ConfigError::NoObject), "{config}: {error}");
         }
     }

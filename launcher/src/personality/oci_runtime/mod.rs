@@ -1,13 +1,16 @@
-//! An OCI runtime for where no cgroup is delegated: crun or runc, after the container's cgroup is taken out of its
-//! configuration.
+//! An OCI runtime for a user namespace: crun or runc, after what they cannot give a container there is taken out of its configuration.
 //!
 //! # Theory of operation
-//! `rootless-launch oci-runtime RUNTIME WORDS..` is what a CRI runtime calls as `RUNTIME WORDS..`. Both runtimes run a container
-//! in the cgroup that they are in when they may not make another, but only where the configuration names none and limits
-//! nothing. containerd 2 always names one (1.7 has an option, `disable_cgroup`). So for `create` and `run` the bundle's
-//! config.json is replaced by one without ([`bundle`]); then this process becomes the runtime, whose words,
-//! descriptors and exit status are its caller's. When that cannot be, the complaint goes where the caller looks for the runtime's:
-//! to stderr and the file of `--log`.
+//! `rootless-launch oci-runtime [--keep-cgroup] RUNTIME WORDS..` is what a CRI runtime calls as `RUNTIME WORDS..`. For `create`
+//! and `run` the bundle's config.json is replaced ([`bundle`]); then this process becomes the runtime, whose words, descriptors and
+//! exit status are its caller's. When that cannot be, the complaint goes where the caller looks for the runtime's: to stderr and the
+//! file of `--log`.
+//!
+//! What is taken out:
+//! - the cgroup, unless `--keep-cgroup` says that some are delegated. Both runtimes run a container in the cgroup that they are in when
+//!   they may not make another, but only where the configuration names none and limits nothing. containerd 2 always names one
+//!   (1.7 has an option, `disable_cgroup`);
+//! - an `oomScoreAdj` below our own. containerd has an option for that, CRI-O has `_CRIO_ROOTLESS`, which takes the cgroup too.
 //!
 //! Not handled: `update`, which the runtime then refuses, and a configuration elsewhere than in the bundle (`--config` of crun).
 
@@ -24,11 +27,13 @@ use std::process::{Command, ExitCode, id};
 use serde_json::json;
 use thiserror::Error;
 
-use self::bundle::{CONFIG, Call, ConfigError, Log, LogFormat, without_cgroup};
+use self::bundle::{CONFIG, Call, Cgroup, ConfigError, Log, LogFormat, adapted};
 use crate::error::with_causes;
 
 /// The first word of a call.
 pub const NAME: &str = "oci-runtime";
+/// The option for where cgroups are delegated.
+const KEEP_CGROUP: &str = "--keep-cgroup";
 /// More than a CRI message, from which a configuration is made, may have (16 MiB).
 const LONGEST: u64 = 32 << 20;
 
@@ -37,7 +42,7 @@ const LONGEST: u64 = 32 << 20;
 #[non_exhaustive]
 pub enum OciError {
     /// Somebody else than a CRI runtime calls.
-    #[error("usage: rootless-launch {NAME} RUNTIME [ARGUMENT]..")]
+    #[error("usage: rootless-launch {NAME} [{KEEP_CGROUP}] RUNTIME [ARGUMENT]..")]
     Usage,
     /// open(2) or read(2) of the configuration.
     #[error("cannot read {path:?}")]
@@ -55,7 +60,7 @@ pub enum OciError {
         path: PathBuf,
     },
     /// The configuration is not one.
-    #[error("cannot take the cgroup out of {path:?}")]
+    #[error("cannot adapt {path:?}")]
     Config {
         /// The file.
         path: PathBuf,
@@ -84,9 +89,16 @@ pub enum OciError {
 }
 
 /// Becomes the runtime that the first word names, with the others.
-pub fn main(words: Vec<OsString>) -> ExitCode {
+pub fn main(mut words: Vec<OsString>) -> ExitCode {
+    let cgroup = match words.first() {
+        Some(word) if word == KEEP_CGROUP => {
+            words.remove(0);
+            Cgroup::Kept
+        }
+        _ => Cgroup::Removed,
+    };
     let call = Call::parse(words.get(1..).unwrap_or_default());
-    let error = match become_runtime(&words, &call) {
+    let error = match become_runtime(&words, &call, cgroup) {
         Ok(never) => match never {},
         Err(error) => with_causes(&error),
     };
@@ -97,17 +109,26 @@ pub fn main(words: Vec<OsString>) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn become_runtime(words: &[OsString], call: &Call) -> Result<std::convert::Infallible, OciError> {
+fn become_runtime(
+    words: &[OsString],
+    call: &Call,
+    cgroup: Cgroup,
+) -> Result<std::convert::Infallible, OciError> {
     let (program, arguments) = words.split_first().ok_or(OciError::Usage)?;
     if let Some(bundle) = &call.bundle {
-        rewrite(&bundle.join(CONFIG))?;
+        rewrite(&bundle.join(CONFIG), cgroup, own_oom_score())?;
     }
     let source = Command::new(program).args(arguments).exec();
     Err(OciError::Exec { program: program.into(), source })
 }
 
+/// What a container may not go below; `None` where nobody says.
+fn own_oom_score() -> Option<i64> {
+    fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
+}
+
 /// Writes beside and renames: the runtime finds the old configuration or the new one.
-fn rewrite(path: &Path) -> Result<(), OciError> {
+fn rewrite(path: &Path, cgroup: Cgroup, lowest_oom_score: Option<i64>) -> Result<(), OciError> {
     let unreadable = |source| OciError::Read { path: path.to_owned(), source };
     let file = File::open(path).map_err(unreadable)?;
     let permissions = file.metadata().map_err(unreadable)?.permissions();
@@ -116,8 +137,8 @@ fn rewrite(path: &Path) -> Result<(), OciError> {
     if text.len() as u64 > LONGEST {
         return Err(OciError::Long { path: path.to_owned() });
     }
-    let rewritten =
-        without_cgroup(&text).map_err(|source| OciError::Config { path: path.to_owned(), source })?;
+    let rewritten = adapted(&text, cgroup, lowest_oom_score)
+        .map_err(|source| OciError::Config { path: path.to_owned(), source })?;
     let Some(rewritten) = rewritten else { return Ok(()) };
     let beside = path.with_file_name(format!(".{CONFIG}.{}", id()));
     let replaced =
@@ -147,13 +168,17 @@ fn append(log: &Log, complaint: &str) -> io::Result<()> {
 /// made, and else the runtime.
 ///
 /// `ourselves` is the file of this program, `runtime` that of crun or runc.
-pub fn script(ourselves: &Path, runtime: &Path) -> String {
+pub fn script(ourselves: &Path, runtime: &Path, cgroup: Cgroup) -> String {
     let (ourselves, runtime) = (quoted(ourselves), quoted(runtime));
+    let (why, option) = match cgroup {
+        Cgroup::Kept => ("Containers are made as a user namespace can have them.", "--keep-cgroup "),
+        Cgroup::Removed => ("No cgroup is delegated to this node: containers are made without.", ""),
+    };
     format!(
         "#!/bin/sh\n\
-         # No cgroup is delegated to this node: containers are made without.\n\
+         # {why}\n\
          case \" $* \" in\n\
-         *' create '* | *' run '*) exec {ourselves} {NAME} {runtime} \"$@\" ;;\n\
+         *' create '* | *' run '*) exec {ourselves} {NAME} {option}{runtime} \"$@\" ;;\n\
          esac\n\
          exec {runtime} \"$@\"\n"
     )
@@ -200,7 +225,7 @@ mod tests {
     fn the_configuration_is_replaced_whole_and_keeps_its_mode() {
         let bundle = Bundle::new("replaced", br#"{"linux": {"cgroupsPath": "/a"}, "hostname": "h"}"#);
         fs::set_permissions(bundle.config(), PermissionsExt::from_mode(0o640)).unwrap();
-        rewrite(&bundle.config()).unwrap();
+        rewrite(&bundle.config(), Cgroup::Removed, None).unwrap();
         assert_eq!(fs::read_to_string(bundle.config()).unwrap(), r#"{"hostname":"h","linux":{}}"#);
         assert_eq!(fs::metadata(bundle.config()).unwrap().permissions().mode() & 0o777, 0o640);
         assert_eq!(bundle.files(), 1);
@@ -209,16 +234,16 @@ mod tests {
     #[test]
     fn what_cannot_be_changed_stays() {
         for (name, config, told) in [
-            ("text", &b"text"[..], "cannot take the cgroup out of"),
+            ("text", &b"text"[..], "cannot adapt"),
             ("long", &vec![b' '; LONGEST as usize + 1], "has more than 33554432 bytes"),
         ] {
             let bundle = Bundle::new(name, config);
-            let error = rewrite(&bundle.config()).unwrap_err().to_string();
+            let error = rewrite(&bundle.config(), Cgroup::Removed, None).unwrap_err().to_string();
             assert!(error.contains(told), "{error}");
             assert_eq!(fs::read(bundle.config()).unwrap(), config);
             assert_eq!(bundle.files(), 1);
         }
-        let none = rewrite(Path::new("/no/such/config.json")).unwrap_err();
+        let none = rewrite(Path::new("/no/such/config.json"), Cgroup::Kept, None).unwrap_err();
         assert_eq!(none.to_string(), "cannot read \"/no/such/config.json\"");
     }
 
@@ -251,17 +276,19 @@ mod tests {
 
     #[test]
     fn the_script_passes_words_on_as_they_are() {
-        let said = |ourselves: &str, runtime: &str, words: &[&str]| {
-            let script = script(Path::new(ourselves), Path::new(runtime));
+        let said = |ourselves: &str, cgroup: Cgroup, runtime: &str, words: &[&str]| {
+            let script = script(Path::new(ourselves), Path::new(runtime), cgroup);
             let output = Command::new("/bin/sh").args(["-c", &script, "sh"]).args(words).output().unwrap();
             String::from_utf8_lossy(&output.stdout).into_owned()
         };
-        for command in ["create", "run"] {
-            assert_eq!(
-                said("/bin/echo", "/it's here/crun", &["--root", "a  b", command, "$c", ""]),
-                format!("oci-runtime /it's here/crun --root a  b {command} $c \n")
-            );
+        for (cgroup, option) in [(Cgroup::Removed, ""), (Cgroup::Kept, "--keep-cgroup ")] {
+            for command in ["create", "run"] {
+                assert_eq!(
+                    said("/bin/echo", cgroup, "/it's here/crun", &["--root", "a  b", command, "$c", ""]),
+                    format!("oci-runtime {option}/it's here/crun --root a  b {command} $c \n")
+                );
+            }
+            assert_eq!(said("/no/such", cgroup, "/bin/echo", &["state", "a  b"]), "state a  b\n");
         }
-        assert_eq!(said("/no/such", "/bin/echo", &["state", "a  b"]), "state a  b\n");
     }
 }
