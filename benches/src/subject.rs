@@ -18,10 +18,13 @@ pub enum Subject {
     TapQueues,
     /// Ours, TCP by sockets.
     Relay,
+    /// Ours as it is by default: by sockets where that pays.
+    Auto,
 }
 
 impl Subject {
-    /// All of them but [`Subject::TapQueues`], which has a place where there are several streams; ours last.
+    /// All of them but [`Subject::TapQueues`], which has a place where there are several streams, and [`Subject::Auto`], which has one
+    /// where there are many connections one after the other; ours last.
     pub const ALL: [Self; 5] = [Self::Veth, Self::Slirp4netns, Self::Pasta, Self::Tap, Self::Relay];
 
     /// How a command is put behind it.
@@ -53,7 +56,7 @@ impl Subject {
             Self::Veth => Engine::Veth,
             Self::Slirp4netns => Engine::Slirp4netns,
             Self::Pasta => Engine::Pasta,
-            Self::Tap | Self::TapQueues | Self::Relay => Engine::Ours,
+            Self::Tap | Self::TapQueues | Self::Relay | Self::Auto => Engine::Ours,
         }
     }
 }
@@ -64,6 +67,7 @@ impl comparison::Column for Subject {
             Self::Tap => "rootless-launch, TAP".to_owned(),
             Self::TapQueues => "rootless-launch, 2 queues".to_owned(),
             Self::Relay => "rootless-launch, relay".to_owned(),
+            Self::Auto => "rootless-launch by default".to_owned(),
             peer => peer.engine().name().to_owned(),
         }
     }

@@ -17,8 +17,8 @@
 //! packets are kept in the child, the same routing rule delivers them. The sockets for it have a mark of their own
 //! ([`RELAY_MARK`]), for which no rule exists, because some of their packets go to machines behind the child. The driver binds
 //! them to the addresses of the world's servers without any privilege, so `net.ipv4.ip_unprivileged_port_start` is 0 then, and
-//! `tcp_tw_reuse` is 1 because they are tied to no interface; connection tracking forgets connections that were reset at once
-//! (`nf_conntrack_tcp_timeout_close`).
+//! `tcp_tw_reuse` is 1 because they are tied to no interface; connection tracking forgets connections that were reset at once, and
+//! those that have ended soon ([`TRACKED_AFTER`]).
 //!
 //! Where the namespace is somebody else's ([`Rules::Leave`]) nothing of this is done, and sockets are ordinary ones.
 //!
@@ -210,10 +210,13 @@ fn prepare_egress(table: &mut Option<Table>) -> (EgressAbility, EgressAbility) {
                 .map_err(|error| (EgressStep::Sysctl, error))?;
         }
         *table = Some(Table::make()?);
-        // Or a port could not be used again for ten seconds after a reset that came from us: until then connection tracking takes
-        // the SYN of our socket for an invalid one. Only the rules bring this file into being.
-        if let Err(error) = fs::write("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close", "0") {
-            log::debug!("egress: reset connections stay tracked for a while: {error}");
+        for (name, seconds) in TRACKED_AFTER {
+            // Only the rules bring these files into being.
+            if let Err(error) =
+                fs::write(format!("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{name}"), seconds)
+            {
+                log::debug!("egress: connections that have ended stay tracked for a while: {name}: {error}");
+            }
         }
         Ok(())
     };
@@ -232,6 +235,16 @@ fn prepare_egress(table: &mut Option<Table>) -> (EgressAbility, EgressAbility) {
     };
     (able(family(Family::V4)), able(family(Family::V6)))
 }
+
+/// Seconds for which connection tracking remembers what has ended.
+const TRACKED_AFTER: [(&str, &str); 2] = [
+    // Or a port could not be used again for ten seconds after a reset that came from us: until then connection tracking takes
+    // the SYN of our socket for an invalid one.
+    ("close", "0"),
+    // By default two minutes: some thousand connections a second fill the kernel's table (nf_conntrack_max) in a fraction of that, and
+    // then it drops all that begins. The two ends are in one kernel: nothing comes late.
+    ("time_wait", "2"),
+];
 
 fn world(family: Family) -> SocketKind {
     SocketKind { transport: Transport::Tcp, family, reach: Reach::World }

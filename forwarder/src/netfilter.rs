@@ -15,7 +15,7 @@
 //!     ct mark & BITS != 0 tcp flags & (syn | ack) != syn meta mark set MARK          # (1) the child's answers
 //!   }
 //!   chain prerouting { type filter hook prerouting priority mangle; policy accept;
-//!     iif lo meta mark RELAY_MARK meta mark set 0                                    # (2)
+//!     iif lo meta mark RELAY_MARK meta mark set MARK                                 # (2)
 //!     iif lo meta mark FORWARD_MARK meta mark set MARK                               # (5)
 //!     iif lo accept
 //!     ct mark & BIT == BIT ct direction reply tcp flags & (syn | rst) != 0 ct mark set ct mark & ~BIT accept   # (3)
@@ -28,7 +28,8 @@
 //! }
 //! ```
 //! 1. A SYN begins a connection, perhaps with the numbers of one that has ended: the TAP, and so the policy, decides.
-//! 2. Or what the child's kernel answers without a socket (RST) would reflect the mark (`fwmark_reflect`) and pass for the relay's.
+//! 2. What the child's kernel answers without a socket (RST) reflects it (`fwmark_reflect`). Connection tracking has the last word on
+//!    half of these answers otherwise: their sequence number is 0, and it calls that invalid or not by the number of the child's SYN.
 //! 3. What comes by the TAP: the engine there answers, or asks, after all, and has the connection from now on.
 //! 4. A rule of somebody else's that masquerades all that leaves by the TAP would do nothing to what has its address already,
 //!    but tie the connection to that interface: connection tracking drops its packets on any other. (Without NAT in the kernel
@@ -179,7 +180,6 @@ fn rules() -> [(&'static str, Vec<Term>); 11] {
     let with = |bit| [Ct(NFT_CT_MARK), Mask(bit, 0), Is(Value::Word(bit))];
     let taken = [Ct(NFT_CT_MARK), Mask(CONNECTION_BIT | FORWARD_BIT, 0), IsNot(Value::Word(0))];
     let loopback = [Meta(NFT_META_IIF), Is(Value::Word(LOOPBACK))];
-    let forget = [Put(Value::Word(0)), SetMeta(NFT_META_MARK)];
     let no_beginning = [TcpFlags, MaskByte(SYN | ACK), IsNot(Value::Byte(SYN))];
     let direction = |direction| [Ct(NFT_CT_DIRECTION), Is(Value::Byte(direction))];
     let (asked, answered) = (direction(IP_CT_DIR_ORIGINAL), direction(IP_CT_DIR_REPLY));
@@ -192,7 +192,7 @@ fn rules() -> [(&'static str, Vec<Term>); 11] {
         (OUTPUT, [&tcp[..], &relay, &set_bits(!CONNECTION_BIT, CONNECTION_BIT), &[Accept]].concat()),
         (OUTPUT, [&tcp[..], &forward, &set_bits(!FORWARD_BIT, FORWARD_BIT), &[Accept]].concat()),
         (OUTPUT, [&tcp[..], &taken, &no_beginning, &stay].concat()),
-        (PREROUTING, [&loopback[..], &relay, &forget].concat()),
+        (PREROUTING, [&loopback[..], &relay, &stay].concat()),
         (PREROUTING, [&loopback[..], &forward, &stay].concat()),
         (PREROUTING, [&loopback[..], &[Accept]].concat()),
         (PREROUTING, [&tcp[..], &with(CONNECTION_BIT), &answered, &either, &clear(CONNECTION_BIT)].concat()),

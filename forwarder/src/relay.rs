@@ -11,7 +11,7 @@
 //! | something held, sink writable | a short write | [`Action::Drain`] |
 //! | something held, sink not writable | a full sink | nothing: the source's window closes (back-pressure) |
 //! | source ended, nothing held | a read of 0 | [`Action::Finish`]: the sink's peer sees the end, the other stream goes on |
-//! | both ended | both finished | [`Action::Close`] |
+//! | both ended, nothing held | | [`Action::Close`]: tells the second sink's peer of the end as well |
 //! | a read or a write failed | RST, keepalive | [`Action::Reset`]: the other peer sees RST as well |
 //!
 //! Before the opened side is connected nothing is read: the client's bytes wait in its socket.
@@ -63,11 +63,11 @@ pub enum Action {
     Fill(Side),
     /// Write what is held from this side to the other; answer by [`Relay::drained`].
     Drain(Side),
-    /// Send the end to this side (shutdown(2)).
+    /// Send the end to this side (shutdown(2)); the other stream goes on.
     Finish(Side),
     /// Close both so that the peers see RST.
     Reset,
-    /// Close both.
+    /// Close both, in order: whoever has not got the end gets it by that.
     Close,
 }
 
@@ -199,9 +199,6 @@ impl Relay {
             Phase::Broken => return self.last(Action::Reset),
             Phase::Joined => {}
         }
-        if self.from_accepted.finished && self.from_opened.finished {
-            return self.last(Action::Close);
-        }
         for from in [self.turn, self.turn.other()] {
             let stream = self.stream(from);
             if stream.held > 0 {
@@ -211,7 +208,11 @@ impl Relay {
             } else if stream.ended {
                 if !stream.finished {
                     stream.finished = true;
-                    return Some(Action::Finish(from.other()));
+                    return if self.has_finished(from.other()) {
+                        self.last(Action::Close)
+                    } else {
+                        Some(Action::Finish(from.other()))
+                    };
                 }
             } else if stream.readable && stream.writable {
                 self.turn = from.other();
@@ -220,11 +221,7 @@ impl Relay {
         }
         // Nothing moves any more, and one side is lost.
         if self.from_accepted.failed || self.from_opened.failed {
-            return if self.from_accepted.finished && self.from_opened.finished {
-                self.last(Action::Close)
-            } else {
-                self.last(Action::Reset)
-            };
+            return self.last(Action::Reset);
         }
         None
     }
@@ -371,8 +368,8 @@ mod tests {
             relay.drained(first.other(), Drained::Bytes(3));
             assert_eq!(relay.poll_action(), Some(Action::Fill(first.other())));
             relay.filled(first.other(), Filled::End);
-            assert_eq!(relay.poll_action(), Some(Action::Finish(first)));
-            assert_eq!(relay.poll_action(), Some(Action::Close));
+            assert_eq!(relay.poll_action(), Some(Action::Close), "which tells the end");
+            assert!(relay.has_finished(first) && relay.has_finished(first.other()));
             assert_eq!(relay.poll_action(), None);
         }
     }

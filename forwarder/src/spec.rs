@@ -567,7 +567,7 @@ macro_rules! serialised_fields {
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 #[derive(Deserialize)]
-                #[serde(rename_all = "camelCase" $(, $strict)?)]
+                #[serde(rename_all = "camelCase", expecting = "a port: proto, parentPort, childPort" $(, $strict)?)]
                 struct Fields {
                     #[serde(deserialize_with = "text_of")]
                     proto: Proto,

@@ -32,6 +32,8 @@ use crate::sys::{scm, socket};
 pub const MAX_SOCKETS: usize = scm::MAX_FDS;
 /// The longest notice, in bytes.
 pub const MAX_NOTICE: usize = 512;
+/// Notices that are taken at a time: more than the line holds.
+const MAX_NOTICES: usize = 4096;
 /// Length of an answer, in bytes.
 pub(crate) const ANSWER: usize = 8;
 
@@ -178,9 +180,11 @@ impl Store {
         Ok(StoreLine(theirs))
     }
 
-    /// Takes what the driver has told; does not wait. A driver that talks nonsense is not listened to any more.
+    /// Takes what the driver has told; does not wait. A driver that talks nonsense is not listened to any more, and one that talks
+    /// without end holds nobody up.
     pub fn receive(&mut self) {
-        while let Some(line) = &self.line {
+        for _ in 0..MAX_NOTICES {
+            let Some(line) = &self.line else { return };
             let (mut bytes, mut fds) = ([0; MAX_NOTICE], Vec::new());
             let notice = match scm::receive(line.as_fd(), &mut bytes, &mut fds, MsgFlags::MSG_DONTWAIT) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use forwarder::auto::AutoRules;
 use forwarder::error::SpecError;
@@ -55,6 +56,20 @@ impl Cli {
             _ => self.run.verbose,
         }
     }
+}
+
+/// Adds to an error what is easily forgotten: `--` before the command.
+pub fn explain(mut error: clap::Error) -> clap::Error {
+    if error.kind() == ErrorKind::UnknownArgument
+        && let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg)
+        && let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage)
+        && !word.starts_with('-')
+        && usage.to_string().contains("-- <CMD>")
+    {
+        let tip = format!("a command to run stands after --: rootless-launch -- {word}");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
 }
 
 /// Things to do instead of running a command.
@@ -126,7 +141,7 @@ pub struct CheckArgs {
 /// Options of a launch.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// The child's IPv4 network, prefix 8 to 25: gateway .2, DNS .3, child .100
+    /// The child's IPv4 network, prefix 1 to 25: gateway .2, DNS .3, child .100
     #[arg(long, value_name = "NET", default_value = "10.0.42.0/24")]
     pub cidr: Ipv4Net,
 
@@ -222,7 +237,7 @@ pub struct RunArgs {
     /// On the relay a connection ends in the child's kernel, at a socket that has the destination's address, and is
     /// joined to one of the host's: its bytes never are packets of the engine's. What the child sees of it is the
     /// same on both ways. `info` says which one is taken, `flows` for each connection. While a capture runs, all take
-    /// the TAP.
+    /// the TAP; with `auto`, so do those to a destination that has many brief ones, for which it is faster.
     #[arg(long, value_name = "WAY", value_enum, default_value_t = EgressArg::Auto)]
     pub egress: EgressArg,
 
@@ -457,7 +472,7 @@ impl From<OffloadArg> for LinkCapabilities {
 /// `--egress`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EgressArg {
-    /// By the relay where the child's kernel can do it, else by the TAP
+    /// By the relay where the child's kernel can do it and where it pays, else by the TAP
     Auto,
     /// By the relay, or the launch fails
     Relay,
@@ -657,7 +672,6 @@ pub(crate) fn parse_name(text: &str) -> Result<(String, IpAddr), &'static str> {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
-    use clap::error::ErrorKind;
 
     use super::*;
 
@@ -680,6 +694,15 @@ mod tests {
         assert_eq!(cli.run.cmd, ["sh", "-c", "--net=none"]);
         assert_eq!(cli.run.verbose, 2);
         assert_eq!(cli.run.net, NetArg::Engine);
+    }
+
+    #[test]
+    fn a_command_without_dashes_is_explained() {
+        let told = |args: &[&str]| explain(parse(args).unwrap_err()).to_string();
+        assert!(told(&["-p", "8080:80", "python3", "-m", "x"]).contains("rootless-launch -- python3"));
+        for args in [&["port", "list", "x"][..], &["--bogus"]] {
+            assert!(!told(args).contains("a command to run"), "{}", told(args));
+        }
     }
 
     #[test]

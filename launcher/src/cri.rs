@@ -1,8 +1,9 @@
-//! As much of the Container Runtime Interface (CRI, k8s.io/cri-api/pkg/apis/runtime/v1/api.proto) as it takes to ask containers to
+//! As much of the Container Runtime Interface (CRI, k8s.io/cri-api/pkg/apis/runtime/v1/api.proto) as it takes to let containers
 //! end: gRPC over HTTP/2 on the runtime's Unix socket.
 
 use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -64,6 +65,9 @@ pub(crate) struct Container {
     /// The runtime's name of it.
     #[prost(string, tag = "1")]
     pub(crate) id: String,
+    /// The runtime's name of its pod.
+    #[prost(string, tag = "2")]
+    pub(crate) sandbox: String,
     #[prost(map = "string, string", tag = "8")]
     labels: HashMap<String, String>,
     #[prost(map = "string, string", tag = "9")]
@@ -82,8 +86,13 @@ impl Container {
 
     /// What its pod wants it to have between SIGTERM and SIGKILL (terminationGracePeriodSeconds), as kubelet notes it.
     pub(crate) fn grace(&self) -> Option<Duration> {
-        let noted = self.annotations.get("io.kubernetes.pod.terminationGracePeriod")?;
+        let noted = self.annotation("pod.terminationGracePeriod")?;
         noted.parse().ok().map(Duration::from_secs)
+    }
+
+    /// What kubelet has noted as `io.kubernetes.NAME` (k8s.io/kubernetes, pkg/kubelet/kuberuntime/labels.go).
+    pub(crate) fn annotation(&self, name: &str) -> Option<&str> {
+        self.annotations.get(&format!("io.kubernetes.{name}")).map(String::as_str)
     }
 }
 
@@ -112,6 +121,22 @@ impl Runtime {
         let StopContainerResponse {} =
             self.call("StopContainer", &StopContainerRequest { container_id: id, timeout }).await?;
         Ok(())
+    }
+
+    /// Runs a command in a container and waits for it, for whole seconds at most; its exit status.
+    pub(crate) async fn exec(&self, id: String, argv: Vec<String>, limit: Duration) -> Result<i32, CriError> {
+        let timeout = i64::try_from(limit.as_secs()).unwrap_or(i64::MAX);
+        let request = ExecSyncRequest { container_id: id, cmd: argv, timeout };
+        let response: ExecSyncResponse = self.call("ExecSync", &request).await?;
+        Ok(response.exit_code)
+    }
+
+    /// The address of a pod; none if it has the node's.
+    pub(crate) async fn address(&self, sandbox: String) -> Result<Option<IpAddr>, CriError> {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox };
+        let response: PodSandboxStatusResponse = self.call("PodSandboxStatus", &request).await?;
+        let network = response.status.and_then(|status| status.network);
+        Ok(network.and_then(|network| network.ip.parse().ok()))
     }
 
     async fn call<A: Message + Default>(&self, method: &str, message: &impl Message) -> Result<A, CriError> {
@@ -194,6 +219,46 @@ struct StopContainerRequest {
 #[derive(Clone, PartialEq, Message)]
 struct StopContainerResponse {}
 
+#[derive(Clone, PartialEq, Message)]
+struct ExecSyncRequest {
+    #[prost(string, tag = "1")]
+    container_id: String,
+    #[prost(string, repeated, tag = "2")]
+    cmd: Vec<String>,
+    #[prost(int64, tag = "3")]
+    timeout: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ExecSyncResponse {
+    #[prost(int32, tag = "3")]
+    exit_code: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PodSandboxStatusRequest {
+    #[prost(string, tag = "1")]
+    pod_sandbox_id: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PodSandboxStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    status: Option<PodSandboxStatus>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PodSandboxStatus {
+    #[prost(message, optional, tag = "5")]
+    network: Option<PodSandboxNetworkStatus>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PodSandboxNetworkStatus {
+    #[prost(string, tag = "1")]
+    ip: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,6 +270,9 @@ mod tests {
         assert_eq!(framed(&list), b"\0\0\0\0\x06\x0a\x04\x12\x02\x08\x01");
         let stop = StopContainerRequest { container_id: "abc".into(), timeout: 300 };
         assert_eq!(framed(&stop), b"\0\0\0\0\x08\x0a\x03abc\x10\xac\x02");
+        let exec =
+            ExecSyncRequest { container_id: "abc".into(), cmd: vec!["a".into(), "b".into()], timeout: 3 };
+        assert_eq!(framed(&exec), b"\0\0\0\0\x0d\x0a\x03abc\x12\x01a\x12\x01b\x18\x03");
     }
 
     #[test]
@@ -216,6 +284,7 @@ mod tests {
             id: "4711".into(),
             labels: of(&[("pod.namespace", "default"), ("pod.name", "web-node"), ("container.name", "web")]),
             annotations: of(&[("pod.terminationGracePeriod", "7")]),
+            ..Container::default()
         };
         assert_eq!(
             (web.name().as_str(), web.grace()),

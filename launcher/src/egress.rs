@@ -21,7 +21,7 @@ use forwarder::driver::{
 use netstack::Driver;
 use netstack::driver::{DriverHandle, HostRelay, RelayOffer, Worker};
 use netstack::flow::FlowId;
-use netstack::stack::RelayEnd;
+use netstack::stack::{RelayEnd, Relaying};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -34,10 +34,10 @@ use crate::join::Target;
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EgressMode {
-    /// By the relay where the child's kernel can do it, else by the TAP.
+    /// By the relay where the child's kernel can do it and where it pays, else by the TAP.
     #[default]
     Auto,
-    /// By the relay, which has to be possible.
+    /// By the relay, which has to be possible, whether it pays or not.
     Relay,
     /// By the TAP.
     Tap,
@@ -72,6 +72,15 @@ impl EgressMode {
         value.to_str().and_then(|text| text.parse().ok()).ok_or(VariableError(value))
     }
 
+    /// Which connections the relay is to be offered.
+    fn of_engine(self) -> Relaying {
+        match self {
+            EgressMode::Auto => Relaying::Lasting,
+            EgressMode::Relay => Relaying::All,
+            EgressMode::Tap => Relaying::Off,
+        }
+    }
+
     /// The same as the forwarder has to know it.
     pub fn of_forwarder(self) -> forwards::EgressMode {
         match self {
@@ -99,12 +108,18 @@ impl FromStr for EgressMode {
 ///
 /// # Errors
 /// The engine gives no handle.
-pub fn join(driver: &mut Driver, workers: &mut [Worker], forwards: &mut PreparedForwards) -> io::Result<()> {
+pub fn join(
+    driver: &mut Driver,
+    workers: &mut [Worker],
+    forwards: &mut PreparedForwards,
+    mode: EgressMode,
+) -> io::Result<()> {
     let engine = driver.handle().map_err(io::Error::other)?;
     forwards.set_egress_events(Box::new(RelayNews { engine, news: RefCell::default() }));
-    driver.set_relay(Some(Box::new(ForwarderRelay(forwards.handle()))));
+    let relay = || Some(Box::new(ForwarderRelay(forwards.handle(), mode.of_engine())) as Box<dyn HostRelay>);
+    driver.set_relay(relay());
     for worker in workers {
-        worker.set_relay(Some(Box::new(ForwarderRelay(forwards.handle()))));
+        worker.set_relay(relay());
     }
     Ok(())
 }
@@ -147,14 +162,18 @@ pub fn apart(driver: &mut Driver, target: &Target, mode: EgressMode) -> io::Resu
         ..Default::default()
     };
     let mut forwards = PreparedForwards::new(config, Some(line), None).map_err(io::Error::other)?;
-    join(driver, &mut [], &mut forwards)?;
+    join(driver, &mut [], &mut forwards, mode)?;
     Ok(forwards)
 }
 
 /// The forwarder as the engine sees it.
-struct ForwarderRelay(Handle);
+struct ForwarderRelay(Handle, Relaying);
 
 impl HostRelay for ForwarderRelay {
+    fn wants(&self) -> Relaying {
+        self.1
+    }
+
     fn offer(&mut self, offer: RelayOffer) -> Result<(), RelayOffer> {
         let RelayOffer { flow, stream, child, destination } = offer;
         let egress = forwards::Egress { id: flow.to_bits(), stream, child, destination };

@@ -21,7 +21,7 @@ use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use nix::sys::stat::Mode as FileMode;
-use nix::unistd::{Pid, chdir, dup2_stdin, dup2_stdout, setsid};
+use nix::unistd::{Pid, chdir, dup2_stdin, dup2_stdout, setpgid, setsid};
 
 use crate::egress::EgressMode;
 use crate::error::{Failure, Step};
@@ -35,8 +35,8 @@ use crate::settings::Page;
 use crate::stats::{self, ReportRequests};
 use crate::sys::clone::exit_now;
 use crate::sys::fd::close_all_except;
-use crate::sys::sched;
 use crate::sys::signal::{Disposition, set_disposition};
+use crate::sys::{sched, spawn};
 
 /// What the engine tells at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +114,7 @@ fn run(task: &EngineTask<'_>, store: StoreLine, inheritance: Inheritance) -> Res
     keep.extend(task.files.descriptors());
     keep.extend(inheritance.descriptors());
     // What asks for a report is read from a descriptor.
-    detach(c"rl-engine", &keep, &SigSet::from(stats::REQUEST))
+    detach_within_session(c"rl-engine", &keep, &SigSet::from(stats::REQUEST))
         .map_err(|error| Failure::new(Step::ForkEngine, "", error))?;
     run_soon();
     serve(task, task.net, store, inheritance)
@@ -269,6 +269,21 @@ impl SlowClose {
 /// `blocked`.
 pub(crate) fn detach(name: &CStr, keep: &[BorrowedFd<'_>], blocked: &SigSet) -> io::Result<()> {
     setsid()?;
+    shed(name, keep)?;
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(blocked), None)?;
+    Ok(())
+}
+
+/// The same, but in the caller's session, if without its terminal: the scheduler divides processors among sessions before it does among
+/// their processes (`sched_autogroup_enabled`, sched(7)). Of a command that is busy on other processors, too, a session of the engine's
+/// own left the reader of datagrams a quarter of the processor that both ran on, and half of what was carried was dropped in front of
+/// it.
+fn detach_within_session(name: &CStr, keep: &[BorrowedFd<'_>], blocked: &SigSet) -> io::Result<()> {
+    match spawn::leave_terminal() {
+        // No signal of the terminal comes to a group of its own.
+        Ok(()) => setpgid(Pid::from_raw(0), Pid::from_raw(0))?,
+        Err(_) => drop(setsid()?),
+    }
     shed(name, keep)?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(blocked), None)?;
     Ok(())

@@ -240,9 +240,12 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot {}", self.step.description())?;
-        if !self.value.is_empty() {
-            write!(f, " {}", self.value)?;
+        let step = self.step.description();
+        match self.value.as_str() {
+            // An empty command is one, too.
+            "" if self.step == Step::Execute => write!(f, "cannot {step} \"\"")?,
+            "" => write!(f, "cannot {}", step.trim_end_matches(':'))?,
+            value => write!(f, "cannot {step} {value}")?,
         }
         if self.errno != 0 {
             write!(f, ": {}", io::Error::from_raw_os_error(self.errno))?;
@@ -355,5 +358,9 @@ mod tests {
     fn a_failure_names_step_value_and_reason() {
         let failure = Failure { step: Step::OpenTun, value: "/dev/net/tun".into(), errno: libc::EACCES };
         assert_eq!(failure.to_string(), "cannot open /dev/net/tun: Permission denied (os error 13)");
+        let failure = Failure { step: Step::Engine, value: String::new(), errno: libc::EMFILE };
+        assert_eq!(failure.to_string(), "cannot run the network engine: Too many open files (os error 24)");
+        let failure = Failure { step: Step::Execute, value: String::new(), errno: libc::ENOENT };
+        assert_eq!(failure.to_string(), "cannot execute \"\": No such file or directory (os error 2)");
     }
 }

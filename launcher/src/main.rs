@@ -4,7 +4,7 @@ use std::panic;
 use std::process::{self, ExitCode};
 
 use clap::Parser;
-use launcher::cli::{Cli, Command};
+use launcher::cli::{self, Cli, Command};
 use launcher::error::{Ending, LaunchError, with_causes};
 use launcher::internal::{self, Internal};
 use launcher::node::{self, NodeFailure, install};
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     if let Some(found) = Internal::of(std::env::args_os()) {
         return internal::main(found);
     }
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| cli::explain(error).exit());
     logger::install(cli.verbosity());
     match cli.command {
         Some(Command::Check(args)) => return check::run(&args),

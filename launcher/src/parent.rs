@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use forwarder::spec::PortFile;
 use log::{debug, info, warn};
@@ -70,21 +70,29 @@ pub fn run_node(args: &RunArgs, node: Option<&NodePlan>) -> Result<Ending, Launc
     let mut plan = Plan::new(args, &policy_text(&args.policy)?, &port_files(&args.publish_file)?, &facts)?;
     plan.cgroup = cgroup(args, &plan)?;
     if let Some(format) = args.dry_run {
-        show(&Shown::new(&plan, args, &facts.state_dir).with(node), format)
-            .map_err(prepare("standard output"))?;
-        return Ok(Ending::Exited(0));
+        return match show(&Shown::new(&plan, args, &facts.state_dir).with(node), format) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(prepare("standard output")(error).into())
+            }
+            // Or whoever read it has seen enough.
+            _ => Ok(Ending::Exited(0)),
+        };
     }
-    let pcap = args.pcap.as_ref().map(|path| {
-        File::create(path).map_err(|source| UsageError::PcapFile { path: path.display().to_string(), source })
-    });
-    let pcap = pcap.transpose()?;
     plan.warnings.iter().for_each(|text| warn!("{text}"));
     if plan.surroundings.kind == Kind::Node {
         info!("the command gets the surroundings of a node (--surroundings=plain if that is not wanted)");
     }
     let cmd = args.cmd.iter().map(|word| CString::new(word.as_bytes()));
     let cmd: Vec<CString> = cmd.collect::<Result<_, _>>().map_err(prepare("the command's arguments"))?;
+    let pcap = args.pcap.as_deref().map(open_capture).transpose()?;
+    let sigchld = set_disposition(Signal::SIGCHLD, Disposition::Default);
+    // From here on nothing that is made is left behind because of a signal.
+    let signals = Signals::block().map_err(prepare("signals"))?;
     let state = state_dir(args, &plan, &place)?;
+    if let Some(file) = &pcap {
+        // Only now: an instance that lives there may be writing to that very file. A pipe has nothing to cut.
+        let _ = file.set_len(0);
+    }
     let (environment, activation) =
         environment(state.as_ref(), args.sdnotify).map_err(prepare("the environment"))?;
     let notifier = match args.sdnotify {
@@ -103,10 +111,12 @@ pub fn run_node(args: &RunArgs, node: Option<&NodePlan>) -> Result<Ending, Launc
     });
     let metrics = metrics.transpose()?;
 
-    let sigchld = set_disposition(Signal::SIGCHLD, Disposition::Default);
-    let signals = Signals::block().map_err(prepare("signals"))?;
     // Orphans of CMD become ours, so that their end is seen here.
     prctl::set_child_subreaper(true).map_err(prepare("subreaper"))?;
+    // Nobody is there yet to hand it on to.
+    if let Some(signal) = signals.take_request_to_end().map_err(prepare("signalfd"))? {
+        return Ok(Ending::Killed(signal));
+    }
 
     let inherited = Inherited { mask: signals.inherited_mask(), sigpipe: inherited_sigpipe(), sigchld };
     let launch = Launch {
@@ -123,6 +133,12 @@ pub fn run_node(args: &RunArgs, node: Option<&NodePlan>) -> Result<Ending, Launc
     let mut processes = Processes::start(&launch, EngineFiles { pcap, api, metrics })?;
     processes.notifier = notifier;
     processes.supervise(&signals, &launch)
+}
+
+/// Opens the file of `--pcap`; what it holds is still there.
+fn open_capture(path: &Path) -> Result<File, UsageError> {
+    let opened = File::options().write(true).create(true).truncate(false).open(path);
+    opened.map_err(|source| UsageError::PcapFile { path: path.display().to_string(), source })
 }
 
 fn show(plan: &Shown<'_>, format: DryRunArg) -> io::Result<()> {

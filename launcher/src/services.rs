@@ -105,7 +105,7 @@ impl Services {
         let mut forwards = forwards.map_err(io::Error::other)?;
         forwards.set_store(task.store, task.inheritance);
         if task.egress != EgressMode::Tap {
-            egress::join(task.driver, task.workers, &mut forwards)?;
+            egress::join(task.driver, task.workers, &mut forwards, task.egress)?;
         }
         let control = Engine::new(facts, Some(driver), Some(forwards.handle()));
         let control = Arc::new(control.with_page(task.settings.try_clone()?));

@@ -10,7 +10,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, getpid};
 
 use crate::sys::clone::exit_now;
-use crate::sys::signal::{Disposition, set_disposition};
+use crate::sys::signal::{Disposition, is_ignored, set_disposition};
 use crate::sys::wait;
 
 /// Signals that mean a fault of the launcher itself; they kill it as usual.
@@ -23,6 +23,9 @@ const FAULTS: [Signal; 7] = [
     Signal::SIGSYS,
     Signal::SIGTRAP,
 ];
+
+/// Signals that ask a program to end.
+const REQUESTS: [Signal; 4] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
 
 /// Blocked signals, read one by one.
 #[derive(Debug)]
@@ -78,6 +81,20 @@ impl Signals {
         }
     }
 
+    /// The first of those that have arrived and ask a program to end, unless they are ignored. All others are lost.
+    ///
+    /// # Errors
+    /// read(2).
+    pub fn take_request_to_end(&self) -> io::Result<Option<i32>> {
+        while let Some(Received { signal, .. }) = self.next()? {
+            let asks = |asking: &Signal| *asking as i32 == signal && !is_ignored(*asking);
+            if REQUESTS.iter().any(asks) {
+                return Ok(Some(signal));
+            }
+        }
+        Ok(None)
+    }
+
     /// Stops this process by the signal that stopped CMD, so that the shell sees it; returns when it goes on.
     ///
     /// # Errors
@@ -111,4 +128,26 @@ pub fn die_of(signal: i32) -> ! {
     let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
     // Only a signal that this kernel does not deliver gets here.
     exit_now(128 + signal)
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::raise;
+
+    use super::*;
+
+    #[test]
+    fn only_requests_to_end_count_before_there_is_a_command() {
+        // The mask, and what is raised, are this thread's own.
+        let signals = Signals::block().unwrap();
+        for signal in [Signal::SIGUSR1, Signal::SIGWINCH] {
+            raise(signal).unwrap();
+        }
+        assert_eq!(signals.take_request_to_end().unwrap(), None);
+        for signal in [Signal::SIGUSR1, Signal::SIGTERM] {
+            raise(signal).unwrap();
+        }
+        assert_eq!(signals.take_request_to_end().unwrap(), Some(libc::SIGTERM));
+        assert_eq!(signals.next().unwrap(), None);
+    }
 }

@@ -106,8 +106,13 @@ impl fmt::Display for StatsReport<'_> {
             writeln!(
                 f,
                 "on the relay: {} connections, {} since the start, of which those that have ended carried {} B from child and {} B \
-                 to child; {} took the TAP instead",
-                relay.active, relay.joined, relay.bytes_from_child, relay.bytes_to_child, relay.refused
+                 to child; {} took the TAP instead, {} brief ones were left to it",
+                relay.active,
+                relay.joined,
+                relay.bytes_from_child,
+                relay.bytes_to_child,
+                relay.refused,
+                relay.brief
             )?;
         }
         writeln!(f, "dns answers: {} static, {} SERVFAIL", stats.dns_static, stats.dns_servfail)?;

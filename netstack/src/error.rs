@@ -238,8 +238,8 @@ pub enum ConfigError {
     /// Host bits are set.
     #[error("{0} is not a network address (host bits are set)")]
     CidrHostBits(String),
-    /// The subnet does not hold gateway, DNS, child and a DHCP pool.
-    #[error("{0} is too small: the IPv4 prefix has to be between 1 and 25")]
+    /// The subnet does not hold gateway, DNS, child and a DHCP pool, or it is everything.
+    #[error("{0}: the IPv4 prefix has to be from 1 to 25")]
     CidrTooSmall(String),
     /// Only /64 works for SLAAC.
     #[error("{0}: the IPv6 prefix has to be /64")]
@@ -259,7 +259,7 @@ pub enum ConfigError {
     #[error("{0} has more than one role (gateway, DNS, child)")]
     AddressConflict(IpAddr),
     /// MTU outside 576..=65521 (1280 with IPv6).
-    #[error("MTU {0} is outside {1}..=65521")]
+    #[error("MTU {0} is outside {1} to 65521 (576 to 65521 with IPv6 off)")]
     Mtu(u16, u16),
     /// Neither IPv4 nor IPv6.
     #[error("IPv4 and IPv6 cannot both be off")]

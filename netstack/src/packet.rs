@@ -326,15 +326,26 @@ impl Tcp {
         }
     }
 
+    /// Whether a SYN offers Multipath TCP (RFC 8684 section 3).
+    pub fn offers_multipath(&self, segment: &[u8]) -> bool {
+        self.option(segment, 30).is_some()
+    }
+
     /// Offset of the MSS value; two bytes at it are in bounds.
     fn mss_at(&self, segment: &[u8]) -> Option<usize> {
+        let at = self.option(segment, 2)?;
+        (segment.get(at + 1) == Some(&4) && at + 4 <= self.header_len).then_some(at + 2)
+    }
+
+    /// Offset of the first option of a kind, which may be cut short.
+    fn option(&self, segment: &[u8], wanted: u8) -> Option<usize> {
         let options = segment.get(..self.header_len)?;
         let mut at = 20;
         while let Some(&kind) = options.get(at) {
             match kind {
                 0 => return None,
+                kind if kind == wanted => return Some(at),
                 1 => at += 1,
-                2 => return (options.get(at + 1) == Some(&4) && at + 4 <= options.len()).then_some(at + 2),
                 _ => match options.get(at + 1) {
                     Some(&len) if len >= 2 => at += usize::from(len),
                     _ => return None,

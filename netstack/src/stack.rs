@@ -11,6 +11,7 @@
 //! Every input that is not handled is counted by its [`DropReason`]; nothing a packet contains makes the stack
 //! panic or grow beyond [`Limits`](crate::config::Limits).
 
+mod brief;
 mod dns;
 mod forward;
 mod host_relay;
@@ -123,6 +124,7 @@ pub struct Stack {
     policy_hits: Vec<u64>,
     ping_forbidden_told: bool,
     relaying: Relaying,
+    brief: brief::BriefFlows,
     host_has_ipv6: bool,
     host_addresses: HostAddresses,
     trim_rings_at: Option<Instant>,
@@ -263,6 +265,7 @@ impl Stack {
             policy_hits: vec![0; config.policy.rules().len()],
             ping_forbidden_told: false,
             relaying: Relaying::Off,
+            brief: brief::BriefFlows::new(config.seed),
             host_has_ipv6: false,
             host_addresses: HostAddresses::default(),
             trim_rings_at: None,

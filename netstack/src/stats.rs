@@ -34,6 +34,8 @@ pub struct RelayStats {
     pub joined: u64,
     /// Connections that it gave back, to be carried by frames.
     pub refused: u64,
+    /// Connections that it was not offered, because their destination has many brief ones.
+    pub brief: u64,
     /// Connections that it did not answer for in time, and that were forgotten.
     pub unanswered: u64,
     /// Payload bytes from the child, of connections that have ended.
@@ -127,6 +129,7 @@ impl Stats {
         self.relay.active += relay.active;
         self.relay.joined += relay.joined;
         self.relay.refused += relay.refused;
+        self.relay.brief += relay.brief;
         self.relay.unanswered += relay.unanswered;
         self.relay.bytes_from_child += relay.bytes_from_child;
         self.relay.bytes_to_child += relay.bytes_to_child;

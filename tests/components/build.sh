@@ -6,7 +6,8 @@
 #
 # The directory holds
 #   bin/     of Debian trixie: containerd containerd-shim-runc-v2 ctr runc crun etcd etcdctl conmon fuse-overlayfs skopeo busybox (static)
-#            of Go modules:    kubelet flanneld crictl containerd-fuse-overlayfs-grpc; kube-apiserver kube-controller-manager kubectl
+#            of Go modules:    kubelet flanneld crictl containerd-fuse-overlayfs-grpc; kube-apiserver kube-controller-manager kubeadm
+#                              kubectl
 #   bin2/    what stands in for some of bin/ in the second row of the matrix: containerd 2, its shim and ctr; CRI-O with pinns
 #   cni/     Debian's plugins, and flannel
 #   images/  pause.tar and busybox.tar, OCI archives named rootless-launch.test/{pause,busybox}:1
@@ -175,7 +176,7 @@ make_debian() {
 make_kubernetes() { kubernetes "$1" kubernetes kubelet; }
 
 # What a node joins. Most packages are kubelet's, too, and come from Go's cache where that has been built just now.
-make_kubernetes_control() { kubernetes "$1" kubernetes-control kube-apiserver kube-controller-manager kubectl; }
+make_kubernetes_control() { kubernetes "$1" kubernetes-control kube-apiserver kube-controller-manager kubeadm kubectl; }
 
 # kubernetes DIRECTORY WRAPPER PROGRAM..
 kubernetes() {

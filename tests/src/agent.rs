@@ -272,6 +272,7 @@ fn answer(request: &str) -> io::Result<Option<OwnedFd>> {
         ["listen", address] => listener(address)?.into(),
         ["connect", address] => TcpStream::connect(address)?.into(),
         ["connect-from", local, address] => connect_from(local, address)?.into(),
+        ["connect-by", interface, address] => connect_by(interface, address)?.into(),
         ["forget-connections"] => {
             forget_connections()?;
             return Ok(None);
@@ -318,13 +319,26 @@ fn receive(control: &OwnedFd) -> io::Result<Option<OwnedFd>> {
 
 /// A connection from an address, also one whose last connection has only just ended.
 fn connect_from(local: &str, address: &str) -> io::Result<TcpStream> {
-    let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
-    let [local, address] = [local, address].map(|text| text.parse::<SocketAddr>().map_err(invalid));
-    let (local, address) = (local?, address?);
+    let local: SocketAddr = local.parse().map_err(|_| io::ErrorKind::InvalidInput)?;
+    connect_prepared(address, |socket| {
+        setsockopt(socket, sockopt::ReuseAddr, &true)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(local))
+    })
+}
+
+/// A connection of a socket that is tied to an interface.
+fn connect_by(interface: &str, address: &str) -> io::Result<TcpStream> {
+    connect_prepared(address, |socket| setsockopt(socket, sockopt::BindToDevice, &interface.into()))
+}
+
+fn connect_prepared(
+    address: &str,
+    prepare: impl FnOnce(&OwnedFd) -> nix::Result<()>,
+) -> io::Result<TcpStream> {
+    let address: SocketAddr = address.parse().map_err(|_| io::ErrorKind::InvalidInput)?;
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(local))?;
+    prepare(&socket)?;
     nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
     Ok(socket.into())
 }

@@ -1,9 +1,12 @@
 //! What tests do at a client's end, within the deadline.
 
-use crate::{process::DEADLINE, world::Netns};
+use crate::{process::DEADLINE, stream::Pattern, world::Netns};
+use nix::sys::socket::{MsgFlags, send};
 use std::{
     io::{Read, Write},
     net::{Shutdown, TcpStream},
+    os::fd::AsRawFd,
+    thread,
 };
 
 /// A connection that gives up at the deadline.
@@ -41,4 +44,27 @@ pub fn ask(mut stream: TcpStream, question: &[u8]) -> Vec<u8> {
 pub fn ping(stream: &mut TcpStream) {
     stream.write_all(b"x").expect("it is taken");
     stream.read_exact(&mut [0]).expect("an answer");
+}
+
+/// So many bytes, an urgent one, as many again and the end: whether the other end gets all of them in their order.
+///
+/// # Panics
+/// When the connection fails, or is silent until the deadline.
+#[track_caller]
+#[must_use]
+pub fn urgent_stays_in_place(from: TcpStream, mut to: TcpStream, bytes: usize) -> bool {
+    let half = Pattern::bytes(1, bytes);
+    let whole = [&half[..], b"!", &half].concat();
+    to.set_read_timeout(Some(DEADLINE)).expect("the socket works");
+    let sender = thread::spawn(move || {
+        (&from).write_all(&half).expect("it is taken");
+        send(from.as_raw_fd(), b"!", MsgFlags::MSG_OOB).expect("it is taken");
+        (&from).write_all(&half).expect("it is taken");
+        from.shutdown(Shutdown::Write).expect("connected");
+        from
+    });
+    let mut received = Vec::new();
+    to.read_to_end(&mut received).expect("all of it, and the end");
+    drop(sender.join().expect("it has sent everything"));
+    received == whole
 }

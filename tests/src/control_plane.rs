@@ -1,11 +1,12 @@
-//! A cluster for nodes to join: etcd, kube-apiserver and kube-controller-manager as they are, in one namespace of a world, with
-//! certificates made for the occasion.
+//! A cluster for nodes to join: etcd, kube-apiserver and kube-controller-manager as they are, in one namespace of a world. What kubeadm
+//! makes of a cluster besides running it, it has made: certificates, kubeconfigs, the bootstrap token and what it may, and the ConfigMaps
+//! `cluster-info` and `kubelet-config`.
 
 use crate::{
     components::Components,
     instance::eventually,
     process::{Finished, Pipe, Process, run},
-    world::{Netns, World},
+    world::{HOST6, Netns, ROUTER6, World},
 };
 use std::{fs, path::PathBuf, process::Command};
 
@@ -14,25 +15,17 @@ const CONTROLLERS: &str = "--controllers=certificatesigningrequest-signing-contr
      certificatesigningrequest-approving-controller,node-ipam-controller,node-lifecycle-controller,\
      serviceaccount-controller,root-ca-certificate-publisher-controller";
 
-/// What kubeadm gives those who bring a bootstrap token, so that they may ask for a certificate and get it, and nodes, so that flannel
-/// runs as them: it reads all nodes and tells of itself in its own.
+/// What kubeadm does for its administrators, whom the API server is to kubelet; and nodes are such, so that flannel runs as them: it
+/// reads all nodes and tells of itself in its own.
 const RULES: &str = r#"
 apiVersion: v1
 kind: List
 items:
 - apiVersion: rbac.authorization.k8s.io/v1
   kind: ClusterRoleBinding
-  metadata: {name: lab-bootstrap}
-  roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: "system:node-bootstrapper"}
-  subjects: &bootstrappers [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: "system:bootstrappers"}]
-- apiVersion: rbac.authorization.k8s.io/v1
-  kind: ClusterRoleBinding
-  metadata: {name: lab-approve}
-  roleRef:
-    apiGroup: rbac.authorization.k8s.io
-    kind: ClusterRole
-    name: "system:certificates.k8s.io:certificatesigningrequests:nodeclient"
-  subjects: *bootstrappers
+  metadata: {name: "kubeadm:cluster-admins"}
+  roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin}
+  subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: "kubeadm:cluster-admins"}]
 - apiVersion: rbac.authorization.k8s.io/v1
   kind: ClusterRole
   metadata: {name: flannel}
@@ -47,8 +40,15 @@ items:
 
 /// A bootstrap token that is good.
 pub const TOKEN: &str = "abcdef.0123456789abcdef";
+/// Who may do everything.
+const ADMIN: &str = "super-admin.conf";
 /// One that was good once.
 pub const EXPIRED: &str = "fedcba.0123456789abcdef";
+
+/// For [`ControlPlane::kubeconfig_by`]: the cluster's own authority.
+pub const AUTHORITY: &str = "pki/ca";
+/// For kubeadm, which would ask the internet for the newest.
+const VERSION: &str = "v1.36.0";
 
 /// A cluster without nodes.
 #[derive(Debug)]
@@ -71,18 +71,11 @@ impl<'a> ControlPlane<'a> {
         let dir = world.dir().join("cluster");
         fs::create_dir(&dir).expect("the world's directory is writable");
         let mut cluster = Self { host, address, components, dir, programs: Vec::new() };
-        cluster.make_authority("ca");
+        fs::write(cluster.dir.join("kubeadm.yaml"), cluster.settings()).expect("it is writable");
         cluster.make_authority("other");
-        cluster.certify(
-            "apiserver",
-            "/CN=kube-apiserver",
-            &format!("IP:{address},IP:10.96.0.1,DNS:localhost"),
-        );
-        cluster.certify("admin", "/O=system:masters/CN=admin", "DNS:admin");
-        cluster.certify("controllers", "/CN=system:kube-controller-manager", "DNS:controllers");
-        for name in ["admin", "controllers"] {
-            let _ = cluster.kubeconfig(name, &cluster.certificate(name));
-        }
+        cluster.kubeadm(&["init", "phase", "certs", "all"]);
+        let directory = format!("--kubeconfig-dir={}", cluster.dir.display());
+        cluster.kubeadm(&["init", "phase", "kubeconfig", "all", &directory]);
         cluster.start_etcd();
         cluster.start_api_server();
         let server = cluster.programs.last_mut().expect("just started");
@@ -90,7 +83,9 @@ impl<'a> ControlPlane<'a> {
         eventually("the API server is ready", || cluster.kubectl(&["get", "--raw=/readyz"]).status.success());
         cluster.start_controllers();
         cluster.apply(RULES);
-        cluster.apply(&token(TOKEN, "2999-01-01T00:00:00Z"));
+        let admin = format!("--kubeconfig={}", cluster.file(ADMIN));
+        cluster.kubeadm(&["init", "phase", "bootstrap-token", "--skip-token-print", &admin]);
+        cluster.kubeadm(&["init", "phase", "upload-config", "kubelet", &admin]);
         cluster.apply(&token(EXPIRED, "2001-01-01T00:00:00Z"));
         // What every pod has a volume of.
         for object in ["serviceaccount/default", "configmap/kube-root-ca.crt"] {
@@ -108,13 +103,8 @@ impl<'a> ControlPlane<'a> {
     /// The same, to be run by the caller.
     #[must_use]
     pub fn client(&self, args: &[&str]) -> Command {
-        let kubeconfig = format!("--kubeconfig={}", self.file("admin.conf"));
-        let argv = [self.program("kubectl"), kubeconfig].into_iter();
-        let mut command =
-            self.host.command(&argv.chain(args.iter().map(ToString::to_string)).collect::<Vec<_>>());
-        // It keeps what it has learnt of the API there.
-        command.env("HOME", &self.dir);
-        command
+        let kubeconfig = format!("--kubeconfig={}", self.file(ADMIN));
+        self.program_here("kubectl", &[&[kubeconfig.as_str()], args].concat())
     }
 
     /// Makes, or changes, what a manifest says.
@@ -163,10 +153,54 @@ impl<'a> ControlPlane<'a> {
         }
     }
 
+    /// The kubeconfig `NAME.conf` by which a node joins with a token, as README has it made.
+    ///
+    /// # Panics
+    /// When kubeadm or kubectl does not do its part.
+    #[track_caller]
+    #[must_use]
+    pub fn bootstrap_kubeconfig(&self, name: &str) -> PathBuf {
+        let file = self.dir.join(name).with_extension("conf");
+        let info = ["get", "--namespace=kube-public", "configmap/cluster-info"];
+        let info = self.kubectl(&[&info[..], &["--output=jsonpath={.data.kubeconfig}"]].concat());
+        fs::write(&file, info.success().stdout).expect("the world's directory is writable");
+        let admin = format!("--kubeconfig={}", self.file(ADMIN));
+        let token = run(self.program_here("kubeadm", &["token", "create", &admin])).success().stdout;
+        let config = |words: &[&str]| {
+            let kubeconfig = format!("--kubeconfig={}", file.display());
+            let words = [&["config", &kubeconfig][..], words].concat();
+            let _ = run(self.program_here("kubectl", &words)).success();
+        };
+        config(&["set-credentials", "node", "--token", token.trim()]);
+        config(&["set-context", "node", "--cluster=", "--user=node"]);
+        config(&["use-context", "node"]);
+        file
+    }
+
+    /// `NAME.yaml` with the KubeletConfiguration that kubeadm keeps for all nodes.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[track_caller]
+    #[must_use]
+    pub fn kubelet_config(&self, name: &str) -> PathBuf {
+        let file = self.dir.join(name).with_extension("yaml");
+        let map = ["get", "--namespace=kube-system", "configmap/kubelet-config"];
+        let text = self.kubectl(&[&map[..], &["--output=jsonpath={.data.kubelet}"]].concat());
+        fs::write(&file, text.success().stdout).expect("the world's directory is writable");
+        file
+    }
+
+    /// The certificate of the cluster's authority.
+    #[must_use]
+    pub fn authority(&self) -> PathBuf {
+        self.dir.join("pki/ca.crt")
+    }
+
     /// A kubeconfig `NAME.conf` with this user.
     #[must_use]
     pub fn kubeconfig(&self, name: &str, user: &str) -> PathBuf {
-        self.kubeconfig_by("ca", &format!("https://{}:6443", self.address), name, user)
+        self.kubeconfig_by(AUTHORITY, &format!("https://{}:6443", self.address), name, user)
     }
 
     /// The same that trusts another authority, or names another server.
@@ -200,6 +234,38 @@ impl<'a> ControlPlane<'a> {
         format!("client-certificate-data: {certificate}, client-key-data: {key}")
     }
 
+    /// What kubeadm is told. Node names, and sockets that it would look for, are of no account.
+    fn settings(&self) -> String {
+        let Self { address, dir, .. } = self;
+        let dir = dir.display();
+        format!(
+            "apiVersion: kubeadm.k8s.io/v1beta4\nkind: InitConfiguration\n\
+             localAPIEndpoint: {{advertiseAddress: {address}}}\n\
+             nodeRegistration: {{name: control, criSocket: 'unix:///none'}}\n\
+             bootstrapTokens: [{{token: {TOKEN}}}]\n\
+             ---\n\
+             apiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\n\
+             kubernetesVersion: {VERSION}\ncertificatesDir: {dir}/pki\nencryptionAlgorithm: ECDSA-P256\n\
+             apiServer: {{certSANs: ['{HOST6}', '{ROUTER6}']}}\n\
+             networking: {{serviceSubnet: 10.96.0.0/16, podSubnet: 10.244.0.0/16}}\n"
+        )
+    }
+
+    #[track_caller]
+    fn kubeadm(&self, args: &[&str]) {
+        let config = format!("--config={}", self.file("kubeadm.yaml"));
+        let _ = run(self.program_here("kubeadm", &[args, &[&config]].concat())).success();
+    }
+
+    /// A program of the components, on the cluster's host.
+    fn program_here(&self, name: &str, args: &[&str]) -> Command {
+        let argv = std::iter::once(self.program(name)).chain(args.iter().map(ToString::to_string));
+        let mut command = self.host.command(&argv.collect::<Vec<_>>());
+        // kubectl keeps what it has learnt of the API there.
+        command.env("HOME", &self.dir);
+        command
+    }
+
     fn start_etcd(&mut self) {
         let url = |port: u16| format!("http://127.0.0.1:{port}");
         self.spawn(&[
@@ -222,18 +288,19 @@ impl<'a> ControlPlane<'a> {
             "--authorization-mode=Node,RBAC".to_owned(),
             "--enable-admission-plugins=NodeRestriction".to_owned(),
             "--enable-bootstrap-token-auth=true".to_owned(),
+            "--allow-privileged=true".to_owned(),
             "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local".to_owned(),
             // As kubeadm has it.
             "--kubelet-preferred-address-types=InternalIP,ExternalIP,Hostname".to_owned(),
             format!("--advertise-address={}", self.address),
-            flag("client-ca-file", "ca.crt"),
-            flag("tls-cert-file", "apiserver.crt"),
-            flag("tls-private-key-file", "apiserver.key"),
-            flag("kubelet-client-certificate", "admin.crt"),
-            flag("kubelet-client-key", "admin.key"),
-            flag("service-account-key-file", "ca.crt"),
-            flag("service-account-signing-key-file", "ca.key"),
+            flag("client-ca-file", "pki/ca.crt"),
+            flag("tls-cert-file", "pki/apiserver.crt"),
+            flag("tls-private-key-file", "pki/apiserver.key"),
+            flag("kubelet-client-certificate", "pki/apiserver-kubelet-client.crt"),
+            flag("kubelet-client-key", "pki/apiserver-kubelet-client.key"),
+            flag("service-account-key-file", "pki/sa.pub"),
+            flag("service-account-signing-key-file", "pki/sa.key"),
             flag("cert-dir", "run"),
         ]);
     }
@@ -248,11 +315,11 @@ impl<'a> ControlPlane<'a> {
             "--allocate-node-cidrs=true".to_owned(),
             "--cluster-cidr=10.244.0.0/16".to_owned(),
             "--bind-address=127.0.0.1".to_owned(),
-            flag("kubeconfig", "controllers.conf"),
-            flag("cluster-signing-cert-file", "ca.crt"),
-            flag("cluster-signing-key-file", "ca.key"),
-            flag("root-ca-file", "ca.crt"),
-            flag("service-account-private-key-file", "ca.key"),
+            flag("kubeconfig", "controller-manager.conf"),
+            flag("cluster-signing-cert-file", "pki/ca.crt"),
+            flag("cluster-signing-key-file", "pki/ca.key"),
+            flag("root-ca-file", "pki/ca.crt"),
+            flag("service-account-private-key-file", "pki/sa.key"),
             flag("cert-dir", "run"),
         ]);
     }
@@ -277,7 +344,7 @@ impl<'a> ControlPlane<'a> {
     /// `NAME.crt` and `NAME.key` of the cluster's authority.
     fn certify(&self, name: &str, subject: &str, alternatives: &str) {
         let (key, certificate) = (self.file(&format!("{name}.key")), self.file(&format!("{name}.crt")));
-        let (ca, ca_key) = (self.file("ca.crt"), self.file("ca.key"));
+        let (ca, ca_key) = (self.file("pki/ca.crt"), self.file("pki/ca.key"));
         let alternatives = format!("subjectAltName={alternatives}");
         let args = ["-CA", &ca, "-CAkey", &ca_key, "-subj", subject, "-addext", &alternatives];
         let more = ["-addext", "basicConstraints=critical,CA:FALSE", "-keyout", &key, "-out", &certificate];

@@ -28,12 +28,16 @@ use std::{
 
 /// The host's own address, the one an engine would copy.
 pub const HOST4: &str = "192.0.2.2";
+/// The same for IPv6.
+pub const HOST6: &str = "2001:db8:1::2";
 /// An address of the host where servers of tests listen.
 pub const SERVICE4: &str = "203.0.113.1";
 /// The same for IPv6.
 pub const SERVICE6: &str = "2001:db8:3::1";
 /// The router's address on the host's side.
 pub const ROUTER4: &str = "192.0.2.1";
+/// The same for IPv6.
+pub const ROUTER6: &str = "2001:db8:1::1";
 /// An address two hops away from the host.
 pub const FAR4: &str = "198.51.100.1";
 /// The same for IPv6.
@@ -359,6 +363,14 @@ impl Netns {
     /// Those of bind(2) and connect(2).
     pub fn connect_from(&self, local: &str, address: &str) -> io::Result<TcpStream> {
         self.fd(&format!("connect-from {local} {address}")).map(TcpStream::from)
+    }
+
+    /// A connection of a socket that is tied to an interface (SO_BINDTODEVICE).
+    ///
+    /// # Errors
+    /// Those of setsockopt(2) and connect(2).
+    pub fn connect_by(&self, interface: &str, address: &str) -> io::Result<TcpStream> {
+        self.fd(&format!("connect-by {interface} {address}")).map(TcpStream::from)
     }
 
     /// Has the kernel forget all connections that it tracks, as `conntrack -F` does.

@@ -24,6 +24,7 @@ fn every_program_runs() {
         ("busybox", "--help"),
         ("kubelet", "--version"),
         ("kube-apiserver", "--version"),
+        ("kubeadm", "version"),
         ("kube-controller-manager", "--version"),
         ("kubectl", "--help"),
         ("flanneld", "--version"),

@@ -7,7 +7,7 @@ use std::{
     net::TcpStream,
 };
 use tests::{
-    client::{connect, ping},
+    client::{connect, ping, urgent_stays_in_place},
     instance::{CHILD4, GATEWAY4, Instance, eventually},
     locate,
     outbound::{BOTH_WAYS, Lab, nft, outbound, pod, probe_in, relayed, way_to},
@@ -54,6 +54,39 @@ fn destinations_beyond_the_host_are_reached_in_both_families() {
             ping(&mut stream);
             assert_eq!(stream.peer_addr().unwrap().ip().to_string(), address, "who was asked answers");
             assert_eq!(lab.way_of(&stream), way);
+        }
+    }
+}
+
+#[test]
+fn urgent_bytes_stay_in_their_place() {
+    for way in BOTH_WAYS {
+        let lab = Lab::new(way, &[]);
+        let listener = lab.world.host.listen(&format!("{SERVICE4}:0"));
+        let address = listener.local_addr().unwrap().to_string();
+        for bytes in [1, 300_000] {
+            for to_child in [true, false] {
+                let client = connect(&lab.child, &address);
+                let (server, _) = listener.accept().unwrap();
+                let (from, to) = if to_child { (server, client) } else { (client, server) };
+                assert!(
+                    urgent_stays_in_place(from, to, bytes),
+                    "{way}: {bytes} bytes, to the child: {to_child}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn clients_may_be_tied_to_the_interface() {
+    for way in BOTH_WAYS {
+        let lab = Lab::new(way, &[]);
+        for host in [SERVICE4.to_owned(), format!("[{SERVICE6}]")] {
+            let server = Server::start(lab.world.host.listen(&format!("{host}:0")), Serve::Echo);
+            let mut stream = lab.child.connect_by("tap0", &format!("{host}:{}", server.port())).unwrap();
+            ping(&mut stream);
+            assert_eq!(lab.way_of(&stream), way, "{host}");
         }
     }
 }
@@ -545,6 +578,25 @@ fn two_thousand_connections_at_once_leave_nothing_behind() {
     assert_eq!(short.value("answered"), "3000", "{}", short.describe());
     eventually("connections end", || !lab.instance.client(&["flows"]).contains(SERVICE4));
     assert!(descriptors() < before + 700);
+}
+
+#[test]
+fn a_server_of_many_brief_connections_is_left_to_the_tap_until_one_carries_much() {
+    let lab = Lab::new("auto", &[]);
+    let [often, seldom] = [(); 2].map(|()| lab.serve(Serve::Echo));
+    let connect = |server| {
+        let mut stream = lab.connect(server);
+        ping(&mut stream);
+        stream
+    };
+    assert_eq!(lab.way_of(&connect(&often)), "relay");
+    let brief = lab.probe(&["short", "100", SERVICE4, &often.port()]).success();
+    assert_eq!(brief.value("answered"), "100");
+    let much = connect(&often);
+    assert_eq!(lab.way_of(&much), "tap");
+    assert_eq!(lab.way_of(&connect(&seldom)), "relay");
+    expect_echo(much);
+    eventually("the relay has it again", || lab.way_of(&connect(&often)) == "relay");
 }
 
 #[test]

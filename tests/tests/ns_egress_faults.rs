@@ -55,6 +55,18 @@ fn connections_live_on_when_connection_tracking_has_forgotten_them() {
 }
 
 #[test]
+fn connections_that_have_ended_do_not_fill_its_table() {
+    let lab = Lab::new("relay", &[]);
+    let server = lab.serve(Serve::Echo);
+    lab.goes_its_way(&server);
+    // Two minutes, as the kernel has it by itself, are too long for thousands a second: the table is full in half a minute, and all
+    // that begins is dropped then.
+    let file = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait";
+    let seconds = lab.probe(&["file", file]).success().stdout;
+    assert!(seconds.trim().parse::<u32>().unwrap() <= 2, "{seconds}");
+}
+
+#[test]
 fn bulk_and_containers_survive_it_too() {
     for (way, masquerade) in BOTH_WAYS.into_iter().flat_map(|way| [(way, true), (way, false)]) {
         let lab = Lab::new(way, &[]);

@@ -210,7 +210,7 @@ table inet rootless-launch { # progname probe
 
 \tchain prerouting {
 \t\ttype filter hook prerouting priority mangle; policy accept;
-\t\tiif \"lo\" meta mark 0x726c0002 meta mark set 0x00000000
+\t\tiif \"lo\" meta mark 0x726c0002 meta mark set 0x726c0001
 \t\tiif \"lo\" meta mark 0x726c0003 meta mark set 0x726c0001
 \t\tiif \"lo\" accept
 \t\tct mark & 0x01000000 == 0x01000000 ct direction reply tcp flags syn,rst ct mark set ct mark & 0xfeffffff accept

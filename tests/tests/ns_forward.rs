@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 
 use tests::{
-    client::{ask, connect},
+    client::{ask, connect, urgent_stays_in_place},
     forward::{CHILD4, CHILD6, Forwarder, GATEWAY4, GATEWAY6},
     process::DEADLINE,
     servers::{Serve, Server, drain, pour, reset},
@@ -160,6 +160,23 @@ fn a_hundred_megabytes_arrive_intact_in_both_directions() {
     }
     let stats = forwarder.ask("stats");
     assert!(stats.contains("connections: 0"), "{stats}");
+}
+
+#[test]
+fn urgent_bytes_stay_in_their_place() {
+    let (world, child) = lab();
+    let mut forwarder = Forwarder::start(&world, &child);
+    forwarder.add("8080:80");
+    let listener = child.listen("0.0.0.0:80");
+    // By the buffer and by a pipe.
+    for bytes in [1, 300_000] {
+        for to_child in [true, false] {
+            let client = connect(&world.far, &format!("{HOST4}:8080"));
+            let (server, _) = listener.accept().unwrap();
+            let (from, to) = if to_child { (client, server) } else { (server, client) };
+            assert!(urgent_stays_in_place(from, to, bytes), "{bytes} bytes, to the child: {to_child}");
+        }
+    }
 }
 
 #[test]

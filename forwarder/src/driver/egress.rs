@@ -55,7 +55,7 @@ pub enum EgressMode {
 /// A connection that began in the child, and the one that was made for it on the host.
 #[derive(Debug)]
 pub struct Egress {
-    /// Connected, non-blocking, registered nowhere.
+    /// Connected, non-blocking, registered nowhere; closing it is a reset (`SO_LINGER`, socket(7)).
     pub stream: OwnedFd,
     /// Who connects, as the packets on the TAP say; its SYN has no answer yet.
     pub child: SocketAddr,

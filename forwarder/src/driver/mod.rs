@@ -144,6 +144,9 @@ pub struct ForwardDriver {
 impl ForwardDriver {
     /// A driver without forwards. `child` is the agent, `tap` the engine; without either, every client is refused.
     ///
+    /// The process has to ignore SIGPIPE, as Rust's programs do: splice(2) cannot do without. Its soft limit of open files is raised to
+    /// the hard one.
+    ///
     /// # Errors
     /// The system gives no epoll instance or eventfd.
     pub fn new(
@@ -688,9 +691,10 @@ impl Engine {
             return;
         };
         pair.relay.handle_ready(side, readiness(flags));
+        pair.urgent |= flags.contains(EpollFlags::EPOLLPRI);
         pair.active = self.now;
         if flags.contains(EpollFlags::EPOLLIN) && pair.mutes(side) {
-            self.listen_to(key, side, STREAM_EVENTS.difference(EpollFlags::EPOLLIN));
+            self.listen_to(key, side, STREAM_EVENTS.difference(EpollFlags::EPOLLIN | EpollFlags::EPOLLPRI));
         }
         self.advance(key);
     }
@@ -852,12 +856,15 @@ const RECALLED: u32 = 3;
 const SWEEP: u32 = 5;
 
 /// Both sockets of a pair, for good.
-const STREAM_EVENTS: EpollFlags =
-    EpollFlags::EPOLLIN.union(EpollFlags::EPOLLOUT).union(EpollFlags::EPOLLRDHUP).union(EpollFlags::EPOLLET);
+const STREAM_EVENTS: EpollFlags = EpollFlags::EPOLLIN
+    .union(EpollFlags::EPOLLPRI)
+    .union(EpollFlags::EPOLLOUT)
+    .union(EpollFlags::EPOLLRDHUP)
+    .union(EpollFlags::EPOLLET);
 
 fn readiness(flags: EpollFlags) -> Readiness {
     Readiness {
-        readable: flags.contains(EpollFlags::EPOLLIN),
+        readable: flags.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLPRI),
         writable: flags.contains(EpollFlags::EPOLLOUT),
         ended: flags.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP),
         failed: flags.contains(EpollFlags::EPOLLERR),

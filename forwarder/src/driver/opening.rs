@@ -233,7 +233,10 @@ impl Engine {
     /// Starts to hear of the accepted socket; says whether the pair still exists.
     pub(super) fn join(&mut self, key: usize) -> bool {
         if let Some(PairOrigin::Egress { id }) = self.pairs.get(key).map(|pair| pair.origin) {
-            self.reset_if_killed(key);
+            // The host's socket came with it.
+            self.pairs.get(key).and_then(|pair| pair.socket(Side::Opened)).iter().for_each(|opened| {
+                socket::reset_on_close(*opened);
+            });
             self.egress_joined(id);
             return true;
         }

@@ -34,6 +34,8 @@ pub(super) struct Pair {
     pub(super) only_tap: bool,
     /// The way follows the child's rules ([`Reach::Tracked`](crate::protocol::Reach::Tracked)).
     pub(super) tracked: bool,
+    /// Urgent data has come by one of the streams: reads stop before it, as if there were nothing more.
+    pub(super) urgent: bool,
     /// Waits in the queue of pairs that have more to do.
     pub(super) queued: bool,
     /// Tells this pair from others that had its slot.
@@ -140,6 +142,7 @@ impl Pair {
             port_taken: false,
             only_tap: false,
             tracked: false,
+            urgent: false,
             queued: false,
             generation,
             since: now,
@@ -252,14 +255,17 @@ impl Pair {
     }
 
     fn fill(&mut self, from: Side, mover: &mut Mover) -> usize {
-        let Pair { accepted, opened, relay, from_accepted, from_opened, .. } = self;
+        let Pair { accepted, opened, relay, from_accepted, from_opened, urgent, .. } = self;
         let Some(opened) = opened else { return 0 };
         let (source, sink, carrier, total) = match from {
             Side::Accepted => (accepted.as_fd(), opened.as_fd(), from_accepted, &mut self.to_opened),
             Side::Opened => (opened.as_fd(), accepted.as_fd(), from_opened, &mut self.to_accepted),
         };
-        if let Carrier::Splice(pipe, gather) = carrier {
-            let filled = read_outcome(pipe.fill(source), usize::MAX);
+        if let Carrier::Splice(pipe, gather) = carrier
+            && !*urgent
+            && let filled = read_outcome(pipe.fill(source), usize::MAX)
+            && filled != Filled::End
+        {
             let count = if let Filled::Bytes(count) = filled { count } else { 0 };
             match gather.handle_read(count) {
                 Verdict::Go => {}
@@ -273,7 +279,12 @@ impl Pair {
             relay.filled(from, filled);
             return count;
         }
-        let filled = read_outcome(socket::recv(source, &mut mover.buffer), mover.buffer.len());
+        // splice(2) never gets past an urgent byte, and calls it the end of the stream if that has come; recv(2) does.
+        if let Carrier::Splice(..) = carrier {
+            carrier.give_pipe(source, &mut mover.pipes);
+        }
+        let full = if *urgent { 1 } else { mover.buffer.len() };
+        let filled = read_outcome(socket::recv(source, &mut mover.buffer), full);
         relay.filled(from, filled);
         let (Filled::Bytes(count) | Filled::Last(count)) = filled else { return 0 };
         let bytes = mover.buffer.get(..count).unwrap_or_default();
@@ -286,6 +297,7 @@ impl Pair {
                 *carrier = Carrier::Rest(bytes.get(sent..).unwrap_or_default().into(), 0);
             }
         } else if count >= BULK
+            && !*urgent
             && let Some(pipe) = mover.pipes.take()
         {
             *carrier = Carrier::Splice(pipe, Gather::default());

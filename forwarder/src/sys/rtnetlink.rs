@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::net::if_::if_nameindex;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
 };
@@ -18,6 +19,8 @@ const FRA_PRIORITY: u16 = 6;
 const FRA_FWMARK: u16 = 10;
 const FRA_TABLE: u16 = 15;
 const FRA_FWMASK: u16 = 16;
+/// Metric of routes that come after those without one (1024 for IPv6).
+const LEAST: u32 = 2048;
 const RTMGRP_IPV4_IFADDR: u32 = 0x10;
 const RTMGRP_IPV6_IFADDR: u32 = 0x100;
 
@@ -38,17 +41,27 @@ pub(crate) fn address_socket() -> io::Result<OwnedFd> {
 /// already is fine.
 pub(crate) fn deliver_marked_locally(family: Family, mark: u32, table: u32, priority: u32) -> io::Result<()> {
     let socket = open(0, SockFlag::empty())?;
-    for request in [route(family, table), rule(family, mark, table, priority)] {
-        send(socket.as_raw_fd(), &request, MsgFlags::empty())?;
-        let mut answer = [0; 1024];
-        let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-        match acknowledgement(&answer[..len.min(answer.len())]) {
-            Some(0 | libc::EEXIST) => {}
-            Some(errno) => return Err(io::Error::from_raw_os_error(errno)),
-            None => return Err(io::Error::from_raw_os_error(libc::EPROTO)),
+    perform(&socket, &route(family, table, LOOPBACK))?;
+    perform(&socket, &rule(family, mark, table, priority))?;
+    // Sockets that are tied to an interface (SO_BINDTODEVICE) look for a route by that one only.
+    let Ok(interfaces) = if_nameindex() else { return Ok(()) };
+    for interface in interfaces.iter().map(|found| found.index()).filter(|&index| index != LOOPBACK) {
+        if let Err(error) = perform(&socket, &route(family, table, interface)) {
+            log::debug!("sockets tied to interface {interface} are not served: {error}");
         }
     }
     Ok(())
+}
+
+fn perform(socket: &OwnedFd, request: &[u8]) -> io::Result<()> {
+    send(socket.as_raw_fd(), request, MsgFlags::empty())?;
+    let mut answer = [0; 1024];
+    let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    match acknowledgement(&answer[..len.min(answer.len())]) {
+        Some(0 | libc::EEXIST) => Ok(()),
+        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        None => Err(io::Error::from_raw_os_error(libc::EPROTO)),
+    }
 }
 
 fn rule(family: Family, mark: u32, table: u32, priority: u32) -> Vec<u8> {
@@ -61,7 +74,8 @@ fn rule(family: Family, mark: u32, table: u32, priority: u32) -> Vec<u8> {
     end(request)
 }
 
-fn route(family: Family, table: u32) -> Vec<u8> {
+/// Whatever its interface, what goes to a local destination takes the loopback device.
+fn route(family: Family, table: u32, interface: u32) -> Vec<u8> {
     let scope = match family {
         Family::V4 => libc::RT_SCOPE_HOST,
         Family::V6 => libc::RT_SCOPE_UNIVERSE,
@@ -69,8 +83,11 @@ fn route(family: Family, table: u32) -> Vec<u8> {
     let mut request = begin(libc::RTM_NEWROUTE);
     request.extend([domain(family), 0, 0, 0, libc::RT_TABLE_UNSPEC, libc::RTPROT_STATIC, scope]);
     request.extend([libc::RTN_LOCAL, 0, 0, 0, 0]);
-    attribute(&mut request, libc::RTA_OIF, LOOPBACK);
+    attribute(&mut request, libc::RTA_OIF, interface);
     attribute(&mut request, libc::RTA_TABLE, table);
+    if interface != LOOPBACK {
+        attribute(&mut request, libc::RTA_PRIORITY, LEAST + interface);
+    }
     end(request)
 }
 
@@ -234,7 +251,7 @@ mod tests {
             8, 0, 16, 0, 255, 255, 255, 255, 8, 0, 15, 0, 77, 0, 0, 0,
         ]);
         #[rustfmt::skip]
-        assert_eq!(route(Family::V6, 77), [
+        assert_eq!(route(Family::V6, 77, LOOPBACK), [
             44, 0, 0, 0, 24, 0, 5, 6, 0, 0, 0, 0, 0, 0, 0, 0,
             10, 0, 0, 0, 0, 4, 0, 2, 0, 0, 0, 0,
             8, 0, 4, 0, 1, 0, 0, 0, 8, 0, 15, 0, 77, 0, 0, 0,

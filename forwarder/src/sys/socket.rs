@@ -171,10 +171,12 @@ pub(crate) fn hears(fd: BorrowedFd<'_>, transport: Transport) -> bool {
     }
 }
 
-/// What TCP sockets of ours have: no Nagle (the ends have their own), keepalive. A listener hands both down.
+/// What TCP sockets of ours have: no Nagle (the ends have their own), keepalive, urgent bytes in their place in the stream. A
+/// listener hands all of it down.
 pub(crate) fn prepare_tcp(fd: BorrowedFd<'_>) {
     let _ = set_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
     let _ = set_int(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+    let _ = set_int(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1);
 }
 
 /// Seconds of silence after which keepalive asks for the peer.

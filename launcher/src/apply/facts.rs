@@ -14,7 +14,7 @@ use crate::plan::surroundings::CNI_PLUGINS;
 pub fn collect() -> HostFacts {
     let home = env::home_dir().unwrap_or_default();
     let data_home = env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let read = |path: &str| read_text(path);
     let (uid, gid) = (geteuid(), getegid());
     let user = login_name(uid.as_raw(), &read("/etc/passwd"))
         .or_else(|| User::from_uid(uid).ok().flatten().map(|user| user.name));
@@ -47,6 +47,12 @@ pub fn collect() -> HostFacts {
         home,
         state_dir: PathBuf::new(),
     }
+}
+
+/// What a file says; nothing if it cannot be read. Bytes that are not UTF-8, in a comment or in the name of a process, spoil
+/// themselves only.
+pub(crate) fn read_text(path: impl AsRef<Path>) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
 }
 
 /// The name in /etc/passwd, passwd(5); spares most callers a question to the name service.
@@ -101,6 +107,15 @@ mod tests {
         let passwd = "root:x:0:0:root:/root:/bin/sh\ntorn\nann:x:1000:100::/home/ann:/bin/sh\n";
         assert_eq!(login_name(1000, passwd), Some("ann".into()));
         assert_eq!(login_name(100, passwd), None);
+    }
+
+    #[test]
+    fn a_comment_in_an_old_encoding_loses_nothing_else() {
+        let path = env::temp_dir().join(format!("rl-facts-{}", std::process::id()));
+        fs::write(&path, b"# f\xfcr\n192.0.2.1 a\n").unwrap();
+        assert_eq!(read_text(&path).lines().nth(1), Some("192.0.2.1 a"));
+        fs::remove_file(&path).unwrap();
+        assert_eq!(read_text(&path), "");
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod trials;
 
 pub(crate) use self::trials::overlay;
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use self::finding::Purpose;
@@ -32,8 +32,15 @@ pub fn run(args: &CheckArgs) -> ExitCode {
     } else {
         report::plain(&findings, args.purpose)
     };
-    // A reader that does not want the rest is no failure of the machine.
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // A reader that does not want the rest is no failure of the machine.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            log::error!("cannot write to standard output: {error}");
+            return ExitCode::FAILURE;
+        }
+        _ => {}
+    }
     match report::lacks(&findings, args.purpose.unwrap_or(Purpose::Launch)).next() {
         Some(_) => ExitCode::FAILURE,
         None => ExitCode::SUCCESS,

@@ -29,6 +29,7 @@ use crate::api::model::{
     PortSpec, PortStatus, Position, StaticName, Statistics,
 };
 use crate::enter::{self, EnterError};
+use crate::error::with_causes;
 use crate::state_dir::{Instance, Place, STATE_DIR_VARIABLE};
 
 /// Why a command about an instance was not done.
@@ -125,13 +126,7 @@ pub fn main(command: &ClientCommand) -> ExitCode {
         // Whoever read our output has seen enough.
         Err(ClientError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            let mut text = error.to_string();
-            let mut source = std::error::Error::source(&error);
-            while let Some(cause) = source {
-                text.push_str(&format!(": {cause}"));
-                source = cause.source();
-            }
-            log::error!("{text}");
+            log::error!("{}", with_causes(&error));
             ExitCode::from(error.exit_code())
         }
     }

@@ -194,18 +194,15 @@ impl Show for NodeStatus {
         }
         let mut text = format!("the node {state}\n{}", table.to_text());
         for unit in &self.units {
-            match (&unit.failure, unit.state.as_str()) {
-                (Some(failure), _) => text.push_str(&format!("{} {failure}\n", unit.name)),
-                (None, "starting") if unit.says.is_some() => {
-                    text.extend(
-                        unit.says.iter().map(|says| format!("{} starts; it says: {says}\n", unit.name)),
-                    );
-                }
-                (None, "starting") => {
-                    text.push_str(&format!("{} starts; it is ready when {}\n", unit.name, unit.ready_when));
-                }
-                _ => {}
-            }
+            let line = match (&unit.failure, unit.state.as_str(), &unit.says) {
+                (Some(failure), ..) => failure.clone(),
+                (None, "starting", Some(says)) => format!("starts; it says: {says}"),
+                (None, "starting", None) => format!("starts; it is ready when {}", unit.ready_when),
+                // One that has ended has nothing to add.
+                (None, "ready", Some(says)) => format!("says: {says}"),
+                _ => continue,
+            };
+            text.push_str(&format!("{} {line}\n", unit.name));
         }
         if !self.programs.is_empty() {
             let mut table = Table::new(&["PROGRAM", "VERSION", "FILE"]);
@@ -246,13 +243,14 @@ mod tests {
             ..unit("flanneld", "paused")
         };
         let cluster = UnitStatus { says: Some("nobody is there".into()), ..unit("cluster", "starting") };
+        let talkative = UnitStatus { says: Some("all is well".into()), ..unit("other", "ready") };
         let node = NodeStatus {
             version: "0.1.0".into(),
             pid: 1,
             ready: false,
             stopping: false,
             stop_seconds: 30,
-            units: vec![unit("containerd", "ready"), paused, unit("kubelet", "starting"), cluster],
+            units: vec![unit("containerd", "ready"), paused, unit("kubelet", "starting"), cluster, talkative],
             programs: vec![
                 PlannedProgram {
                     name: "containerd".into(),
@@ -273,9 +271,11 @@ containerd  ready     2026-11-22T15:30:22Z    7         0  -                    
 flanneld    paused    2026-11-22T15:30:22Z    -         3  was killed by SIGKILL  /log/flanneld.log
 kubelet     starting  2026-11-22T15:30:22Z    7         0  -                      /log/kubelet.log
 cluster     starting  2026-11-22T15:30:22Z    7         0  -                      /log/cluster.log
+other       ready     2026-11-22T15:30:22Z    7         0  -                      /log/other.log
 flanneld was killed by SIGKILL
 kubelet starts; it is ready when it says READY=1
 cluster starts; it says: nobody is there
+other says: all is well
 
 PROGRAM            VERSION  FILE
 containerd         2.3.4    /usr/bin/containerd

@@ -127,6 +127,11 @@ impl Kubeconfig {
         }));
         Ok(Kubeconfig { server, authority, identity, files })
     }
+
+    /// The API server's address; nothing where a name stands for it.
+    pub fn server_address(&self) -> Option<IpAddr> {
+        host_of(self.server.strip_prefix("https://")?).parse().ok()
+    }
 }
 
 /// The one of this name.
@@ -140,13 +145,18 @@ fn checked(server: String, cluster: &str) -> Result<String, KubeconfigError> {
     let Some(rest) = server.strip_prefix("https://").filter(|rest| !rest.is_empty()) else {
         return Err(KubeconfigError::Server { cluster: cluster.to_owned(), server });
     };
-    let authority = rest.split('/').next().unwrap_or(rest);
-    let host = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((host, _)) => host,
-        None => authority.split(':').next().unwrap_or(authority),
-    };
+    let host = host_of(rest);
     let is_loopback = host.parse().map_or(host == "localhost", |address: IpAddr| address.is_loopback());
     if is_loopback { Err(KubeconfigError::Loopback(server)) } else { Ok(server) }
+}
+
+/// The host in a URL after its scheme, without the brackets of an IPv6 address.
+fn host_of(rest: &str) -> &str {
+    let authority = rest.split('/').next().unwrap_or(rest);
+    match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((host, _)) => host,
+        None => authority.split(':').next().unwrap_or(authority),
+    }
 }
 
 /// PEM that was put into base64 (RFC 4648 section 4) once more.
@@ -174,7 +184,7 @@ fn decoded(text: &str) -> Option<String> {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", expecting = "a mapping with clusters and users")]
 struct Document {
     current_context: Option<String>,
     clusters: Option<Vec<Named<Cluster>>>,
@@ -253,6 +263,14 @@ mod tests {
         assert_eq!(config.files, ["/home/ann/n.pem", "/k/n.pem", "/home/ann/pki/ca.crt"].map(PathBuf::from));
         let config = parse(&document("https://a.example", "", "token: abc")).unwrap();
         assert_eq!((config.authority, config.identity), (None, Identity::Other));
+    }
+
+    #[test]
+    fn the_server_may_have_an_address() {
+        let address = |server: &str| parse(&document(server, "", "token: a")).unwrap().server_address();
+        assert_eq!(address("https://[2001:db8::1]:6443"), "2001:db8::1".parse().ok());
+        assert_eq!(address("https://192.0.2.1/a"), "192.0.2.1".parse().ok());
+        assert_eq!(address("https://a.example:6443"), None);
     }
 
     #[test]

@@ -6,6 +6,9 @@
 //! A merge patch (RFC 7386) of KubeletConfiguration: what it names replaces ours, null takes ours away, maps are merged.
 //! kubelet itself only warns of a key it does not know; here such a key, a value of the wrong kind, and a value with
 //! which no rootless node works are errors that name the key.
+//!
+//! A file with a `kind` is nobody's wish but a whole configuration, such as kubeadm keeps for all nodes of a cluster (ConfigMap
+//! kubelet-config): what in it is about a machine and not about the cluster is left out.
 
 mod fields;
 
@@ -65,8 +68,8 @@ pub struct Membership {
     pub identity: Identity,
     /// Whose clients kubelet lets in: those of the API server.
     pub client_authority: Option<PathBuf>,
-    /// Where others find the node; an address of one of its devices.
-    pub address: Option<Ipv4Addr>,
+    /// Where others find the node, at most one of each family: addresses of its devices.
+    pub addresses: Vec<IpAddr>,
 }
 
 impl Cluster {
@@ -225,9 +228,30 @@ impl Kubelet {
     /// A change with which no rootless node works.
     pub fn configuration(&self, patch: &Patch) -> Result<Configuration, PatchError> {
         let mut document = self.own();
-        merge(&mut document, &patch.0);
+        let mut patch = patch.0.clone();
+        let left_out = match patch.get("kind") {
+            Some(_) => self.leave_out(&mut patch, &document),
+            None => Vec::new(),
+        };
+        merge(&mut document, &patch);
         self.refuse(&document)?;
-        Ok(Configuration(document))
+        Ok(Configuration { document, left_out })
+    }
+
+    /// Takes out of a whole configuration what a machine decides. Told is what would have been another value.
+    fn leave_out(&self, patch: &mut Value, own: &Value) -> Vec<&'static str> {
+        let cgroups = (self.cgroups == Cgroups::Withheld).then_some(OF_CGROUPS).into_iter().flatten();
+        let mut left_out = Vec::new();
+        for key in OF_A_MACHINE.into_iter().chain(cgroups) {
+            let path = format!("/{}", key.replace('.', "/"));
+            let (above, name) = path.rsplit_once('/').unwrap_or_default();
+            let Some(Value::Object(fields)) = patch.pointer_mut(above) else { continue };
+            let Some(value) = fields.remove(name) else { continue };
+            if value != "" && own.pointer(&path) != Some(&value) {
+                left_out.push(key);
+            }
+        }
+        left_out
     }
 
     fn own(&self) -> Value {
@@ -361,12 +385,11 @@ impl Kubelet {
                 argv.push(format!("--kubeconfig={}", layout::KUBELET_KUBECONFIG));
             }
         }
-        argv.extend(
-            self.cluster
-                .membership()
-                .and_then(|membership| membership.address)
-                .map(|address| format!("--node-ip={address}")),
-        );
+        let addresses = self.cluster.membership().map_or(&[][..], |membership| &membership.addresses);
+        if !addresses.is_empty() {
+            let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+            argv.push(format!("--node-ip={}", addresses.join(",")));
+        }
         argv.extend_from_slice(&self.arguments);
         let ready = match configuration.healthz() {
             Some(address) => Readiness::Http { address, path: "/healthz".to_owned() },
@@ -388,19 +411,27 @@ impl Kubelet {
 
 /// A KubeletConfiguration that works.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Configuration(Value);
+pub struct Configuration {
+    document: Value,
+    left_out: Vec<&'static str>,
+}
 
 impl Configuration {
     /// As the file that kubelet reads.
     pub fn yaml(&self) -> String {
         // JSON is YAML, too; that the emitter refuses a document of strings and numbers is not to be expected.
-        yaml_serde::to_string(&self.0).unwrap_or_else(|_| self.0.to_string())
+        yaml_serde::to_string(&self.document).unwrap_or_else(|_| self.document.to_string())
+    }
+
+    /// Keys of the user's that were not taken: a machine decides them, and this one does otherwise.
+    pub fn left_out(&self) -> &[&'static str] {
+        &self.left_out
     }
 
     /// Where it tells of its health, if it does.
     pub fn healthz(&self) -> Option<SocketAddr> {
         let port = self.number("healthzPort", 10248)?;
-        let address = self.0.get("healthzBindAddress").and_then(Value::as_str);
+        let address = self.document.get("healthzBindAddress").and_then(Value::as_str);
         let address = address.and_then(|text| text.parse::<IpAddr>().ok());
         let address = address.filter(|address| !address.is_unspecified());
         Some(SocketAddr::new(address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), port))
@@ -408,18 +439,23 @@ impl Configuration {
 
     /// Where it serves the API server, if it does.
     pub fn port(&self) -> Option<u16> {
-        let serves = self.0.get("enableServer").and_then(Value::as_bool).unwrap_or(true);
+        let serves = self.document.get("enableServer").and_then(Value::as_bool).unwrap_or(true);
         serves.then(|| self.number("port", 10250))?
     }
 
     /// Whether it makes its node known to the API server.
     pub fn registers(&self) -> bool {
-        self.0.get("registerNode").and_then(Value::as_bool).unwrap_or(true)
+        self.document.get("registerNode").and_then(Value::as_bool).unwrap_or(true)
+    }
+
+    /// Whether it asks the cluster for the certificate that it serves with.
+    pub fn asks_for_serving(&self) -> bool {
+        self.document.get("serverTLSBootstrap").and_then(Value::as_bool).unwrap_or(false)
     }
 
     /// A port; 0 is none.
     fn number(&self, key: &str, default: u16) -> Option<u16> {
-        let number = self.0.get(key).and_then(Value::as_u64);
+        let number = self.document.get(key).and_then(Value::as_u64);
         let port = number.map_or(Some(default), |number| u16::try_from(number).ok());
         port.filter(|&port| port != 0)
     }
@@ -442,6 +478,29 @@ fn merge(target: &mut Value, patch: &Value) {
         }
     }
 }
+
+/// Keys that are about the machine that kubelet runs on, by dots: how it is set up, and where its files are.
+const OF_A_MACHINE: [&str; 17] = [
+    "authentication.x509.clientCAFile",
+    "cgroupDriver",
+    "cgroupRoot",
+    "containerRuntimeEndpoint",
+    "failSwapOn",
+    "imageServiceEndpoint",
+    "kubeReservedCgroup",
+    "kubeletCgroups",
+    "podLogsDir",
+    "protectKernelDefaults",
+    "resolvConf",
+    "staticPodPath",
+    "systemCgroups",
+    "systemReservedCgroup",
+    "tlsCertFile",
+    "tlsPrivateKeyFile",
+    "volumePluginDir",
+];
+/// The same where no cgroup is delegated.
+const OF_CGROUPS: [&str; 2] = ["cgroupsPerQOS", "enforceNodeAllocatable"];
 
 /// The unit's name.
 pub const NAME: &str = "kubelet";
@@ -467,9 +526,9 @@ mod tests {
     }
 
     fn membership(identity: Identity) -> Membership {
-        let address = Some(Ipv4Addr::new(192, 0, 2, 7));
+        let addresses = vec![Ipv4Addr::new(192, 0, 2, 7).into()];
         let client_authority = Some("/ca.crt".into());
-        Membership { kubeconfig: "/b.conf".into(), identity, client_authority, address }
+        Membership { kubeconfig: "/b.conf".into(), identity, client_authority, addresses }
     }
 
     fn patched(kubelet: &Kubelet, text: &str) -> Result<String, String> {
@@ -553,6 +612,31 @@ mod tests {
     }
 
     #[test]
+    fn what_kubeadm_keeps_for_all_nodes_is_taken_as_far_as_it_concerns_them() {
+        let cluster = Cluster::Bootstrap(membership(Identity::Other));
+        let kubelet = Kubelet { cluster, ..kubelet("v1.36.4") };
+        let patch = Patch::parse(include_str!("snapshots/kubelet-kubeadm.yaml"), kubelet.version).unwrap();
+        let configuration = kubelet.configuration(&patch).unwrap();
+        assert_eq!(
+            configuration.left_out(),
+            [
+                "authentication.x509.clientCAFile",
+                "cgroupDriver",
+                "resolvConf",
+                "staticPodPath",
+                "cgroupsPerQOS"
+            ]
+        );
+        let yaml = configuration.yaml();
+        let own = ["cgroupDriver: cgroupfs", "clientCAFile: /ca.crt", "staticPodPath: /home/u/pods"];
+        for line in own.into_iter().chain(["clusterDNS:\n- 10.96.0.10", "serverTLSBootstrap: true"]) {
+            assert!(yaml.contains(line), "{line}: {yaml}");
+        }
+        let told = patched(&kubelet, "cgroupsPerQOS: true").unwrap_err();
+        assert!(told.starts_with("key \"cgroupsPerQOS\" cannot be true"), "who wishes is told: {told}");
+    }
+
+    #[test]
     fn faults_name_the_key() {
         let kubelet = kubelet("v1.36.4");
         for (text, told) in [
@@ -612,6 +696,7 @@ mod tests {
         assert_eq!((other.healthz(), other.port()), (Some("[::1]:1".parse().unwrap()), Some(2)));
         let none = of("{healthzPort: 0, enableServer: false}");
         assert_eq!((none.healthz(), none.port()), (None, None));
+        assert!(of("serverTLSBootstrap: true").asks_for_serving() && !of("").asks_for_serving());
         assert_eq!(kubelet.unit(&none).ready, Readiness::Notify);
     }
 

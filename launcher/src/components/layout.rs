@@ -51,6 +51,8 @@ pub const CLUSTER_AUTHORITY: &str = "/etc/kubernetes/ca.crt";
 pub const KUBELET_ROOT: &str = "/var/lib/kubelet";
 /// kubelet's certificates.
 pub const KUBELET_CERTIFICATES: &str = "/var/lib/kubelet/pki";
+/// The one that kubelet serves with, if its cluster has given it one.
+pub const KUBELET_SERVING: &str = "kubelet-server-current.pem";
 /// The kubeconfig that kubelet writes when it has bootstrapped.
 pub const KUBELET_KUBECONFIG: &str = "/var/lib/kubelet/kubeconfig";
 /// The kubeconfig that kubelet's certificate came by.

@@ -167,13 +167,18 @@ impl Batch {
         self.end(start);
     }
 
-    /// Has packets to an IPv4 address of a device's no longer delivered here. The kernel made the route with the address.
-    pub fn forsake_ipv4(&mut self, address: Ipv4Addr) {
+    /// Has packets to an address of a device's no longer delivered here. The kernel made the route with the address.
+    pub fn forsake(&mut self, address: IpAddr) {
         let start = self.begin("taking the address out of the local routes", libc::RTM_DELROUTE, 0);
-        self.bytes.extend([libc::AF_INET as u8, 32, 0, 0]);
-        self.bytes.extend([libc::RT_TABLE_LOCAL, libc::RTPROT_KERNEL, libc::RT_SCOPE_HOST, libc::RTN_LOCAL]);
+        // IPv6 knows no scopes of routes.
+        let (family, prefix, scope) = match address {
+            IpAddr::V4(_) => (libc::AF_INET, 32, libc::RT_SCOPE_HOST),
+            IpAddr::V6(_) => (libc::AF_INET6, 128, libc::RT_SCOPE_UNIVERSE),
+        };
+        self.bytes.extend([family as u8, prefix, 0, 0]);
+        self.bytes.extend([libc::RT_TABLE_LOCAL, libc::RTPROT_KERNEL, scope, libc::RTN_LOCAL]);
         self.bytes.extend([0; 4]);
-        self.attribute(libc::RTA_DST, &address.octets());
+        self.address(libc::RTA_DST, address);
         self.end(start);
     }
 
@@ -183,6 +188,17 @@ impl Batch {
         self.address_header(libc::AF_INET6, prefix, libc::IFA_F_NODAD as u8, interface);
         self.attribute(libc::IFA_LOCAL, &address.octets());
         self.attribute(libc::IFA_ADDRESS, &address.octets());
+        self.end(start);
+    }
+
+    /// Adds an IPv6 address of a device that leads nowhere: no network. It is usable, and has its route, some time later.
+    pub fn add_ipv6_alone(&mut self, interface: Interface, address: Ipv6Addr) {
+        let start = self.begin("adding the address", libc::RTM_NEWADDR, self.create());
+        self.address_header(libc::AF_INET6, 128, 0, interface);
+        self.attribute(libc::IFA_LOCAL, &address.octets());
+        self.attribute(libc::IFA_ADDRESS, &address.octets());
+        let flags = libc::IFA_F_NODAD | libc::IFA_F_NOPREFIXROUTE;
+        self.attribute(libc::IFA_FLAGS, &flags.to_ne_bytes());
         self.end(start);
     }
 
@@ -455,7 +471,9 @@ mod tests {
     fn an_address_alone_and_its_route_are_what_iproute2_sends() {
         let (address, mut batch) = (Ipv4Addr::new(192, 0, 2, 7), Batch::with(Existing::Replace));
         batch.add_ipv4_alone(LOOPBACK, address);
-        batch.forsake_ipv4(address);
+        batch.forsake(address.into());
+        batch.add_ipv6_alone(LOOPBACK, Ipv6Addr::LOCALHOST);
+        batch.forsake(Ipv6Addr::LOCALHOST.into());
         #[rustfmt::skip]
         let expected = [
             40, 0, 0, 0, 20, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0,
@@ -465,6 +483,14 @@ mod tests {
             36, 0, 0, 0, 25, 0, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0,
             2, 32, 0, 0, 255, 2, 254, 2, 0, 0, 0, 0,
             8, 0, 1, 0, 192, 0, 2, 7,
+            72, 0, 0, 0, 20, 0, 5, 5, 2, 0, 0, 0, 0, 0, 0, 0,
+            10, 128, 0, 0, 1, 0, 0, 0,
+            20, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1,
+            20, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1,
+            8, 0, 8, 0, 2, 2, 0, 0,
+            48, 0, 0, 0, 25, 0, 5, 0, 3, 0, 0, 0, 0, 0, 0, 0,
+            10, 128, 0, 0, 255, 2, 0, 2, 0, 0, 0, 0,
+            20, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1,
         ];
         assert_eq!(batch.bytes(), expected);
     }

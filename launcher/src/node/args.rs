@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use netstack::config::Ipv4Net;
@@ -108,9 +109,10 @@ pub struct NodeArgs {
     #[arg(long, value_name = "FILE", requires = "etcd_ca", help_heading = NODE)]
     pub etcd_key: Option<PathBuf>,
 
-    /// Where other nodes reach this one [default: the address of the host's default route]
-    #[arg(long, value_name = "IP", help_heading = NODE)]
-    pub public_ip: Option<Ipv4Addr>,
+    /// Where others reach this node: one address of the host, or one of each family, the more important first [default: that of
+    /// the host's default route; of IPv6's if the API server has an IPv6 address or there is no other]
+    #[arg(long, value_name = "IP[,IP]", help_heading = NODE)]
+    pub public_ip: Option<PublicIps>,
 
     /// Where hostPorts of pods appear on the host
     #[arg(long, value_name = "WHERE", value_enum, default_value_t = HostPorts::Loopback, help_heading = NODE)]
@@ -170,6 +172,48 @@ pub enum HostPorts {
     Loopback,
     /// At every address of the host, or at the one that the pod names
     All,
+}
+
+/// `--public-ip`: addresses of different families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublicIps {
+    /// What others use first.
+    pub first: IpAddr,
+    /// Of the other family.
+    pub second: Option<IpAddr>,
+}
+
+impl FromStr for PublicIps {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_link_local = |address: IpAddr| match address {
+            IpAddr::V4(address) => address.is_link_local(),
+            IpAddr::V6(address) => address.is_unicast_link_local(),
+        };
+        // What kubelet does not take for an address of its node.
+        let leads_nowhere = |address: IpAddr| {
+            address.is_unspecified()
+                || address.is_loopback()
+                || address.is_multicast()
+                || is_link_local(address)
+        };
+        let parse = |text: &str| match text.trim().parse::<IpAddr>() {
+            Ok(address) if leads_nowhere(address) => Err("others reach nobody there"),
+            Ok(address) => Ok(address),
+            Err(_) => Err("an IPv4 or IPv6 address is wanted, or one of each with a comma between"),
+        };
+        let (first, second) = match text.split_once(',') {
+            Some((first, second)) => (parse(first)?, Some(parse(second)?)),
+            None => (parse(text)?, None),
+        };
+        match second {
+            Some(second) if second.is_ipv4() == first.is_ipv4() => {
+                Err("two addresses are one of each family")
+            }
+            second => Ok(PublicIps { first, second }),
+        }
+    }
 }
 
 /// What is wrong with a file of options.
@@ -353,6 +397,13 @@ mod tests {
     }
 
     #[test]
+    fn a_node_is_at_an_address_of_each_family() {
+        let args = node(&["--public-ip=2001:db8::1,192.0.2.1"]).unwrap();
+        let (first, second) = ("2001:db8::1".parse().unwrap(), "192.0.2.1".parse().ok());
+        assert_eq!(args.public_ip, Some(PublicIps { first, second }));
+    }
+
+    #[test]
     fn faults_are_refused() {
         for words in [
             &["--kubeconfig=a", "--bootstrap-kubeconfig=b"][..],
@@ -361,6 +412,10 @@ mod tests {
             &["--etcd-ca=a"],
             &["--pod-cidr=10.244.0.1/24"],
             &["--cri=docker"],
+            &["--public-ip=127.0.0.1"],
+            &["--public-ip=fe80::1"],
+            &["--public-ip=192.0.2.1,192.0.2.2"],
+            &["--public-ip=2001:db8::1,"],
             &["kubelet"],
         ] {
             assert!(node(words).is_err(), "{words:?}");

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::gethostname;
@@ -58,6 +58,7 @@ pub(super) fn collect(
     let cluster =
         [("--kubeconfig", &args.kubeconfig), ("--bootstrap-kubeconfig", &args.bootstrap_kubeconfig)];
     let cluster = cluster.into_iter().find_map(|(option, path)| Some(kubeconfig(option, path.as_ref()?)));
+    let cluster = cluster.transpose()?;
     let path = env::var_os("PATH");
     let search = SearchPath::new(&args.bin_dir, &args.cni_bin_dir, path.as_deref());
     let own = args.bin_dir.iter().map(|directory| directory.display().to_string());
@@ -79,13 +80,13 @@ pub(super) fn collect(
         overlayfs: works(check::overlay(host, data).is_ok()),
         fuse: works(File::options().read(true).write(true).open("/dev/fuse").is_ok()),
         host_name: host_name.unwrap_or_else(|| DEFAULT_NODE_NAME.to_owned()),
-        public_ip: public_ip(),
+        public_ips: public_ips(cluster.as_ref()),
         first_unprivileged: first_unprivileged.and_then(|text| text.trim().parse().ok()).unwrap_or(1024),
         address,
         state_dir: host.state_dir.clone(),
         log_dir: log_dir(host),
         kubelet_patch: kubelet_patch.transpose()?,
-        cluster: cluster.transpose()?,
+        cluster,
     })
 }
 
@@ -121,16 +122,31 @@ fn cgroups((plan, facts): (&CgroupPlan, &CgroupFacts)) -> Cgroups {
     }
 }
 
-/// The address that the host would send from; nothing is sent.
-fn public_ip() -> Option<Ipv4Addr> {
-    // TEST-NET-1 (RFC 5737): by the default route, wherever that is.
-    const ANYWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    socket.connect(ANYWHERE).ok()?;
-    match socket.local_addr().ok()?.ip() {
-        IpAddr::V4(address) if !address.is_loopback() && !address.is_unspecified() => Some(address),
-        _ => None,
+/// The addresses that the host would send from, that of the API server's family first; nothing is sent.
+fn public_ips(cluster: Option<&Kubeconfig>) -> Vec<IpAddr> {
+    // For documentation (RFC 5737, RFC 3849): by the default route, wherever that is.
+    const ANYWHERE: [IpAddr; 2] =
+        [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
+    let mut addresses: Vec<IpAddr> = ANYWHERE.into_iter().filter_map(source_towards).collect();
+    if cluster.and_then(Kubeconfig::server_address).is_some_and(|server| server.is_ipv6()) {
+        addresses.reverse();
     }
+    addresses
+}
+
+fn source_towards(anywhere: IpAddr) -> Option<IpAddr> {
+    let unspecified = match anywhere {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let socket = UdpSocket::bind((unspecified, 0)).ok()?;
+    socket.connect(SocketAddr::new(anywhere, 9)).ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    let leads_here = match address {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(address) => !address.is_unicast_link_local(),
+    };
+    (leads_here && !address.is_loopback() && !address.is_unspecified()).then_some(address)
 }
 
 fn log_dir(host: &HostFacts) -> PathBuf {

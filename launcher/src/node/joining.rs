@@ -26,11 +26,23 @@ pub enum Credentials {
     AskedFor,
 }
 
+/// What kubelet shows those who ask it for something.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Serving {
+    /// A certificate of its own making.
+    OwnSigned,
+    /// One that it has asked its cluster for (serverTLSBootstrap). Until somebody approves it, there are neither logs nor exec.
+    AskedFor,
+}
+
 /// What has become known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
     /// The cluster has the node.
     Joined,
+    /// The same, but it does not give kubelet the certificate to serve with that it has asked for.
+    JoinedUnapproved,
     /// Something is in the way.
     Trouble(String),
 }
@@ -187,6 +199,10 @@ impl fmt::Display for News {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             News::Joined => f.write_str("the cluster has this node"),
+            News::JoinedUnapproved => f.write_str(
+                "the cluster has this node, but logs and exec of its pods only when somebody has approved the certificate that kubelet \
+                 asks for (serverTLSBootstrap): kubectl get csr, kubectl certificate approve NAME",
+            ),
             News::Trouble(text) => f.write_str(text),
         }
     }

@@ -1,14 +1,14 @@
 //! What is written and run inside a node, decided from the command line and facts. Pure.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use thiserror::Error;
 
-use super::args::{Cni, Cri, FlannelBackend, HostPorts, NodeArgs};
-use super::joining::Credentials;
+use super::args::{Cni, Cri, FlannelBackend, HostPorts, NodeArgs, PublicIps};
+use super::joining::{Credentials, Serving};
 use super::tasks::{ANNOTATION, GRACE, SLACK, Task};
 use crate::apply::programs::{Answer, Installed};
 use crate::components::cni::Network;
@@ -44,8 +44,8 @@ pub struct NodeFacts {
     pub fuse: Works,
     /// The host's name.
     pub host_name: String,
-    /// Where other machines reach the host.
-    pub public_ip: Option<Ipv4Addr>,
+    /// Where other machines reach the host, by its default routes: at most one of each family, the better one first.
+    pub public_ips: Vec<IpAddr>,
     /// The first port that an ordinary user may listen on.
     pub first_unprivileged: u16,
     /// The node's address behind the engine.
@@ -102,7 +102,7 @@ pub enum NodeError {
     NoStore,
     /// Nobody can be told where the node is.
     #[error(
-        "the host has no default route, so the address that other nodes reach it at is not known: give it by --public-ip"
+        "the host has no default route for IPv4, so the address that other nodes send VXLAN to is not known: give it by --public-ip"
     )]
     NoPublicIp,
     /// A kubeconfig by which nobody can join.
@@ -254,9 +254,10 @@ impl<'a> Composer<'a> {
         }
         let cluster = self.cluster();
         let mut before_kubelet = vec![runtime];
-        if let Some(Membership { kubeconfig, address, .. }) = cluster.membership() {
+        if let Some(Membership { kubeconfig, addresses, .. }) = cluster.membership() {
             let credentials = Task::Credentials { kubeconfig: kubeconfig.clone() };
-            let address = address.map(|address| (NODE_ADDRESS, Task::NodeAddress { address }));
+            let address = (NODE_ADDRESS, Task::NodeAddress { addresses: addresses.clone() });
+            let address = Some(address).filter(|_| !addresses.is_empty());
             for (name, task) in [(CREDENTIALS, credentials)].into_iter().chain(address) {
                 self.task(name, &task, &[], Readiness::Exited, Restart::OnFailure);
                 before_kubelet.push(name);
@@ -414,8 +415,12 @@ impl<'a> Composer<'a> {
                 (None, Some(kubeconfig)) => (kubeconfig.clone(), Cluster::Bootstrap),
                 (None, None) => return Cluster::None,
             };
-        let address = args.public_ip.or(facts.public_ip);
-        if address.is_none() {
+        let addresses = match args.public_ip {
+            Some(PublicIps { first, second }) => [Some(first), second].into_iter().flatten().collect(),
+            // Nobody has asked for a node of both families, and not every cluster is ready for one.
+            None => facts.public_ips.iter().take(1).copied().collect(),
+        };
+        if Vec::is_empty(&addresses) {
             let why = "the host has no default route, so the API server is not told where to find this node, and has neither logs nor exec \
                        of its pods: give the address by --public-ip";
             self.warnings.push(why.to_owned());
@@ -430,7 +435,7 @@ impl<'a> Composer<'a> {
             None => None,
         };
         let identity = facts.cluster.as_ref().map_or(Identity::Certificate, |cluster| cluster.identity);
-        kind(Membership { kubeconfig, identity, client_authority, address })
+        kind(Membership { kubeconfig, identity, client_authority, addresses })
     }
 
     fn kubelet(&mut self, socket: &'static str, cluster: Cluster, after: &[&str]) -> Result<(), NodeError> {
@@ -460,24 +465,33 @@ impl<'a> Composer<'a> {
             }
             None => kubelet.configuration(&Patch::default()).map_err(refused(Path::new("")))?,
         };
+        if !configuration.left_out().is_empty() {
+            self.warnings.push(format!(
+                "--kubelet-config is a whole KubeletConfiguration; what a machine decides for itself is not taken from it: {} (of a file \
+                 without kind it is)",
+                configuration.left_out().join(", ")
+            ));
+        }
         self.file(layout::KUBELET_CONFIG, configuration.yaml());
         self.kubelet_port = configuration.port().filter(|_| kubelet.cluster != Cluster::None);
         self.units.push(kubelet.unit(&configuration));
         if configuration.registers() {
-            self.join(&kubelet.cluster);
+            let serving =
+                if configuration.asks_for_serving() { Serving::AskedFor } else { Serving::OwnSigned };
+            self.join(&kubelet.cluster, serving);
         }
         Ok(())
     }
 
     /// What needs the node in its cluster comes after this.
-    fn join(&mut self, cluster: &Cluster) {
+    fn join(&mut self, cluster: &Cluster, serving: Serving) {
         let (membership, credentials) = match cluster {
             Cluster::None => return,
             Cluster::Joined(membership) => (membership, Credentials::Given),
             Cluster::Bootstrap(membership) => (membership, Credentials::AskedFor),
         };
         let server = self.facts.cluster.as_ref().map(|cluster| cluster.server.clone()).unwrap_or_default();
-        let task = Task::Join { server, kubeconfig: membership.kubeconfig.clone(), credentials };
+        let task = Task::Join { server, kubeconfig: membership.kubeconfig.clone(), credentials, serving };
         self.task(CLUSTER, &task, &[kubelet::NAME], Readiness::Notify, Restart::OnFailure);
         self.wait_as_long_as_it_takes();
         self.in_cluster = CLUSTER;
@@ -491,7 +505,7 @@ impl<'a> Composer<'a> {
 
     fn flannel(&mut self) -> Result<(), NodeError> {
         let args = self.args;
-        let public_ip = args.public_ip.or(self.facts.public_ip);
+        let public_ip = self.public_ipv4();
         let kubeconfig = match (&args.kubeconfig, &args.bootstrap_kubeconfig) {
             (Some(kubeconfig), _) => Some(kubeconfig.clone()),
             (None, Some(_)) => Some(layout::KUBELET_KUBECONFIG.into()),
@@ -549,6 +563,16 @@ impl<'a> Composer<'a> {
         self.task("annotate", &task, &[self.in_cluster], Readiness::Exited, Restart::OnFailure);
         self.wait_as_long_as_it_takes();
         true
+    }
+
+    /// The address that flannel's VXLAN goes to.
+    fn public_ipv4(&self) -> Option<Ipv4Addr> {
+        let given = self.args.public_ip.map(|PublicIps { first, second }| [Some(first), second]);
+        let mut all = given.into_iter().flatten().flatten().chain(self.facts.public_ips.iter().copied());
+        all.find_map(|address| match address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        })
     }
 
     fn node_name(&self) -> String {
@@ -718,7 +742,7 @@ mod tests {
             overlayfs: Works::Yes,
             fuse: Works::No,
             host_name: "Box".to_owned(),
-            public_ip: Some(Ipv4Addr::new(192, 0, 2, 7)),
+            public_ips: vec![Ipv4Addr::new(192, 0, 2, 7).into()],
             first_unprivileged: 1024,
             address: Ipv4Addr::new(10, 0, 42, 100),
             state_dir: "/run/user/1000/rootless-launch/node".into(),
@@ -908,12 +932,25 @@ mod tests {
         );
         assert_eq!(text(&plan, "/etc/kubernetes/ca.crt"), "PEM");
         assert!(text(&plan, "/etc/kubernetes/kubelet.yaml").contains("clientCAFile: /etc/kubernetes/ca.crt"));
-        assert!(plan.units[5].argv.contains(&"--node-ip=192.0.2.7".to_owned()));
+        let node_ip = |plan: &NodePlan| {
+            let mut words = plan.units.iter().flat_map(|unit| &unit.argv);
+            words.find_map(|word| word.strip_prefix("--node-ip=")).map(str::to_owned)
+        };
+        assert_eq!(node_ip(&plan).as_deref(), Some("192.0.2.7"));
+        let both = ["2001:db8::7", "192.0.2.7"].map(|address| address.parse().unwrap());
+        let facts = NodeFacts { public_ips: both.into(), ..facts };
+        let Composition { plan, .. } = compose(&args(&["--kubeconfig=/k"]), &facts).unwrap();
+        assert_eq!(node_ip(&plan).as_deref(), Some("2001:db8::7"), "two have to be asked for");
+        let asked = args(&["--kubeconfig=/k", "--public-ip=192.0.2.8,2001:db8::8"]);
+        let Composition { plan, .. } = compose(&asked, &facts).unwrap();
+        assert_eq!(node_ip(&plan).as_deref(), Some("192.0.2.8,2001:db8::8"));
+        let addresses = ["192.0.2.8", "2001:db8::8"].map(|address| address.parse().unwrap()).into();
+        assert_eq!(task(&plan.units[3]), Task::NodeAddress { addresses });
 
         let authority = Some(Authority::File("/home/ann/ca.crt".into()));
         let facts = NodeFacts {
             cluster: Some(cluster(authority)),
-            public_ip: None,
+            public_ips: Vec::new(),
             kubelet_patch: Some("registerNode: false".to_owned()),
             ..facts
         };

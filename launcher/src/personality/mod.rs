@@ -1,6 +1,8 @@
 //! Other programs' command lines, sockets and address plans, mapped onto our engine; and an OCI runtime.
 
 use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -49,6 +51,17 @@ impl Personality {
             _ => None,
         }
     }
+}
+
+/// To stdout. That nobody reads it is no reason to stop.
+fn say(text: impl fmt::Display) {
+    let mut stdout = io::stdout().lock();
+    let _ = stdout.write_all(text.to_string().as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// To stderr.
+fn complain(text: impl fmt::Display) {
+    let _ = io::stderr().write_all(text.to_string().as_bytes());
 }
 
 #[cfg(test)]

@@ -141,26 +141,51 @@ fn identity(map: &str) -> Vec<Extent> {
         .collect()
 }
 
-/// The ranges of a subuid(5) text for this user, by name or by number, without the id `own`, which is
-/// mapped already and may not be mapped twice.
+/// The ranges of a subuid(5) text for this user, by name or by number, without the id `own`, which is mapped already, and each id
+/// once, however often it is listed: the kernel takes no id twice.
 fn subordinate(text: &str, facts: &HostFacts, own: u32) -> Vec<Range<u32>> {
     let number = facts.uid.to_string();
     let is_caller = |owner: &str| owner == number || facts.user.as_deref() == Some(owner);
-    text.lines()
-        .filter_map(|line| {
-            let mut fields = line.split(':');
-            let owner = fields.next()?;
-            let start: u32 = fields.next()?.trim().parse().ok()?;
-            let count: u32 = fields.next()?.trim().parse().ok()?;
-            is_caller(owner).then_some(start..start.checked_add(count)?)
-        })
-        .flat_map(
-            |range| {
-                if range.contains(&own) { [range.start..own, own + 1..range.end] } else { [range, 0..0] }
-            },
-        )
-        .filter(|range| !range.is_empty())
-        .collect()
+    let mut ranges = Vec::new();
+    for (_, range) in listed(text).filter(|(owner, _)| is_caller(owner)) {
+        let mut left = vec![range];
+        for taken in ranges.iter().chain([&(own..own.saturating_add(1))]) {
+            left = left.into_iter().flat_map(|range| without(range, taken)).collect();
+        }
+        ranges.extend(left);
+    }
+    ranges
+}
+
+/// Owners and ranges of a subuid(5) text.
+fn listed(text: &str) -> impl Iterator<Item = (&str, Range<u32>)> {
+    text.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let owner = fields.next()?;
+        let start: u32 = fields.next()?.trim().parse().ok()?;
+        let count: u32 = fields.next()?.trim().parse().ok()?;
+        Some((owner, start..start.checked_add(count)?))
+    })
+}
+
+fn without(range: Range<u32>, taken: &Range<u32>) -> impl Iterator<Item = Range<u32>> {
+    let parts = [range.start..range.end.min(taken.start), range.start.max(taken.end)..range.end];
+    parts.into_iter().filter(|part| !part.is_empty())
+}
+
+/// So many ids that nobody has in these subuid(5) texts, from where useradd(8) begins to give them out; `None` if there are none.
+pub fn free_ids(count: u32, texts: [&str; 2]) -> Option<Range<u32>> {
+    // login.defs(5): SUB_UID_MIN, SUB_UID_MAX.
+    const FIRST: u32 = 100_000;
+    const LAST: u32 = 600_100_000;
+    let mut taken: Vec<_> = texts.into_iter().flat_map(listed).map(|(_, range)| range).collect();
+    taken.sort_by_key(|range| range.start);
+    let start = taken.iter().fold(FIRST, |start, range| {
+        let overlaps = range.start < start.saturating_add(count) && start < range.end;
+        if overlaps { range.end } else { start }
+    });
+    let end = start.checked_add(count)?;
+    (end <= LAST).then_some(start..end)
 }
 
 /// `own` as 0, the ranges from 1 on.
@@ -223,6 +248,24 @@ mod tests {
         assert_eq!(lines(&IdMapPlan::new(&facts).users), ["0 1000 1", "1 900 100", "101 1001 99"]);
         let facts = HostFacts { subuid: "ann:1000:1\n".into(), ..user() };
         assert_eq!(IdMapPlan::new(&facts).users, MapPlan::Single(SingleReason::NoRange));
+    }
+
+    #[test]
+    fn ids_that_are_listed_twice_are_mapped_once() {
+        let subuid = "ann:100000:65536\n1000:100000:65536\nann:90000:20000\nann:165000:1000\n".to_owned();
+        let plan = IdMapPlan::new(&HostFacts { subuid, ..user() });
+        assert_eq!(
+            lines(&plan.users),
+            ["0 1000 1", "1 100000 65536", "65537 90000 10000", "75537 165536 464"]
+        );
+    }
+
+    #[test]
+    fn free_ids_are_nobodys() {
+        assert_eq!(free_ids(65536, ["", ""]), Some(100_000..165_536));
+        let (users, groups) = ("bob:165536:65536\nann:100000:65536\n", "eve:231072:10\neve:400000:1\n");
+        assert_eq!(free_ids(65536, [users, groups]), Some(231_082..296_618));
+        assert_eq!(free_ids(65536, ["bob:100000:4294867295\n", ""]), None);
     }
 
     #[test]

@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn settings_that_cannot_work_are_refused() {
         let fault = |option: &str| plan(&[option], &HostFacts::default()).unwrap_err().to_string();
-        assert!(fault("--cidr=10.0.42.0/30").contains("too small"));
+        assert!(fault("--cidr=10.0.42.0/30").contains("from 1 to 25"));
         assert!(fault("--mtu=576").contains("1280"));
         assert!(fault("--dns-search=a..b").contains("not a DNS name"));
     }

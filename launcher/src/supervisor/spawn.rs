@@ -24,6 +24,7 @@ use nix::sys::socket::{
 use nix::unistd::{Pid, geteuid, pipe2};
 
 use super::unit::Unit;
+use crate::apply::facts::read_text;
 use crate::error::Ending;
 use crate::notify;
 use crate::sys::{spawn, wait};
@@ -208,7 +209,7 @@ fn children() -> io::Result<Vec<Pid>> {
         let entry = entry?;
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         // One that has vanished meanwhile is nobody's child.
-        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let stat = read_text(entry.path().join("stat"));
         // The name before it may hold anything, a closing parenthesis too.
         let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(1));
         if parent == Some(ours.as_str()) {

@@ -46,7 +46,8 @@ pub(crate) fn set_disposition(signal: Signal, disposition: Disposition) -> Dispo
     }
 }
 
-fn is_ignored(signal: Signal) -> bool {
+/// Whether the caller of this program, or this program, wants nothing to happen on `signal`.
+pub(crate) fn is_ignored(signal: Signal) -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: a null new action only reads; `action` is large enough and all-zero is a valid value of it.
     unsafe {

@@ -1,6 +1,9 @@
 //! What a new process does between fork(2) and exec(3).
 
+use std::fs::OpenOptions;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -25,6 +28,25 @@ pub(crate) fn detach(command: &mut Command) {
     };
     // SAFETY: nothing but async-signal-safe system calls; nothing is allocated and no lock is taken.
     unsafe { command.pre_exec(prepare) };
+}
+
+/// Gives up the calling process's controlling terminal (TIOCNOTTY, ioctl_tty(2)), if it has one and does not lead the session, whose
+/// other processes keep theirs.
+///
+/// # Errors
+/// What open(2) and ioctl(2) say, but for "there is none".
+pub(crate) fn leave_terminal() -> io::Result<()> {
+    let terminal = match OpenOptions::new().read(true).custom_flags(libc::O_NOCTTY).open("/dev/tty") {
+        Ok(terminal) => terminal,
+        // None, or no such file in this tree.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENOENT)) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let result = {
+        // SAFETY: the request has no argument.
+        unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCNOTTY) }
+    };
+    check(result.into()).map(drop)
 }
 
 /// Not at once: the parent learns through one of them why exec(3) failed.

@@ -213,6 +213,42 @@ fn window_size_and_its_change_reach_the_command() {
     }
 }
 
+/// The scheduler divides processors among sessions first (sched_autogroup_enabled, sched(7)): the engine is to be one of the command's
+/// processes there, and nobody's on the terminal.
+#[test]
+fn the_engine_is_in_the_commands_session_without_its_terminal() {
+    let Some(mut terminal) = Terminal::open("") else { return };
+    terminal.type_in(&format!(
+        "{LAUNCHER} --net=engine --ipv6=off -- sh -c 'echo launcher=$PPID.; read x; exit 3'\n"
+    ));
+    terminal.expect("launcher=");
+    let launcher = terminal.expect(".");
+    let stat = |pid: &str| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let (_, fields) = text.rsplit_once(") ").unwrap();
+        let fields = fields.split(' ').skip(1).take(4).map(|field| field.parse().unwrap());
+        // Parent, process group, session, terminal.
+        <[i32; 4]>::try_from(fields.collect::<Vec<_>>()).unwrap()
+    };
+    let children = std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).unwrap();
+    let is_engine =
+        |pid: &&str| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim() == "rl-engine";
+    let engine = children.split_whitespace().find(is_engine).unwrap();
+    let ([_, _, session, tty], [_, group, engine_session, engine_tty]) = (stat(&launcher), stat(engine));
+    assert_eq!((engine_session, group.to_string().as_str(), engine_tty), (session, engine, 0));
+    assert_ne!(tty, 0);
+    // And no signal of the terminal's.
+    terminal.type_in(CTRL_Z);
+    terminal.expect("Stopped");
+    terminal.expect("PROMPT> ");
+    let state = std::fs::read_to_string(format!("/proc/{engine}/status")).unwrap();
+    assert!(!state.contains("T (stopped)"), "{state}");
+    terminal.type_in("fg\n\n");
+    terminal.expect("PROMPT> ");
+    terminal.type_in("echo status=$?\n");
+    terminal.expect("status=3\r\n");
+}
+
 #[test]
 fn hangup_ends_everything() {
     let Some(mut terminal) = Terminal::open("") else { return };

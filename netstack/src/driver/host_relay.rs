@@ -15,7 +15,8 @@ use crate::sys::socket;
 pub struct RelayOffer {
     /// Names the flow in every answer.
     pub flow: FlowId,
-    /// The connection to the world, non-blocking; nothing was read from it or written to it.
+    /// The connection to the world, non-blocking; nothing was read from it or written to it. Closing it is a reset
+    /// (`SO_LINGER`) until somebody says otherwise.
     pub stream: OwnedFd,
     /// The child's end, which waits in SYN-SENT.
     pub child: SocketAddr,
@@ -25,6 +26,11 @@ pub struct RelayOffer {
 
 /// Who carries flows past this driver. Its methods are called on the driver's thread and must not wait.
 pub trait HostRelay: Send {
+    /// Which flows it is to be offered.
+    fn wants(&self) -> Relaying {
+        Relaying::All
+    }
+
     /// Takes a flow, or gives it back at once. Who takes it answers within a few seconds, by [`Driver::relay_joined`]
     /// or [`Driver::relay_refused`], from another thread by [`DriverHandle::post_for`](super::DriverHandle::post_for).
     ///
@@ -88,8 +94,11 @@ impl Driver {
 
     /// Whether flows are offered at this moment.
     pub(super) fn choose_relaying(&mut self) {
-        let on = self.relay.is_some() && !self.observers.are_watching();
-        self.stack.set_relaying(if on { Relaying::On } else { Relaying::Off });
+        let relaying = match &self.relay {
+            Some(relay) if !self.observers.are_watching() => relay.wants(),
+            _ => Relaying::Off,
+        };
+        self.stack.set_relaying(relaying);
     }
 
     pub(super) fn offer(&mut self, flow: FlowId, child: SocketAddr, destination: SocketAddr) {
@@ -267,7 +276,8 @@ mod tests {
         let mut bytes = [0; 16];
         assert_eq!(read(&offer.stream, &mut bytes), Ok(8), "nobody else has read");
         drop(offer);
-        assert_eq!(far.read(&mut bytes).unwrap(), 0, "it was the only descriptor");
+        let error = far.read(&mut bytes).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "it was the only descriptor");
         lab.driver.relay_ended(flow, RelayEnd { to_host: 0, from_host: 8 });
         assert_eq!(lab.driver.stats().relay.bytes_to_child, 8);
         assert_eq!(lab.driver.flows().count(), 0);

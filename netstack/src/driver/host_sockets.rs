@@ -18,6 +18,9 @@ use crate::forward::ForwardId;
 use crate::stack::HostIo;
 use crate::sys::socket::{self, Kind};
 
+/// What a stream tells of.
+const STREAM: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::PRIORITY);
+
 /// Sockets by flow.
 #[derive(Debug)]
 pub(super) struct HostSockets {
@@ -35,6 +38,8 @@ pub(super) struct HostSocket {
     pub(super) kind: SocketKind,
     /// A read waits for the next turn.
     pub(super) put_off: bool,
+    /// Registered with epoll.
+    watched: bool,
 }
 
 #[derive(Debug)]
@@ -42,8 +47,9 @@ pub(super) enum SocketKind {
     Stream {
         /// Set until the connect has an answer.
         connecting: Option<SocketAddr>,
-        /// The peer has sent FIN: a short read is not the end of what there is (epoll is edge-triggered).
-        read_closed: bool,
+        /// The peer has sent FIN, or urgent data, before which a read stops: a short read is not the end of what there is
+        /// (epoll is edge-triggered).
+        stops_short: bool,
     },
     Datagram {
         sessions: Sessions,
@@ -80,6 +86,7 @@ pub(super) enum SocketUser {
 
 /// Outcome of starting a connection.
 pub(super) enum Connect {
+    /// Nobody watches it yet: [`HostSockets::watch_stream`], unless it is given away.
     Connected,
     UnderWay,
     Failed(ConnectError),
@@ -115,11 +122,23 @@ impl HostSockets {
             Err(error) => return Connect::Failed(connect_error(&error)),
         };
         let connecting = matches!(outcome, Connect::UnderWay).then_some(remote);
-        let kind = SocketKind::Stream { connecting, read_closed: false };
-        match self.insert(flow, fd, kind, Interest::READABLE | Interest::WRITABLE) {
-            Ok(()) => outcome,
-            Err(error) => Connect::Failed(connect_error(&error)),
+        let watched = connecting.is_some();
+        if watched && let Err(error) = self.watch(flow, &fd, STREAM) {
+            return Connect::Failed(connect_error(&error));
         }
+        let kind = SocketKind::Stream { connecting, stops_short: false };
+        self.keep(HostSocket { flow, fd, kind, put_off: false, watched });
+        outcome
+    }
+
+    /// Watches the stream of a flow that nobody watches yet.
+    pub(super) fn watch_stream(&mut self, flow: FlowId) -> io::Result<()> {
+        let Some(socket) = self.get(flow).filter(|socket| !socket.watched) else { return Ok(()) };
+        self.watch(flow, &socket.fd, STREAM)?;
+        if let Some(socket) = self.get_mut(flow) {
+            socket.watched = true;
+        }
+        Ok(())
     }
 
     /// Takes a connection that stands. Where it cannot be watched it is reset.
@@ -130,23 +149,24 @@ impl HostSockets {
 
     /// Takes a connected stream that is prepared. Where it cannot be watched it is reset.
     pub(super) fn keep_stream(&mut self, flow: FlowId, stream: OwnedFd) -> io::Result<()> {
-        let watched = self.watch(flow, &stream, Interest::READABLE | Interest::WRITABLE);
+        let watched = self.watch(flow, &stream, STREAM);
         if watched.is_err() {
             socket::reset_on_close(stream.as_fd());
         } else {
-            let kind = SocketKind::Stream { connecting: None, read_closed: false };
-            self.keep(HostSocket { flow, fd: stream, kind, put_off: false });
+            let kind = SocketKind::Stream { connecting: None, stops_short: false };
+            self.keep(HostSocket { flow, fd: stream, kind, put_off: false, watched: true });
         }
         watched
     }
 
-    /// Gives a flow's stream away, which is not watched any more.
+    /// Gives a flow's stream away, which is not watched any more. As before, closing it is a reset.
     pub(super) fn take_stream(&mut self, flow: FlowId) -> Option<OwnedFd> {
         self.get(flow).filter(|socket| matches!(socket.kind, SocketKind::Stream { .. }))?;
         let socket = self.sockets.get_mut(flow.index as usize)?.take()?;
-        // Fails only for what is not registered.
-        let _ = self.registry.deregister(&mut SourceFd(&socket.fd.as_raw_fd()));
-        socket.finish();
+        if socket.watched {
+            // Fails only for what is not registered.
+            let _ = self.registry.deregister(&mut SourceFd(&socket.fd.as_raw_fd()));
+        }
         Some(socket.fd)
     }
 
@@ -315,7 +335,7 @@ impl HostSockets {
 
     fn insert(&mut self, flow: FlowId, fd: OwnedFd, kind: SocketKind, interest: Interest) -> io::Result<()> {
         self.watch(flow, &fd, interest)?;
-        self.keep(HostSocket { flow, fd, kind, put_off: false });
+        self.keep(HostSocket { flow, fd, kind, put_off: false, watched: true });
         Ok(())
     }
 
@@ -353,14 +373,14 @@ impl HostSocket {
 
     /// Reads into `room`.
     pub(super) fn read(&self, room: &mut [u8]) -> HostIo {
-        let SocketKind::Stream { read_closed, .. } = self.kind else { return HostIo::Failed };
+        let SocketKind::Stream { stops_short, .. } = self.kind else { return HostIo::Failed };
         if room.is_empty() {
             return HostIo::WouldBlock;
         }
         loop {
             return match socket::recv(self.fd.as_fd(), room) {
                 Ok(0) => HostIo::Eof,
-                Ok(n) if n < room.len() && !read_closed => HostIo::MovedAll(n),
+                Ok(n) if n < room.len() && !stops_short => HostIo::MovedAll(n),
                 Ok(n) => HostIo::Moved(n),
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => HostIo::WouldBlock,
@@ -386,10 +406,10 @@ impl HostSocket {
         }
     }
 
-    /// Notes that the peer has finished.
-    pub(super) fn handle_read_closed(&mut self) {
-        if let SocketKind::Stream { read_closed, .. } = &mut self.kind {
-            *read_closed = true;
+    /// Notes that the peer has finished, or sent urgent data.
+    pub(super) fn handle_stop(&mut self) {
+        if let SocketKind::Stream { stops_short, .. } = &mut self.kind {
+            *stops_short = true;
         }
     }
 

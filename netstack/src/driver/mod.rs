@@ -6,7 +6,7 @@
 //! 1. wait for events, or not at all while work is left over from the last turn;
 //! 2. tell the stack about each event;
 //! 3. read a batch of frames from the TAP (`TAP_BATCH`, `TAP_BATCH_BYTES`), perform actions and write frames until
-//!    neither is left, and again while the TAP has more (`TAP_BATCHES`). Datagrams of one batch leave together.
+//!    neither is left, and again while the TAP has more ([`Turns`]). Datagrams of one batch leave together.
 //!
 //! Batches are small: what the child sends next finds room while the host is written to.
 //!
@@ -56,7 +56,7 @@ pub use self::host_relay::{HostRelay, RelayOffer};
 use self::host_sockets::{Connect, HostSockets, SocketKind, SocketUser};
 use self::observers::Observers;
 use self::paths::Paths;
-use self::polling::{Courtesy, PAUSE, Polling};
+use self::polling::{Courtesy, PAUSE, Polling, Turns};
 use self::resolver::{ResolverWatch, read_resolv_conf};
 pub use self::settings::{CaptureRunning, DnsUpstream};
 use self::workers::Crew;
@@ -67,7 +67,7 @@ use crate::error::DropReason;
 use crate::flow::FlowId;
 use crate::frame::{Frame, Gso, Offload};
 use crate::offload::{IpVersion, vnet_hdr};
-use crate::stack::{FRAME_BUFFER, Stack};
+use crate::stack::{FRAME_BUFFER, HostIo, Stack};
 use crate::sys::link::{Link, PacketSocketError};
 use crate::sys::netlink::{AddressWatch, RouteWatch};
 use crate::sys::random;
@@ -84,11 +84,6 @@ const TAP_BATCH_BYTES: usize = 64 << 10;
 /// The same where tunnels' super-segments are among them: with its headers one is more than `UDP_SEGMENT` takes at once, and
 /// what two of them hold leaves in three portions instead of four.
 const TUNNEL_BATCH_BYTES: usize = 128 << 10;
-/// Batches between two looks at the sockets.
-const TAP_BATCHES: usize = 2;
-/// Bytes read from streams of the host between two looks at all of them: a bulk stream is not to keep others waiting for its whole
-/// window.
-const SHARE: usize = 256 << 10;
 /// Actions performed before frames are written again: bytes go on while they are in the cache.
 const ACTION_BATCH: usize = 4;
 /// A pause before a frame is tried again that the TAP had no memory for.
@@ -181,7 +176,8 @@ pub struct Driver {
     /// Set while finishing.
     wait_at_most: Option<Duration>,
     readable: VecDeque<FlowId>,
-    /// What is left of [`SHARE`] in this turn, and the streams that have to wait for the next.
+    turns: Turns,
+    /// What is left of this turn's share ([`Turns::share`]), and the streams that have to wait for the next.
     share: usize,
     put_off: VecDeque<FlowId>,
     outgoing: Vec<Outgoing>,
@@ -213,6 +209,8 @@ impl Driver {
     /// What it needs of the file system afterwards is resolv.conf with its symbolic links, at the same paths
     /// ([`resolver::directories`]), and only while its servers are asked: the process may go into an empty root. No
     /// socket of another kind than IP's is opened later, and no event source.
+    ///
+    /// The process's soft limit of open files is raised to the hard one: every flow has a socket.
     ///
     /// # Errors
     /// When the link or one of the kernel's event sources cannot be used.
@@ -267,7 +265,8 @@ impl Driver {
             moved: 0,
             wait_at_most: None,
             readable: VecDeque::new(),
-            share: SHARE,
+            turns: Turns::new(),
+            share: 0,
             put_off: VecDeque::new(),
             outgoing: Vec::new(),
             parts: Parts::default(),
@@ -458,9 +457,9 @@ impl Driver {
         }
         self.read_datagrams(now);
         self.give_way();
-        self.share = SHARE;
+        self.share = self.turns.share(now);
         self.resume_streams(now);
-        for _ in 0..TAP_BATCHES {
+        for _ in 0..self.turns.tap_batches(now) {
             self.read_tap(now)?;
             self.drain(now);
             self.give_way();
@@ -662,10 +661,15 @@ impl Driver {
         self.courtesy.handle_stream();
         let share = &mut self.share;
         let before = *share;
+        let turns = &mut self.turns;
         self.stack.with_host_rx(now, flow, |room| {
             let len = room.len().min(*share);
             let read = socket.read(&mut room[..len]);
             *share -= read.bytes();
+            // What was cut by the room or the share is no message, however short.
+            if let HostIo::MovedAll(bytes) = read {
+                turns.handle_message(now, bytes);
+            }
             read
         });
         self.moved += before - self.share;
@@ -676,17 +680,24 @@ impl Driver {
             Action::Connect { flow, remote } => {
                 let user =
                     if self.stack.is_question(flow) { SocketUser::Resolver } else { SocketUser::Child };
-                let event = match self.sockets.connect(flow, remote, user) {
-                    Connect::Connected => HostEvent::Connected,
-                    Connect::UnderWay => return,
-                    Connect::Failed(error) => HostEvent::ConnectFailed(error),
-                };
-                self.stack.handle_host(now, flow, event);
+                match self.sockets.connect(flow, remote, user) {
+                    Connect::Connected => self.connected_at_once(now, flow),
+                    Connect::UnderWay => {}
+                    Connect::Failed(error) => {
+                        self.stack.handle_host(now, flow, HostEvent::ConnectFailed(error));
+                    }
+                }
             }
             Action::HostWrite { flow } => {
                 if let Some(socket) = self.sockets.get(flow) {
                     self.courtesy.handle_stream();
-                    self.stack.with_host_tx(now, flow, |bytes| socket.write(bytes));
+                    let mut written = 0;
+                    self.stack.with_host_tx(now, flow, |bytes| {
+                        let write = socket.write(bytes);
+                        written += write.bytes();
+                        write
+                    });
+                    self.turns.handle_message(now, written);
                 }
             }
             Action::HostRead { flow } => self.read_stream(now, flow),
@@ -722,6 +733,17 @@ impl Driver {
         }
     }
 
+    /// What is about to be given away is not watched before.
+    fn connected_at_once(&mut self, now: Instant, flow: FlowId) {
+        self.stack.handle_host(now, flow, HostEvent::Connected);
+        if !self.stack.is_offered(flow)
+            && let Err(error) = self.sockets.watch_stream(flow)
+        {
+            log::debug!("watching a connection failed: {error}");
+            self.stack.handle_host(now, flow, HostEvent::Reset);
+        }
+    }
+
     fn handle_socket(&mut self, now: Instant, flow: FlowId, event: &mio::event::Event) {
         let Some(socket) = self.sockets.get_mut(flow) else { return };
         if matches!(socket.kind, SocketKind::Datagram { .. }) {
@@ -733,8 +755,8 @@ impl Driver {
             }
             return;
         }
-        if event.is_read_closed() {
-            socket.handle_read_closed();
+        if event.is_read_closed() || event.is_priority() {
+            socket.handle_stop();
         }
         if socket.is_connecting() {
             match self.sockets.finish_connect(flow) {

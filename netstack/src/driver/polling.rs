@@ -1,4 +1,4 @@
-//! Whether to look for events a little longer before sleeping, and when to give way to others.
+//! Whether to look for events a little longer before sleeping, when to give way to others, and how much to do in one turn.
 //!
 //! # Theory of operation
 //! Where somebody answers within microseconds, most of a round trip is the price of putting a CPU to sleep and of
@@ -21,6 +21,10 @@
 //!   way;
 //! - pause when it has caught up ([`PAUSE`]): what gathers meanwhile costs one wake-up, one system call and one frame
 //!   instead of many. Not while streams move bytes too, and never after a few datagrams: those want an answer.
+//!
+//! Streams in bulk fill turns of the loop, and whoever sends a message of a few bytes beside them waits for the end of a turn on
+//! its way out and once more on its way back. While messages come, [`Turns`] are short: the bulk pays for it with a tenth of its rate,
+//! which it has back as soon as it is alone.
 //!
 //! Not handled: how busy the other CPUs are. Yielding gives way on this one only.
 
@@ -135,6 +139,52 @@ impl Courtesy {
     }
 }
 
+/// How much of streams is moved in one turn of the loop.
+#[derive(Debug)]
+pub(super) struct Turns {
+    /// Turns are short until then.
+    short_until: Instant,
+}
+
+impl Turns {
+    /// Bytes read from streams of the host between two looks at all of them: a bulk stream is not to keep others waiting for its
+    /// whole window.
+    const SHARE: usize = 256 << 10;
+    /// The same while messages come.
+    const SHORT_SHARE: usize = 32 << 10;
+    /// Batches of the TAP between two looks at the sockets.
+    const TAP_BATCHES: usize = 2;
+    /// The most bytes of a message.
+    const MESSAGE: usize = 2 << 10;
+    /// How long after a message the next is expected.
+    const PATIENCE: Duration = Duration::from_millis(10);
+
+    pub(super) fn new() -> Self {
+        Turns { short_until: Instant::ZERO }
+    }
+
+    /// Notes that `bytes`, all that there were, went from one end of a stream to the other.
+    pub(super) fn handle_message(&mut self, now: Instant, bytes: usize) {
+        if (1..=Self::MESSAGE).contains(&bytes) {
+            self.short_until = now + Self::PATIENCE;
+        }
+    }
+
+    /// Bytes that may be read from streams of the host in the turn that begins now.
+    pub(super) fn share(&self, now: Instant) -> usize {
+        if self.are_short(now) { Self::SHORT_SHARE } else { Self::SHARE }
+    }
+
+    /// Batches that may be read from the TAP in it.
+    pub(super) fn tap_batches(&self, now: Instant) -> usize {
+        if self.are_short(now) { 1 } else { Self::TAP_BATCHES }
+    }
+
+    fn are_short(&self, now: Instant) -> bool {
+        now < self.short_until
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,6 +248,19 @@ mod tests {
         courtesy.handle_yield(start, end);
         assert!(!yields(&mut courtesy, Instant::from_micros(25_999)));
         assert!(yields(&mut courtesy, Instant::from_millis(26)));
+    }
+
+    #[test]
+    fn messages_make_turns_short_and_a_bulk_alone_has_long_ones() {
+        let mut turns = Turns::new();
+        let at = Instant::from_millis;
+        let parts = |turns: &Turns, now| (turns.share(now), turns.tap_batches(now));
+        turns.handle_message(at(1), Turns::SHARE);
+        turns.handle_message(at(1), 0);
+        assert_eq!(parts(&turns, at(1)), (Turns::SHARE, Turns::TAP_BATCHES));
+        turns.handle_message(at(5), 1);
+        assert_eq!(parts(&turns, at(14)), (Turns::SHORT_SHARE, 1));
+        assert_eq!(parts(&turns, at(15)), (Turns::SHARE, Turns::TAP_BATCHES), "nothing came for a while");
     }
 
     #[test]

@@ -23,7 +23,9 @@
 //! again, and [`Action::RecallRelay`] has it send something.
 //!
 //! *Not offered:* flows of published ports; what the engine serves itself (gateway, DNS, maps of the host's
-//! loopback); anything while [`Relaying::Off`].
+//! loopback); with [`Relaying::Lasting`] those to destinations whose flows are many and brief (`brief`); SYNs that offer Multipath
+//! TCP, because such sockets of Linux (6.18) never learn of a simultaneous open that they are connected; anything while
+//! [`Relaying::Off`].
 
 use std::net::SocketAddr;
 
@@ -42,8 +44,10 @@ pub enum Relaying {
     /// All flows go by frames: there is no relay, or somebody looks at the frames and is to see everything.
     #[default]
     Off,
+    /// Flows of the child to the world are offered, but for those to destinations whose flows are many and brief.
+    Lasting,
     /// Flows of the child to the world are offered.
-    On,
+    All,
 }
 
 /// Payload bytes that a relay has carried for a flow, told at its end.
@@ -123,14 +127,24 @@ impl Stack {
     /// A relayed flow has ended, in whatever way. Flows that are gone are ignored.
     pub fn relay_ended(&mut self, now: Instant, flow: FlowId, end: RelayEnd) {
         self.now = now;
-        if !matches!(self.flows.get(flow).map(|entry| &entry.value.kind), Some(FlowKind::Relayed(_))) {
+        let Some(entry) = self.flows.get(flow) else { return };
+        if !matches!(entry.value.kind, FlowKind::Relayed(_)) {
             return;
         }
+        let destination = entry.key.remote;
+        self.handle_carried(now, destination, end.to_host + end.from_host);
         self.forget(flow);
         self.counts.tcp -= 1;
         self.stats.relay.active -= 1;
         self.stats.relay.bytes_from_child += end.to_host;
         self.stats.relay.bytes_to_child += end.from_host;
+    }
+
+    /// A flow to the world has ended, on either path.
+    pub(super) fn handle_carried(&mut self, now: Instant, destination: SocketAddr, bytes: u64) {
+        if self.relaying == Relaying::Lasting {
+            self.brief.handle_end(now, destination, bytes);
+        }
     }
 
     /// Whether a flow waits for the relay's answer.
@@ -140,7 +154,7 @@ impl Stack {
 
     /// The host has connected: offers the flow, or has the child answered.
     pub(super) fn handle_connected(&mut self, now: Instant, id: FlowId) {
-        let Some(child) = self.relay_would_help(id) else { return self.accept_from_child(id) };
+        let Some(child) = self.relay_would_help(now, id) else { return self.accept_from_child(id) };
         let Some(entry) = self.flows.get_mut(id) else { return };
         let destination = entry.key.remote;
         let FlowKind::Tcp(tcp) = &mut entry.value.kind else { return };
@@ -152,7 +166,7 @@ impl Stack {
     }
 
     /// The child's end of a flow that may be offered.
-    fn relay_would_help(&self, id: FlowId) -> Option<SocketAddr> {
+    fn relay_would_help(&mut self, now: Instant, id: FlowId) -> Option<SocketAddr> {
         if self.relaying == Relaying::Off {
             return None;
         }
@@ -163,7 +177,14 @@ impl Stack {
         let own = named == self.gateway(named.is_ipv4())
             || self.config.dns_addresses().any(|address| address == named)
             || remote.ip().is_loopback();
-        (tcp.opened_by == OpenedBy::Child && !own).then_some(key.child)
+        if tcp.opened_by != OpenedBy::Child || tcp.multipath || own {
+            return None;
+        }
+        if self.relaying == Relaying::Lasting && self.brief.are_many(now, key.remote) {
+            self.stats.relay.brief += 1;
+            return None;
+        }
+        Some(key.child)
     }
 
     /// Whether a SYN with that sequence number takes the key from the flow that has it: a relayed one whose end was not

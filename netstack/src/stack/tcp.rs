@@ -251,7 +251,8 @@ impl Stack {
             self.rings.give_back(endpoint.into_region());
             return Err(DropReason::WorkerBusy);
         }
-        let flow = TcpFlow::new(now, endpoint, peer, syn.sequence);
+        let mut flow = TcpFlow::new(now, endpoint, peer, syn.sequence);
+        flow.multipath = syn.offers_multipath(received.transport());
         let remote = match flow.peer {
             Peer::Host(remote) => Some(remote),
             Peer::Dns(_) => None,
@@ -482,8 +483,14 @@ impl Stack {
 
     /// Ends a flow and closes its host socket.
     pub(super) fn close_tcp(&mut self, now: Instant, id: FlowId, abort: bool) {
+        let destination = self.flows.get(id).map(|entry| entry.key.remote);
         let Some(FlowKind::Tcp(tcp)) = self.forget(id) else { return };
         self.counts.tcp -= 1;
+        if let (Some(destination), Peer::Host(_), OpenedBy::Child) = (destination, &tcp.peer, tcp.opened_by)
+            && !tcp.is_half_open()
+        {
+            self.handle_carried(now, destination, tcp.bytes_from_child + tcp.bytes_to_child);
+        }
         if tcp.is_half_open() {
             self.counts.half_open -= 1;
             self.stats.tcp_unanswered += u64::from(tcp.opened_by == OpenedBy::Host);

@@ -93,10 +93,11 @@ pub(crate) fn finish_on_close(fd: BorrowedFd<'_>) {
     let _ = set(fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
 }
 
-/// Sets what every TCP socket of ours has: no Nagle (the child has its own), keepalive.
+/// Sets what every TCP socket of ours has: no Nagle (the child has its own), keepalive, urgent bytes in their place in the stream.
 pub(crate) fn prepare_tcp(fd: BorrowedFd<'_>) {
     let _ = set_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
     let _ = set_int(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+    let _ = set_int(fd, libc::SOL_SOCKET, libc::SO_OOBINLINE, 1);
 }
 
 /// Receive buffer asked for on datagram sockets, in bytes; the kernel grants at most `net.core.rmem_max`.

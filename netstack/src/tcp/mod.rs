@@ -94,6 +94,8 @@ pub(crate) struct TcpFlow {
     pub(crate) window: SendWindow,
     /// Sequence number of the child's SYN, for quoting it in ICMP errors.
     pub(crate) syn: u32,
+    /// The child's SYN offered Multipath TCP.
+    pub(crate) multipath: bool,
     pub(crate) last_active: Instant,
     /// Whether ring pages may have been touched since they were last given back.
     pub(crate) touched: bool,
@@ -115,6 +117,7 @@ impl TcpFlow {
             relay: Relay::default(),
             window,
             syn,
+            multipath: false,
             last_active: now,
             touched: false,
             bytes_from_child: 0,

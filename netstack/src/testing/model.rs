@@ -196,9 +196,9 @@ impl Model {
         self.harness.host.plans.insert(remote, plan);
         let (relaying, relay) = match argument >> 2 & 3 {
             0 => (Relaying::Off, RelayPlan::Refuse),
-            1 => (Relaying::On, RelayPlan::Refuse),
-            2 => (Relaying::On, RelayPlan::Join),
-            _ => (Relaying::On, RelayPlan::Hold),
+            1 => (Relaying::All, RelayPlan::Refuse),
+            2 => (Relaying::All, RelayPlan::Join),
+            _ => (Relaying::All, RelayPlan::Hold),
         };
         // Of connections under way, too.
         self.harness.stack.set_relaying(relaying);

@@ -74,7 +74,7 @@ impl benches::comparison::Row for Row {
         match self {
             Self::Busy(flows) => format!("messages by {} in turn, 1/s (engine CPU us each)", of(flows)),
             Self::Cost => "time of a message by most flows / by one (engine CPU likewise)".to_owned(),
-            Self::PacketCost => "engine CPU per packet of the child's device, most flows / one".to_owned(),
+            Self::PacketCost => "engine CPU per packet of the child's devices, most flows / one".to_owned(),
             Self::MemoryIdle(flows) => format!("RSS per flow, {} that never spoke, KB", of(flows)),
             Self::MemoryBusy => "RSS per flow, most flows after their messages, KB".to_owned(),
             Self::Descriptors => "engine's descriptors per flow, most flows".to_owned(),
@@ -128,7 +128,7 @@ fn main() -> ExitCode {
     let (flows, clipped) = within_descriptors(&cli.flows);
     let rows = Row::all(&flows);
     let (columns, absent): (Vec<_>, Vec<_>) =
-        Subject::ALL.into_iter().partition(|subject| subject.is_present());
+        Subject::ALL.into_iter().chain([Subject::Auto]).partition(|subject| subject.is_present());
     let mut comparison = Comparison::new(&options, &rows, &columns);
     let mut lab = Lab::new(&options, flows, cli.sustained, comparison.rows());
     comparison.run(&options, &mut lab);
@@ -237,8 +237,8 @@ impl Lab {
             let cpu = last.cpu.zip(first.cpu).map(|(many, one)| many / one);
             samples.push((Row::Cost, Sample { value: first.value / last.value, cpu }));
             if subject.is_engine() {
-                let ratio = most.cpu_per_packet().zip(one.cpu_per_packet()).map(|(many, one)| many / one);
-                samples.extend(ratio.map(|ratio| (Row::PacketCost, Sample::plain(ratio))));
+                let ratio = most.cpu_per_packet() / one.cpu_per_packet();
+                samples.push((Row::PacketCost, Sample::plain(ratio)));
                 samples.push((Row::MemoryBusy, most.busy.more_per_flow(&empty, most.flows)));
                 let more =
                     most.busy.descriptors.zip(empty.descriptors).map(|(now, then)| now.saturating_sub(then));
@@ -298,7 +298,12 @@ impl benches::comparison::Lab for Lab {
     type Column = Subject;
 
     fn measures(&self, row: Row, subject: Subject) -> bool {
-        self.asked.contains(&row) && (kind(row) != Kind::Connects || !self.sustained_done.contains(&subject))
+        let wanted = match kind(row) {
+            Kind::Connects => !self.sustained_done.contains(&subject),
+            // Few connections: what by default goes by the relay.
+            Kind::Ramp | Kind::Fairness => subject != Subject::Auto,
+        };
+        self.asked.contains(&row) && wanted
     }
 
     fn measure(&mut self, row: Row, subject: Subject) -> Vec<(Row, Sample)> {
@@ -345,10 +350,8 @@ impl Turn {
         Sample::of_transactions(&self.line, subject.is_engine().then_some(self.cpu))
     }
 
-    /// `None` where the messages do not go by the device: by sockets only the connection's first packets do.
-    fn cpu_per_packet(&self) -> Option<f64> {
-        let packets = number_in(&self.line, "packets=");
-        (packets >= number_in(&self.line, "transactions=")).then(|| self.cpu / packets)
+    fn cpu_per_packet(&self) -> f64 {
+        self.cpu / number_in(&self.line, "packets=").max(1.0)
     }
 }
 
@@ -401,15 +404,20 @@ fn print_bars(comparison: &Comparison<Row, Subject>) -> Verdict {
     let mut bars = Bars::default();
     for subject in [Subject::Tap, Subject::Relay] {
         let (name, value) = (subject.name(), |row| comparison.value(row, subject));
-        // Where the bytes go by packets, a flow whose turn comes seldom has more of them per message.
-        let by_packet = value(Row::PacketCost).map(|cost| ("packet", cost));
-        let by_message = comparison.cpu(Row::Cost, subject).map(|cost| ("message", cost));
-        if let Some((what, cost)) = by_packet.or(by_message) {
-            bars.at_most(&format!("{name}: engine CPU per {what}, most flows / one"), Some(cost), 1.2);
-        }
+        // A flow whose turn comes seldom has more of them per message.
+        let cost = value(Row::PacketCost);
+        bars.at_most(&format!("{name}: engine CPU per packet, most flows / one"), cost, 1.2);
         for (row, way) in [(Row::FairToHost, "child->host"), (Row::FairToChild, "host->child")] {
             bars.at_most(&format!("{name}: RR p99 beside a stream {way} / alone"), value(row), 3.0);
         }
+    }
+    let value = |subject| comparison.value(Row::Connects, subject);
+    let peers = [Subject::Slirp4netns, Subject::Pasta].into_iter().filter_map(value);
+    if let (Some(ours), Some(best)) = (value(Subject::Auto), peers.reduce(f64::max)) {
+        let name = format!("{}: connections, eight at a time / the best peer", Subject::Auto.name());
+        bars.at_least(&name, Some(ours / best), 1.0);
+        let lasts = comparison.value(Row::ConnectsLast, Subject::Auto);
+        bars.at_least("the same: last tenth of the time / first", lasts, 0.8);
     }
     bars.print()
 }

@@ -5,10 +5,10 @@ use super::super::finding::{Finding, Purpose, Remedy, State};
 use super::text;
 use crate::hint;
 use crate::plan::facts::HostFacts;
-use crate::plan::idmap::{IdMapPlan, MapPlan, SingleReason};
+use crate::plan::idmap::{IdMapPlan, MapPlan, SingleReason, free_ids};
 
 /// Ids that the pods of a node need beside the caller's own: images have files of users up to nobody (65534).
-const NODE_IDS: u64 = 65536;
+const NODE_IDS: u32 = 65536;
 
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     const GROUP: Purpose = Purpose::Launch;
@@ -80,6 +80,7 @@ fn resolv_conf(facts: &Facts) -> Finding {
     }
     match facts.host.resolv_conf.lines().filter(|line| line.starts_with("nameserver")).count() {
         0 => Finding::less(Purpose::Launch, NAME, "/etc/resolv.conf names no server: give one by --dns"),
+        1 => Finding::good(Purpose::Launch, NAME, "1 name server"),
         count => Finding::good(Purpose::Launch, NAME, format!("{count} name servers")),
     }
 }
@@ -95,8 +96,12 @@ fn subordinate_ids(host: &HostFacts, launch: &LaunchFacts) -> Finding {
     };
     let user = host.user.clone().unwrap_or_else(|| host.uid.to_string());
     let grant = || {
-        let range = "100000-165535";
-        [Remedy::Command(format!("usermod --add-subuids {range} --add-subgids {range} {user}"))]
+        let free = free_ids(NODE_IDS, [&host.subuid, &host.subgid])?;
+        let range = format!("{}-{}", free.start, free.end - 1);
+        Some(Remedy::Command(match host.user {
+            Some(_) => format!("usermod --add-subuids {range} --add-subgids {range} {user}"),
+            None => format!("echo {user}:{}:{NODE_IDS} | tee -a /etc/subuid /etc/subgid", free.start),
+        }))
     };
     let plan = IdMapPlan::new(host);
     match &plan.users {
@@ -131,7 +136,7 @@ fn subordinate_ids(host: &HostFacts, launch: &LaunchFacts) -> Finding {
         return less(finding).mended_by([Remedy::Command(format!("chmod u+s {}", programs.join(" ")))]);
     }
     let count = mapped.users.min(mapped.groups) - 1;
-    if count < NODE_IDS {
+    if count < u64::from(NODE_IDS) {
         let finding = format!(
             "only {count} beside the caller's own are mapped by newuidmap and newgidmap; a node wants {NODE_IDS}"
         );

@@ -259,7 +259,10 @@ fn subordinate_ids_are_a_nodes_need() {
         );
     }
     assert_eq!(few(1, 1).fix(), "chmod u+s /usr/bin/newuidmap /usr/bin/newgidmap");
-    assert!(few(1001, 1001).fix().starts_with("usermod --add-subuids 100000-165535"));
+    assert!(
+        few(1001, 1001).fix().starts_with("usermod --add-subuids 165536-231071"),
+        "others' ids are theirs"
+    );
     let missing = bad(|facts, _| facts.host.newuidmap = None);
     assert_eq!(missing.fix(), "apt-get install uidmap");
     let none = bad(|facts, _| facts.host.subgid.clear());

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
 use super::super::facts::{Port, PortState};
 use super::super::judge::{KUBELET_PORT, VXLAN_PORT};
+use crate::apply::facts::read_text;
 
 pub(super) fn try_all() -> Vec<Port> {
     let any = Ipv4Addr::UNSPECIFIED;
@@ -43,7 +44,7 @@ fn owner(protocol: &str, port: u16) -> Option<(String, String)> {
         targets.any(|target| sockets.iter().any(|socket| target.as_os_str() == socket.as_str()))
     });
     let process = holders.next()?;
-    let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+    let name = read_text(process.path().join("comm"));
     Some((process.file_name().to_string_lossy().into_owned(), name.trim().to_owned()))
 }
 

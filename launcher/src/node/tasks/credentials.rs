@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use super::TaskError;
 use crate::components::layout;
 
-/// The certificates' names begin so.
-const CERTIFICATES: &str = "kubelet-client-";
+/// The names of certificates that a cluster has signed begin so: what it knows kubelet by, and what kubelet serves with
+/// (serverTLSBootstrap).
+const CERTIFICATES: [&str; 2] = ["kubelet-client-", "kubelet-server-"];
 
 /// Compares, forgets, and takes a copy.
 ///
@@ -54,7 +55,8 @@ fn forget(own: &Path, certificates: &Path) -> Result<(), TaskError> {
         Ok(entries) => {
             for entry in entries {
                 let entry = entry.map_err(unreadable)?;
-                if entry.file_name().to_string_lossy().starts_with(CERTIFICATES) {
+                let name = entry.file_name();
+                if CERTIFICATES.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
                     found.push(entry.path());
                 }
             }
@@ -82,21 +84,21 @@ mod tests {
         let certificates = directory.join("pki");
         fs::create_dir_all(&certificates).unwrap();
         let [given, copy, own] = ["given", "joined-by", "kubeconfig"].map(|name| directory.join(name));
-        let [client, current, serving] =
-            ["kubelet-client-1.pem", "kubelet-client-current.pem", "kubelet.crt"]
+        let [client, current, server, own_signed] =
+            ["kubelet-client-1.pem", "kubelet-client-current.pem", "kubelet-server-1.pem", "kubelet.crt"]
                 .map(|name| certificates.join(name));
-        for path in [&own, &client, &serving] {
+        for path in [&own, &client, &server, &own_signed] {
             fs::write(path, "").unwrap();
         }
         std::os::unix::fs::symlink(&client, &current).unwrap();
         let kept = |text: &str| {
             fs::write(&given, text).unwrap();
             keep(&given, &copy, &own, &certificates).unwrap();
-            [&own, &client, &current, &serving].map(|path| path.symlink_metadata().is_ok())
+            [&own, &client, &current, &server, &own_signed].map(|path| path.symlink_metadata().is_ok())
         };
-        assert_eq!(kept("one"), [true; 4], "who knows what they came by");
-        assert_eq!(kept("one"), [true; 4]);
-        assert_eq!(kept("two"), [false, false, false, true]);
+        assert_eq!(kept("one"), [true; 5], "who knows what they came by");
+        assert_eq!(kept("one"), [true; 5]);
+        assert_eq!(kept("two"), [false, false, false, false, true]);
         assert_eq!(fs::read(&copy).unwrap(), b"two");
         fs::remove_dir_all(&directory).unwrap();
     }

@@ -9,11 +9,12 @@ mod images;
 mod join;
 mod node_address;
 mod overlay_peers;
+mod pre_stop;
 mod programs;
 mod stop_pods;
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -26,7 +27,7 @@ use self::crio_images::ArchiveError;
 pub(super) use self::stop_pods::{GRACE, SLACK};
 use super::args::HostPorts;
 use super::host_ports::Policy;
-use super::joining::{Credentials, Joining};
+use super::joining::{Credentials, Joining, Serving};
 use crate::cri::CriError;
 use crate::error::with_causes;
 use crate::internal::TASK;
@@ -81,7 +82,7 @@ pub enum Task {
     /// Let the node be where its host is.
     NodeAddress {
         /// Where.
-        address: Ipv4Addr,
+        addresses: Vec<IpAddr>,
     },
     /// Forget what came by another kubeconfig.
     Credentials {
@@ -96,6 +97,8 @@ pub enum Task {
         kubeconfig: PathBuf,
         /// Whether the node is known there.
         credentials: Credentials,
+        /// Whether kubelet needs something more from there.
+        serving: Serving,
     },
     /// Tell other nodes where this one is.
     Annotate {
@@ -185,7 +188,7 @@ pub enum TaskError {
     #[error("{step} {address} failed on the loopback device")]
     Address {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// What the kernel was asked for.
         step: &'static str,
         /// Why not.
@@ -234,10 +237,10 @@ pub fn main(task: &Task) -> ExitCode {
         Task::StopPods { socket } => stop_pods::run(socket),
         Task::FlannelLink { local } => flannel_link::run(*local),
         Task::OverlayPeers => overlay_peers::run(),
-        Task::NodeAddress { address } => node_address::run(*address),
+        Task::NodeAddress { addresses } => node_address::run(addresses),
         Task::Credentials { kubeconfig } => credentials::run(kubeconfig),
-        Task::Join { server, kubeconfig, credentials } => {
-            join::run(Joining::new(server.clone(), kubeconfig.clone(), *credentials))
+        Task::Join { server, kubeconfig, credentials, serving } => {
+            join::run(Joining::new(server.clone(), kubeconfig.clone(), *credentials), *serving)
         }
         Task::Annotate { kubectl, kubeconfig, node, public_ip } => {
             annotate::run(kubectl, kubeconfig, node, *public_ip)

@@ -1,4 +1,5 @@
-//! Asks all containers to end, before what runs them is stopped: SIGTERM, and SIGKILL after the time that their pods want.
+//! Asks all containers to end, before what runs them is stopped: their preStop hooks, SIGTERM, and SIGKILL after the time that their
+//! pods want for both.
 //!
 //! kubelet leaves containers running when it ends, and could end pods itself only under a logind that it may hold up. It is dead by now, so
 //! nobody starts them again.
@@ -9,14 +10,17 @@ use std::time::Duration;
 
 use tokio::runtime;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::TaskError;
-use crate::cri::{CriError, Runtime};
+use super::pre_stop::Hook;
+use crate::cri::{Container, CriError, Runtime};
 use crate::error::with_causes;
 
 /// What a container has if its pod says nothing (Kubernetes' own default), and at most.
 pub(crate) const GRACE: Duration = Duration::from_secs(30);
+/// What a container has at least after its hook (kubelet's own).
+const AFTER_HOOK: Duration = Duration::from_secs(2);
 /// How long the runtime may take beyond that.
 pub(crate) const SLACK: Duration = Duration::from_secs(10);
 
@@ -40,19 +44,35 @@ async fn stop_all(socket: &Path) -> Result<(), CriError> {
     let (runtime, containers) = listed.await.map_err(|_| CriError::Silent)??;
     let mut ends = JoinSet::new();
     for container in containers {
-        let grace = container.grace().unwrap_or(GRACE).min(GRACE);
-        let (name, runtime) = (container.name(), runtime.clone());
-        log::info!("container {name} is asked to end within {grace:?}");
-        ends.spawn(async move {
-            let ended = timeout(grace + SLACK, runtime.stop(container.id, grace)).await;
-            match ended.unwrap_or(Err(CriError::Silent)) {
-                Ok(()) => log::info!("container {name} has ended"),
-                Err(error) => log::warn!("container {name} was not ended: {}", with_causes(&error)),
-            }
-        });
+        ends.spawn(end(runtime.clone(), container));
     }
     while ends.join_next().await.is_some() {}
     Ok(())
+}
+
+async fn end(runtime: Runtime, container: Container) {
+    let grace = container.grace().unwrap_or(GRACE).min(GRACE);
+    let name = container.name();
+    let begun = Instant::now();
+    let mut left = grace;
+    // As kubelet does it: who has no time has none for its hook, and after a hook there is always a little.
+    if let Some(hook) = Hook::of(&container).filter(|_| !grace.is_zero()) {
+        log::info!("container {name}: its preStop hook is run, {grace:?} at most");
+        match timeout(grace, hook.run(&runtime, &container, grace)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                log::warn!("container {name}: its preStop hook failed: {}", with_causes(&error))
+            }
+            Err(_) => log::warn!("container {name}: its preStop hook has not ended within {grace:?}"),
+        }
+        left = grace.saturating_sub(begun.elapsed()).max(AFTER_HOOK);
+    }
+    log::info!("container {name} is asked to end within {left:.0?}");
+    let ended = timeout(left + SLACK, runtime.stop(container.id, left)).await;
+    match ended.unwrap_or(Err(CriError::Silent)) {
+        Ok(()) => log::info!("container {name} has ended"),
+        Err(error) => log::warn!("container {name} was not ended: {}", with_causes(&error)),
+    }
 }
 
 #[cfg(test)]

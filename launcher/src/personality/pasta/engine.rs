@@ -213,7 +213,7 @@ impl Ports {
         let carrier = Box::new(TapCarrier::new(driver.handle()?));
         let mut forwards = PreparedForwards::new(config, Some(ChildLine::from(line)), Some(carrier))?;
         if egress != EgressMode::Tap {
-            egress::join(driver, &mut [], &mut forwards).map_err(RunError::Prepare)?;
+            egress::join(driver, &mut [], &mut forwards, egress).map_err(RunError::Prepare)?;
         }
         let to_host = match &plan.forwards.auto_to_host {
             Some(rules) => Some(

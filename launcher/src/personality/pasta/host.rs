@@ -2,11 +2,12 @@
 //!
 //! The parsers are pure; [`Host::look`] reads.
 
-use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nix::ifaddrs::getifaddrs;
+
+use crate::apply::facts::read_text;
 
 /// The network of the host, as far as it is copied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,7 +76,6 @@ impl Host {
     /// # Errors
     /// getifaddrs(3). Without /proc/net there are no routes.
     pub fn look(wanted: Wanted<'_>) -> io::Result<Self> {
-        let text = |path| fs::read_to_string(path).unwrap_or_default();
         let mut macs = Vec::new();
         let mut addresses = Vec::new();
         for found in getifaddrs()? {
@@ -92,16 +92,16 @@ impl Host {
                 });
             }
         }
-        let ipv4 = uplink(&routes_v4(&text("/proc/net/route")), &addresses, wanted.ipv4);
+        let ipv4 = uplink(&routes_v4(&read_text("/proc/net/route")), &addresses, wanted.ipv4);
         let ipv6 = uplink(
-            &routes_v6(&text("/proc/net/ipv6_route")),
-            &addresses_v6(&text("/proc/net/if_inet6")),
+            &routes_v6(&read_text("/proc/net/ipv6_route")),
+            &addresses_v6(&read_text("/proc/net/if_inet6")),
             wanted.ipv6,
         );
         let names = [ipv4.as_ref().map(|up| &up.interface), ipv6.as_ref().map(|up| &up.interface)];
         let mac_of = |name: &String| macs.iter().find(|(other, _)| other == name).map(|&(_, mac)| mac);
         let mac = names.into_iter().flatten().find_map(mac_of);
-        Ok(Host { ipv4, ipv6, mac, resolver: resolver(&text("/etc/resolv.conf")) })
+        Ok(Host { ipv4, ipv6, mac, resolver: resolver(&read_text("/etc/resolv.conf")) })
     }
 }
 

@@ -26,7 +26,6 @@ mod engine;
 mod to_host;
 
 use std::ffi::OsString;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
 use std::path::PathBuf;
@@ -52,6 +51,7 @@ use crate::engine::detach;
 use crate::error::{Failure, with_causes};
 use crate::join::{self, JoinError};
 use crate::logger;
+use crate::personality::{complain, say};
 use crate::sandbox::SandboxError;
 use crate::sys::clone::{self, ExitSignal, Fork, exit_now};
 use crate::sys::signal::{Disposition, set_disposition};
@@ -258,17 +258,6 @@ fn forget_stderr() -> io::Result<()> {
 /// Writes this process's id.
 fn write_pid(file: Option<File>) -> io::Result<()> {
     file.map_or(Ok(()), |mut file| writeln!(file, "{}", getpid()))
-}
-
-/// To stdout. That nobody reads it is no reason to stop.
-fn say(text: impl fmt::Display) {
-    let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(text.to_string().as_bytes()).and_then(|()| stdout.flush());
-}
-
-/// To stderr.
-fn complain(text: impl fmt::Display) {
-    let _ = io::stderr().write_all(text.to_string().as_bytes());
 }
 
 /// Callers look for the names of options here.

@@ -15,7 +15,6 @@ pub mod cli;
 pub mod plan;
 
 use std::ffi::OsString;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
@@ -47,6 +46,7 @@ use crate::error::{Failure, with_causes};
 use crate::forwards::{self, PreparedForwards};
 use crate::join::{self, JoinError};
 use crate::logger;
+use crate::personality::{complain, say};
 use crate::sandbox::root::RootPlan;
 use crate::sandbox::{BindService, Confinement, Inspection, Mode, Sandbox, SandboxError, ThreadRole};
 use crate::services::child_network;
@@ -439,17 +439,6 @@ fn version() -> String {
          libseccomp: 2.6.0 (seccompiler, compatible)\n",
         env!("CARGO_PKG_VERSION")
     )
-}
-
-/// To stdout. That nobody reads it is no reason to stop.
-fn say(text: impl fmt::Display) {
-    let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(text.to_string().as_bytes()).and_then(|()| stdout.flush());
-}
-
-/// To stderr.
-fn complain(text: impl fmt::Display) {
-    let _ = io::stderr().write_all(text.to_string().as_bytes());
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ fn scripted(plan: RelayPlan) -> Harness {
 }
 
 fn relaying(mut h: Harness, plan: RelayPlan) -> Harness {
-    h.stack.set_relaying(Relaying::On);
+    h.stack.set_relaying(Relaying::All);
     h.host.relay_plan = plan;
     h
 }
@@ -69,6 +69,40 @@ fn without_a_relay_nothing_is_offered() {
 }
 
 #[test]
+fn where_flows_are_many_and_brief_they_go_by_frames_until_one_is_not() {
+    for (child, remote) in families(80) {
+        let mut h = scripted(RelayPlan::Join);
+        h.stack.set_relaying(Relaying::Lasting);
+        let mut ports = 1000..;
+        let mut next = || SocketAddr::new(child.ip(), ports.next().unwrap());
+        let brief = |h: &mut Harness, child| {
+            let flow = joined(h, child, remote);
+            h.stack.relay_ended(h.now, flow, RelayEnd { to_host: 100, from_host: 200 });
+        };
+        (0..16).for_each(|_| brief(&mut h, next()));
+        // By frames, as brief: it ends by the child's RST.
+        for _ in 0..8 {
+            let peer = super::tcp_script::Peer::open(&mut h, next(), remote);
+            h.inject(&peer.segment(Tcp::RST, b"").frame()).unwrap();
+        }
+        assert_eq!(h.host.offers.len(), 16);
+        assert_eq!(h.stack.stats().relay.brief, 8);
+        let other = SocketAddr::new(remote.ip(), 81);
+        joined(&mut h, next(), other);
+        // A larger one, whatever way it went.
+        let mut peer = super::tcp_script::Peer::open(&mut h, next(), remote);
+        (0..50).for_each(|_| peer.send(&mut h, &[7; 1400]));
+        h.seen();
+        h.inject(&peer.segment(Tcp::RST, b"").frame()).unwrap();
+        joined(&mut h, next(), remote);
+        // Others want all of them.
+        (0..16).for_each(|_| brief(&mut h, next()));
+        h.stack.set_relaying(Relaying::All);
+        joined(&mut h, next(), remote);
+    }
+}
+
+#[test]
 fn a_failed_connect_is_told_as_ever() {
     let (child, remote) = families(80)[0];
     let mut h = scripted(RelayPlan::Join);
@@ -95,6 +129,17 @@ fn what_the_engine_serves_itself_is_not_offered() {
         h.inject(&syn(socket(CHILD, port), remote, 1000)).unwrap();
         assert_eq!(h.seen_one().tcp().flags, Tcp::SYN | Tcp::ACK, "{remote}");
     }
+    assert_eq!(h.host.offers, []);
+}
+
+#[test]
+fn a_child_that_offers_multipath_tcp_is_answered_by_frames() {
+    let (child, remote) = families(80)[0];
+    let mut h = scripted(RelayPlan::Join);
+    // MP_CAPABLE, version 1, as Linux sends it: RFC 8684 section 3.1.
+    let options = vec![2, 4, 5, 0xb4, 1, 3, 3, 7, 30, 4, 1, 1];
+    h.inject(&Segment { options, ..Segment::new(child, remote, Tcp::SYN) }.frame()).unwrap();
+    assert_eq!(h.seen_one().tcp().flags, Tcp::SYN | Tcp::ACK);
     assert_eq!(h.host.offers, []);
 }
 

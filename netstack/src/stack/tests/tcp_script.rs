@@ -52,7 +52,7 @@ impl Peer {
     }
 
     /// Sends payload and counts it as sent.
-    fn send(&mut self, h: &mut Harness, payload: &[u8]) {
+    pub(super) fn send(&mut self, h: &mut Harness, payload: &[u8]) {
         h.inject(&self.segment(Tcp::ACK | PSH, payload).frame()).unwrap();
         self.sequence = self.sequence.wrapping_add(payload.len() as u32);
     }
