@@ -1,5 +1,6 @@
-//! Forwarding between host and child namespace: TCP joined by splice(2), UDP by sessions.
+#![doc = include_str!("../README.md")]
 //!
+//! ## Modules
 //! | module | |
 //! |---|---|
 //! | [`spec`], [`manager`], [`relay`], [`udp_session`], [`protocol`] | pure: what is wanted, and what follows from an event |

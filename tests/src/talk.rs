@@ -239,12 +239,16 @@ fn wait_default6(wanted: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether there is a route to `::/0` on another interface than the loopback, where the kernel has one that refuses.
+/// Whether there is a way out for `::/0`: not by the loopback, where the kernel has one that refuses, nor one that leads to the machine
+/// itself (RTF_LOCAL), as in the relay's table.
 fn has_default6() -> io::Result<bool> {
+    const LOCAL: u32 = 0x8000_0000;
     let routes = fs::read_to_string("/proc/self/net/ipv6_route")?;
     Ok(routes.lines().any(|line| {
         let fields = line.split_whitespace().collect::<Vec<_>>();
-        matches!(fields[..], [destination, "00", .., interface]
-            if destination.bytes().all(|digit| digit == b'0') && interface != "lo")
+        matches!(fields[..], [destination, "00", .., flags, interface]
+            if destination.bytes().all(|digit| digit == b'0')
+                && interface != "lo"
+                && u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & LOCAL == 0))
     }))
 }

@@ -42,7 +42,8 @@ fn a_stock_machine() {
     step("uninstall", uninstall_leaves_nothing);
 }
 
-/// Everything that root can have forgotten, on a machine with Debian's packages at hand.
+/// Everything that root can have forgotten, on a machine with Debian's packages at hand. (skopeo, for the node of CRI-O, goes with them: it
+/// is kept beside CRI-O.)
 fn check_finds_what_is_lacking_and_its_commands_mend_it(vm: &mut Vm) {
     const SPOIL: &str = "usermod --del-subuids 100000-165535 --del-subgids 100000-165535 ann
         chmod 0600 /dev/net/tun
@@ -50,6 +51,7 @@ fn check_finds_what_is_lacking_and_its_commands_mend_it(vm: &mut Vm) {
         rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/*
         cp /etc/apt/debs.list /etc/apt/sources.list.d/
         apt-get -q update
+        cp /usr/bin/skopeo /opt/crio/
         DEBIAN_FRONTEND=noninteractive apt-get -q -y purge uidmap containerd runc crun iptables containernetworking-plugins";
     let check =
         |vm: &Vm, options: &str| vm.run("ann", &format!("rootless-launch check --for=node {options}"));

@@ -204,7 +204,7 @@ fn ping_sockets_are_allowed_in_the_child() {
 #[test]
 fn wrong_command_lines_end_with_status_2() {
     for (options, wanted) in [
-        (&["--cidr=10.0.42.0/30"][..], "too small"),
+        (&["--cidr=10.0.42.0/30"][..], "from 1 to 25"),
         (&["--cidr=10.0.42.1/24"], "host bits"),
         (&["--mtu=1000"], "1280"),
         (&["--gateway=10.9.9.9"], "10.9.9.9 is not a host address of 10.0.42.0/24"),
