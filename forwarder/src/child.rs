@@ -18,7 +18,7 @@
 //! ([`RELAY_MARK`]), for which no rule exists, because some of their packets go to machines behind the child. The driver binds
 //! them to the addresses of the world's servers without any privilege, so `net.ipv4.ip_unprivileged_port_start` is 0 then, and
 //! `tcp_tw_reuse` is 1 because they are tied to no interface; connection tracking forgets connections that were reset at once, and
-//! those that have ended soon ([`TRACKED_AFTER`]).
+//! those that have ended soon (`TRACKED_AFTER`).
 //!
 //! Where the namespace is somebody else's ([`Rules::Leave`]) nothing of this is done, and sockets are ordinary ones.
 //!

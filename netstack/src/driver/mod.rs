@@ -6,7 +6,7 @@
 //! 1. wait for events, or not at all while work is left over from the last turn;
 //! 2. tell the stack about each event;
 //! 3. read a batch of frames from the TAP (`TAP_BATCH`, `TAP_BATCH_BYTES`), perform actions and write frames until
-//!    neither is left, and again while the TAP has more ([`Turns`]). Datagrams of one batch leave together.
+//!    neither is left, and again while the TAP has more (`Turns`). Datagrams of one batch leave together.
 //!
 //! Batches are small: what the child sends next finds room while the host is written to.
 //!
