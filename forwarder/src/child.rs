@@ -242,7 +242,7 @@ const TRACKED_AFTER: [(&str, &str); 2] = [
     // the SYN of our socket for an invalid one.
     ("close", "0"),
     // By default two minutes: some thousand connections a second fill the kernel's table (nf_conntrack_max) in a fraction of that, and
-    // then it drops all that begins. The two ends are in one kernel: nothing comes late.
+    // then it drops all that begins. Both ends of what the child connects to are on this machine: nothing comes late.
     ("time_wait", "2"),
 ];
 

@@ -8,7 +8,11 @@ use crate::{
     process::{Finished, Pipe, Process, run},
     world::{HOST6, Netns, ROUTER6, World},
 };
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// The controllers without which no node joins and no pod is admitted.
 const CONTROLLERS: &str = "--controllers=certificatesigningrequest-signing-controller,\
@@ -161,9 +165,7 @@ impl<'a> ControlPlane<'a> {
     #[must_use]
     pub fn bootstrap_kubeconfig(&self, name: &str) -> PathBuf {
         let file = self.dir.join(name).with_extension("conf");
-        let info = ["get", "--namespace=kube-public", "configmap/cluster-info"];
-        let info = self.kubectl(&[&info[..], &["--output=jsonpath={.data.kubeconfig}"]].concat());
-        fs::write(&file, info.success().stdout).expect("the world's directory is writable");
+        self.write_entry(&file, "kube-public", "cluster-info", "kubeconfig");
         let admin = format!("--kubeconfig={}", self.file(ADMIN));
         let token = run(self.program_here("kubeadm", &["token", "create", &admin])).success().stdout;
         let config = |words: &[&str]| {
@@ -185,10 +187,16 @@ impl<'a> ControlPlane<'a> {
     #[must_use]
     pub fn kubelet_config(&self, name: &str) -> PathBuf {
         let file = self.dir.join(name).with_extension("yaml");
-        let map = ["get", "--namespace=kube-system", "configmap/kubelet-config"];
-        let text = self.kubectl(&[&map[..], &["--output=jsonpath={.data.kubelet}"]].concat());
-        fs::write(&file, text.success().stdout).expect("the world's directory is writable");
+        self.write_entry(&file, "kube-system", "kubelet-config", "kubelet");
         file
+    }
+
+    /// Writes what a ConfigMap has under a key.
+    fn write_entry(&self, file: &Path, namespace: &str, map: &str, key: &str) {
+        let (namespace, map) = (format!("--namespace={namespace}"), format!("configmap/{map}"));
+        let output = format!("--output=jsonpath={{.data.{key}}}");
+        let text = self.kubectl(&["get", &namespace, &map, &output]).success().stdout;
+        fs::write(file, text).expect("the world's directory is writable");
     }
 
     /// The certificate of the cluster's authority.

@@ -305,8 +305,9 @@ impl ForwardDriver {
         let moved = std::mem::take(&mut self.engine.mover.moved);
         let timeout = self.engine.timeout();
         let start = Instant::now();
-        let budget = self.polling.budget(moved);
-        let budget = if self.engine.gathering.is_empty() { budget } else { Duration::ZERO };
+        // Every turn is told of, also those after which nothing is waited for.
+        let learnt = self.polling.budget(moved);
+        let budget = if self.engine.gathering.is_empty() { learnt } else { Duration::ZERO };
         self.engine.egress.flush(Flush::At(start));
         if timeout == EpollTimeout::ZERO {
             return self.engine.epoll.wait(events, timeout);

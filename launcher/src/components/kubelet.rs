@@ -519,7 +519,7 @@ mod tests {
             runtime: layout::CONTAINERD_SOCKET,
             cgroups: Cgroups::Withheld,
             cluster: Cluster::None,
-            static_pods: Some("/home/u/pods".into()),
+            static_pods: Some("/srv/pods".into()),
             arguments: Vec::new(),
             after: vec!["containerd".to_owned()],
         }
@@ -628,7 +628,7 @@ mod tests {
             ]
         );
         let yaml = configuration.yaml();
-        let own = ["cgroupDriver: cgroupfs", "clientCAFile: /ca.crt", "staticPodPath: /home/u/pods"];
+        let own = ["cgroupDriver: cgroupfs", "clientCAFile: /ca.crt", "staticPodPath: /srv/pods"];
         for line in own.into_iter().chain(["clusterDNS:\n- 10.96.0.10", "serverTLSBootstrap: true"]) {
             assert!(yaml.contains(line), "{line}: {yaml}");
         }

@@ -23,7 +23,7 @@
 //!   instead of many. Not while streams move bytes too, and never after a few datagrams: those want an answer.
 //!
 //! Streams in bulk fill turns of the loop, and whoever sends a message of a few bytes beside them waits for the end of a turn on
-//! its way out and once more on its way back. While messages come, [`Turns`] are short: the bulk pays for it with a tenth of its rate,
+//! its way out and once more on its way back. While messages come, [`Turns`] are short: the bulk pays for it with some of its rate,
 //! which it has back as soon as it is alone.
 //!
 //! Not handled: how busy the other CPUs are. Yielding gives way on this one only.
