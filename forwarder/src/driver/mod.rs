@@ -13,7 +13,8 @@
 //!    connection has neither.
 //! 4. Ends and resets are passed on; when both streams have ended, both sockets are closed.
 //!
-//! A stream that carries much wakes the driver for a megabyte at a time (`gather`).
+//! A stream that carries much wakes the driver for a megabyte at a time (`gather`), which then runs beside the stream's sender
+//! (`placing`).
 //!
 //! After a turn that moved no more than messages, the next event is waited for without sleeping for as long as it has lately taken to
 //! come, if that is short (`polling`).
@@ -38,6 +39,7 @@ mod hostile;
 mod keeping;
 mod opening;
 mod pair;
+mod placing;
 mod polling;
 mod publishing;
 mod stats;
@@ -73,6 +75,7 @@ use self::handle::Inbox;
 use self::keeping::Keeper;
 use self::opening::HANDSHAKE;
 use self::pair::{Mover, Origin as PairOrigin, Pair, Turn};
+use self::placing::{Place, Placing};
 use self::polling::Polling;
 use self::publishing::Slot;
 use self::token::Token;
@@ -375,6 +378,7 @@ pub(super) struct Engine {
     /// Streams that gather, and what tells when to look at them.
     gathering: Vec<(usize, u32, Side)>,
     look: Timer,
+    placing: Placing,
     /// Relays that are connecting and may have gone astray, where there is a TAP to turn to, and since when.
     connecting: VecDeque<(usize, u32, Instant)>,
     accepting: Accepting,
@@ -454,6 +458,7 @@ impl Engine {
             busy: VecDeque::new(),
             gathering: Vec::new(),
             look: timer,
+            placing: Placing::default(),
             connecting: VecDeque::new(),
             accepting: Accepting::Yes,
             out_of_descriptors: 0,
@@ -521,17 +526,23 @@ impl Engine {
     /// Moves what lies in the sockets of streams that gather and is not going to wake anybody.
     fn look_at_gathering(&mut self) {
         let mut still = std::mem::take(&mut self.gathering);
+        let mut seen = Vec::new();
         still.retain(|&(key, generation, side)| {
             let pair = self.pairs.get_mut(key).filter(|pair| pair.generation == generation);
-            let looked = pair.map_or(Looked::Over, |pair| pair.look(side));
+            let looked = pair.map_or(Looked::Over, |pair| pair.look(side, &mut seen));
             if looked == Looked::Waits {
                 self.advance(key);
             }
             looked != Looked::Over
         });
         self.gathering.append(&mut still);
-        if !self.gathering.is_empty() {
-            self.look.start(LOOK);
+        if self.gathering.is_empty() {
+            self.placing.move_to(Place::Anywhere);
+            return;
+        }
+        self.look.start(LOOK);
+        if let Some(place) = placing::place(&seen) {
+            self.placing.move_to(place);
         }
     }
 

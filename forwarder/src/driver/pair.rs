@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::gather::{BULK, Gather, LOW_WATER, Looked, Verdict};
+use super::placing::{Seen, Sender};
 use super::stats::Connection;
 use super::target::Target;
 use crate::relay::{Action, Drained, Filled, Readiness, Relay, Side};
-use crate::sys::socket;
 use crate::sys::splice::{Pipe, PipePool};
+use crate::sys::{processor, socket};
 
 /// One connection of a forward.
 #[derive(Debug)]
@@ -233,8 +234,9 @@ impl Pair {
         }
     }
 
-    /// Looks at a stream that gathers, a while after the last look: what has come since, however little, is to go on.
-    pub(super) fn look(&mut self, from: Side) -> Looked {
+    /// Looks at a stream that gathers, a while after the last look: what has come since, however little, is to go on. What is known of
+    /// its sender goes to `seen`.
+    pub(super) fn look(&mut self, from: Side, seen: &mut Vec<Seen>) -> Looked {
         let Pair { accepted, opened: Some(opened), relay, from_accepted, from_opened, .. } = self else {
             return Looked::Over;
         };
@@ -243,6 +245,7 @@ impl Pair {
             Side::Opened => (from_opened, opened),
         };
         let Carrier::Splice(_, gather) = carrier else { return Looked::Over };
+        seen.extend(gather.sender.as_mut().and_then(Sender::take));
         let looked = gather.look();
         match looked {
             Looked::Over => socket::set_receive_low_water(source.as_fd(), 1),
@@ -267,10 +270,17 @@ impl Pair {
             && filled != Filled::End
         {
             let count = if let Filled::Bytes(count) = filled { count } else { 0 };
+            if count > 0
+                && let Some(sender) = &mut gather.sender
+                && let (Some(processor), Some(here)) = (processor::incoming(source), processor::current())
+            {
+                sender.handle_read(count as u64, processor, here);
+            }
             match gather.handle_read(count) {
                 Verdict::Go => {}
                 Verdict::Gather => {
                     socket::set_receive_low_water(source, LOW_WATER);
+                    gather.sender = processor::is_local(source).then(Sender::default);
                     mover.gathering.push(from);
                 }
                 Verdict::Copy if pipe.held() == 0 => carrier.give_pipe(source, &mut mover.pipes),

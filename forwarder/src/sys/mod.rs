@@ -2,6 +2,7 @@
 
 pub(crate) mod datagram;
 pub(crate) mod netfilter;
+pub(crate) mod processor;
 pub(crate) mod rtnetlink;
 pub(crate) mod scm;
 pub(crate) mod sock_diag;

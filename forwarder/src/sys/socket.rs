@@ -314,6 +314,15 @@ pub(super) fn set_int(fd: BorrowedFd<'_>, level: i32, option: i32, value: i32) -
     set(fd, level, option, &value)
 }
 
+/// An option whose value is an int.
+pub(super) fn int(fd: BorrowedFd<'_>, level: i32, option: i32) -> io::Result<i32> {
+    let mut value = 0;
+    let mut len = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the value is valid for writes of its size.
+    check(unsafe { libc::getsockopt(fd.as_raw_fd(), level, option, (&raw mut value).cast(), &raw mut len) })?;
+    Ok(value)
+}
+
 fn set<T>(fd: BorrowedFd<'_>, level: i32, option: i32, value: &T) -> io::Result<()> {
     let len = size_of::<T>() as libc::socklen_t;
     // SAFETY: the value is valid for reads of its size.

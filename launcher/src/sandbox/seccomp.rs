@@ -256,6 +256,9 @@ const FORWARDS: &[Rule] = &[
     // The relay: bytes that stay in the kernel.
     always(libc::SYS_splice),
     always(libc::SYS_pipe2),
+    // The relay runs beside the sender of a bulk stream: this thread, and no other. libc asks the kernel where it has no vDSO for that.
+    when(libc::SYS_sched_setaffinity, &[&[is(0, 0)]]),
+    always(libc::SYS_getcpu),
 ];
 
 /// [`ThreadRole::Api`].
