@@ -75,7 +75,7 @@ use self::handle::Inbox;
 use self::keeping::Keeper;
 use self::opening::HANDSHAKE;
 use self::pair::{Mover, Origin as PairOrigin, Pair, Turn};
-use self::placing::{Place, Placing};
+use self::placing::Placing;
 use self::polling::Polling;
 use self::publishing::Slot;
 use self::token::Token;
@@ -537,13 +537,11 @@ impl Engine {
         });
         self.gathering.append(&mut still);
         if self.gathering.is_empty() {
-            self.placing.move_to(Place::Anywhere);
+            self.placing.end();
             return;
         }
         self.look.start(LOOK);
-        if let Some(place) = placing::place(&seen) {
-            self.placing.move_to(place);
-        }
+        self.placing.look(&seen, std::mem::take(&mut self.mover.messages));
     }
 
     /// Ends what took too long, takes pipes back from streams that fell silent, and tries to accept again.

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::gather::{BULK, Gather, LOW_WATER, Looked, Verdict};
 use super::placing::{Seen, Sender};
+use super::polling::MESSAGE;
 use super::stats::Connection;
 use super::target::Target;
 use crate::relay::{Action, Drained, Filled, Readiness, Relay, Side};
@@ -87,6 +88,8 @@ enum Carrier {
 pub(super) struct Mover {
     /// Bytes since somebody took the count.
     pub(super) moved: usize,
+    /// Reads of no more than a message since somebody took the count.
+    pub(super) messages: u32,
     pub(super) buffer: Box<[u8]>,
     pub(super) pipes: PipePool,
     /// Streams of the pair that have begun to gather.
@@ -113,6 +116,7 @@ impl Mover {
     pub(super) fn new(pipes: usize) -> Self {
         Mover {
             moved: 0,
+            messages: 0,
             buffer: vec![0; BUFFER].into_boxed_slice(),
             pipes: PipePool::new(pipes),
             gathering: Vec::new(),
@@ -297,6 +301,7 @@ impl Pair {
         let filled = read_outcome(socket::recv(source, &mut mover.buffer), full);
         relay.filled(from, filled);
         let (Filled::Bytes(count) | Filled::Last(count)) = filled else { return 0 };
+        mover.messages = mover.messages.saturating_add(u32::from(count <= MESSAGE));
         let bytes = mover.buffer.get(..count).unwrap_or_default();
         let drained = write_outcome(socket::send(sink, bytes));
         relay.drained(from, drained);

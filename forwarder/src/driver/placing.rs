@@ -61,7 +61,7 @@ pub(super) struct Seen {
 }
 
 /// Where the relay is to run for what its streams carried; `None` if that was nothing.
-pub(super) fn place(streams: &[Seen]) -> Option<Place> {
+fn place(streams: &[Seen]) -> Option<Place> {
     let mut from = BTreeMap::new();
     for seen in streams {
         *from.entry(seen.processor).or_insert(0) += seen.bytes;
@@ -71,9 +71,14 @@ pub(super) fn place(streams: &[Seen]) -> Option<Place> {
     Some(if most * 3 >= all * 2 { Place::Beside(processor) } else { Place::Anywhere })
 }
 
+/// Messages between two looks from which on they matter.
+const MESSAGES: u32 = 2;
+/// Looks without messages after which they do not.
+const CALM: u8 = 10;
+
 /// Where the relay runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Place {
+enum Place {
     #[default]
     Anywhere,
     /// On one processor.
@@ -84,13 +89,30 @@ pub(super) enum Place {
 #[derive(Debug, Default)]
 pub(super) struct Placing {
     place: Place,
+    /// Looks since messages came, up to [`CALM`].
+    calm: u8,
     /// What the thread may use otherwise.
     before: Option<Affinity>,
 }
 
 impl Placing {
+    /// A look at `streams`, and how many `messages` came beside them since the last one.
+    pub(super) fn look(&mut self, streams: &[Seen], messages: u32) {
+        self.calm = if messages < MESSAGES { (self.calm + 1).min(CALM) } else { 0 };
+        if self.calm < CALM {
+            self.move_to(Place::Anywhere);
+        } else if let Some(place) = place(streams) {
+            self.move_to(place);
+        }
+    }
+
+    /// No stream gathers any more.
+    pub(super) fn end(&mut self) {
+        self.move_to(Place::Anywhere);
+    }
+
     /// Moves the calling thread, if that is allowed; else it stays where it is.
-    pub(super) fn move_to(&mut self, place: Place) {
+    fn move_to(&mut self, place: Place) {
         if place == self.place {
             return;
         }
@@ -149,6 +171,25 @@ mod tests {
         assert_eq!(place(&[seen(3, 1)]), Some(Place::Beside(3)));
         assert_eq!(place(&[seen(3, 1), seen(0, 2), seen(3, 3)]), Some(Place::Beside(3)));
         assert_eq!(place(&[seen(3, 1), seen(0, 1)]), Some(Place::Anywhere));
+    }
+
+    #[test]
+    fn beside_messages_the_relay_runs_anywhere_until_they_have_ended() {
+        let here = processor::current().unwrap();
+        let streams = [Seen { processor: here, bytes: 1 }];
+        let mut placing = Placing::default();
+        let mut place_after = |messages| {
+            placing.look(&streams, messages);
+            placing.place
+        };
+        for _ in 1..CALM {
+            assert_eq!(place_after(0), Place::Anywhere);
+        }
+        assert_eq!(place_after(MESSAGES - 1), Place::Beside(here));
+        for messages in std::iter::once(MESSAGES).chain([0; CALM as usize - 1]) {
+            assert_eq!(place_after(messages), Place::Anywhere);
+        }
+        assert_eq!(place_after(0), Place::Beside(here));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_micros(8);
 
 /// Bytes moved in one turn of the loop up to which the turn counts as a message.
-const MESSAGE: usize = 2 << 10;
+pub(super) const MESSAGE: usize = 2 << 10;
 
 /// Turns that a bulk transfer is remembered for.
 const BULK_TURNS: u8 = 16;
