@@ -20,6 +20,9 @@
 //! `tcp_tw_reuse` is 1 because they are tied to no interface; connection tracking forgets connections that were reset at once, and
 //! those that have ended soon (`TRACKED_AFTER`).
 //!
+//! Of such a connection that carries bulk, the child's own packets are made for the loopback device, too: a rule of its own
+//! ([`CONNECTION_PRIORITY`]) leads to the same table. It goes when the bulk ends, and with the agent.
+//!
 //! Where the namespace is somebody else's ([`Rules::Leave`]) nothing of this is done, and sockets are ordinary ones.
 //!
 //! The sockets are tied to `lo`, for which the kernel allows a port whose last connection ended a second ago
@@ -27,6 +30,7 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -35,8 +39,8 @@ use thiserror::Error;
 
 use crate::auto::local_port_range;
 use crate::protocol::{
-    Abilities, Egress, EgressAbility, EgressStep, MAX_MESSAGE, ProtocolError, Reach, Reply, Request, Rules,
-    SocketKind,
+    Abilities, Change, Egress, EgressAbility, EgressStep, MAX_MESSAGE, ProtocolError, Reach, Reply, Request,
+    Rules, SocketKind,
 };
 use crate::sock_diag::DiagSocket;
 use crate::spec::{Family, Transport};
@@ -56,6 +60,11 @@ pub(crate) const RELAY_KEEPALIVE: i32 = 45;
 pub const TABLE: u32 = 0x726c;
 /// Priority of the rule that leads there: before anything an administrator would write, after `local`.
 pub const RULE_PRIORITY: u32 = 1;
+
+/// Priority of the rules of single connections ([`Request::Route`]).
+pub const CONNECTION_PRIORITY: u32 = 2;
+/// Mark of what begins in the child and would find such a rule that is not for it: "rl", 4.
+pub const BEGINNING_MARK: u32 = 0x726c_0004;
 
 /// Why the agent ended.
 #[derive(Debug, Error)]
@@ -79,8 +88,7 @@ pub enum AgentError {
 /// The channel is broken, or the other end is another program.
 pub fn run(channel: OwnedFd) -> Result<(), AgentError> {
     let mut buffer = [0; MAX_MESSAGE];
-    // Goes with us.
-    let mut table = None;
+    let mut prepared = Prepared::default();
     loop {
         let mut fds = Vec::new();
         let len = match scm::receive(channel.as_fd(), &mut buffer, &mut fds, MsgFlags::empty()) {
@@ -90,7 +98,7 @@ pub fn run(channel: OwnedFd) -> Result<(), AgentError> {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
             Err(error) => return Err(AgentError::Receive(error)),
         };
-        let (reply, fds) = answer(Request::decode(buffer.get(..len).unwrap_or_default())?, &mut table);
+        let (reply, fds) = answer(Request::decode(buffer.get(..len).unwrap_or_default())?, &mut prepared);
         match scm::send(channel.as_fd(), &reply.encode(), &fds, MsgFlags::empty()) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
@@ -114,17 +122,45 @@ fn without_descriptors(reply: Reply, errno: i32) -> Reply {
         }
         Reply::Sockets { kind, .. } => Reply::Sockets { kind, count: 0, errno },
         Reply::Listening { id, .. } => Reply::Listening { id, errno },
+        Reply::Routed { .. } => reply,
     }
 }
 
-fn answer(request: Request, table: &mut Option<Table>) -> (Reply, Vec<OwnedFd>) {
+/// What goes with the agent.
+#[derive(Debug, Default)]
+struct Prepared {
+    table: Option<Table>,
+    routed: Vec<(SocketAddr, SocketAddr)>,
+}
+
+impl Prepared {
+    fn route(&mut self, change: Change, ends: (SocketAddr, SocketAddr)) -> io::Result<()> {
+        rtnetlink::route_connection(change, ends, TABLE, CONNECTION_PRIORITY)?;
+        match change {
+            Change::Add => self.routed.push(ends),
+            Change::Remove => self.routed.retain(|&routed| routed != ends),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        for ends in std::mem::take(&mut self.routed) {
+            // Of a namespace that is going, or for the next agent.
+            let _ = self.route(Change::Remove, ends);
+        }
+    }
+}
+
+fn answer(request: Request, prepared: &mut Prepared) -> (Reply, Vec<OwnedFd>) {
     match request {
         Request::Hello { rules, egress } => {
             let egress = match egress {
                 Egress::Leave => Default::default(),
-                Egress::Prepare => prepare_egress(table),
+                Egress::Prepare => prepare_egress(&mut prepared.table),
             };
-            let tracked = rules == Rules::Add && table.as_ref().is_some_and(Table::is_kept);
+            let tracked = rules == Rules::Add && prepared.table.as_ref().is_some_and(Table::is_kept);
             hello(rules, egress, tracked)
         }
         Request::Sockets { kind, count } => {
@@ -145,6 +181,11 @@ fn answer(request: Request, table: &mut Option<Table>) -> (Reply, Vec<OwnedFd>) 
             Ok(fd) => (Reply::Listening { id, errno: 0 }, vec![fd]),
             Err(error) => (Reply::Listening { id, errno: number(&error) }, Vec::new()),
         },
+        Request::Route { change, child, destination } => {
+            let errno =
+                prepared.route(change, (child, destination)).map_or_else(|error| number(&error), |()| 0);
+            (Reply::Routed { errno }, Vec::new())
+        }
     }
 }
 
@@ -230,6 +271,8 @@ fn prepare_egress(table: &mut Option<Table>) -> (EgressAbility, EgressAbility) {
     }
     let family = |family| {
         make(world(family)).map_err(|error| (EgressStep::Socket, error))?;
+        rtnetlink::forget_connections(family, CONNECTION_PRIORITY)
+            .map_err(|error| (EgressStep::Route, error))?;
         rtnetlink::deliver_marked_locally(family, MARK, TABLE, RULE_PRIORITY)
             .map_err(|error| (EgressStep::Route, error))
     };
@@ -283,7 +326,7 @@ fn make(kind: SocketKind) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-fn listen(transport: Transport, address: std::net::SocketAddr) -> io::Result<OwnedFd> {
+fn listen(transport: Transport, address: SocketAddr) -> io::Result<OwnedFd> {
     socket::listener(transport, address, None)
 }
 

@@ -13,10 +13,12 @@
 //!     meta mark RELAY_MARK ct mark set ct mark | BIT accept                          # the relay's socket
 //!     meta mark FORWARD_MARK ct mark set ct mark | FORWARD_BIT accept                # a forward's
 //!     ct mark & BITS != 0 tcp flags & (syn | ack) != syn meta mark set MARK          # (1) the child's answers
+//!     oif lo meta mark 0 meta mark set BEGINNING_MARK                                # (7)
 //!   }
 //!   chain prerouting { type filter hook prerouting priority mangle; policy accept;
 //!     iif lo meta mark RELAY_MARK meta mark set MARK                                 # (2)
 //!     iif lo meta mark FORWARD_MARK meta mark set MARK                               # (5)
+//!     iif lo meta mark BEGINNING_MARK meta mark set 0                                # (7)
 //!     iif lo accept
 //!     ct mark & BIT == BIT ct direction reply tcp flags & (syn | rst) != 0 ct mark set ct mark & ~BIT accept   # (3)
 //!     ct mark & FORWARD_BIT == FORWARD_BIT ct direction original ct mark set ct mark & ~FORWARD_BIT accept  # (3)
@@ -35,13 +37,16 @@
 //!    but tie the connection to that interface: connection tracking drops its packets on any other. (Without NAT in the kernel
 //!    there is no such rule, and the chain is left out.)
 //! 5. Servers inherit it (`tcp_fwmark_accept`): what they send is made for the loopback device, not for the TAP and its MTU.
+//! 6. It has a route of its own ([`crate::protocol::Request::Route`]) or goes to the child itself: nothing more is to be done for it.
+//! 7. Such a route may have outlived its connection: what begins is routed once more, by a mark that no such route is for. Nobody
+//!    else is to see the mark.
 //!
 //! All rules are about TCP only. Other bits of the connection's mark are left alone.
 //!
 //! The table belongs to the socket that made it (`NFT_TABLE_F_OWNER`, Linux 5.12): it goes when that is closed, and others
 //! cannot flush it. Older kernels: it is replaced by the next, and goes with the namespace.
 
-use crate::child::{FORWARD_MARK, MARK, RELAY_MARK};
+use crate::child::{BEGINNING_MARK, FORWARD_MARK, MARK, RELAY_MARK};
 use crate::protocol::EgressStep;
 use crate::spec::Family;
 
@@ -172,7 +177,7 @@ impl Batch {
 }
 
 /// The rules and their chains, in order.
-fn rules() -> [(&'static str, Vec<Term>); 11] {
+fn rules() -> [(&'static str, Vec<Term>); 14] {
     use Term::*;
     let tcp = [Meta(NFT_META_L4PROTO), Is(Value::Byte(libc::IPPROTO_TCP as u8))];
     let relay = [Meta(NFT_META_MARK), Is(Value::Word(RELAY_MARK))];
@@ -183,17 +188,24 @@ fn rules() -> [(&'static str, Vec<Term>); 11] {
     let no_beginning = [TcpFlags, MaskByte(SYN | ACK), IsNot(Value::Byte(SYN))];
     let direction = |direction| [Ct(NFT_CT_DIRECTION), Is(Value::Byte(direction))];
     let (asked, answered) = (direction(IP_CT_DIR_ORIGINAL), direction(IP_CT_DIR_REPLY));
+    let unmarked = [Meta(NFT_META_OIF), Is(Value::Word(LOOPBACK)), Meta(NFT_META_MARK), Is(Value::Word(0))];
+    let begins = [Put(Value::Word(BEGINNING_MARK)), SetMeta(NFT_META_MARK)];
+    let begun =
+        [Meta(NFT_META_MARK), Is(Value::Word(BEGINNING_MARK)), Put(Value::Word(0)), SetMeta(NFT_META_MARK)];
     let stay = [Put(Value::Word(MARK)), SetMeta(NFT_META_MARK)];
     let set_bits = |keep, bits| [Ct(NFT_CT_MARK), Mask(keep, bits), SetCt(NFT_CT_MARK)];
     let clear = |bit: u32| [Ct(NFT_CT_MARK), Mask(!bit, 0), SetCt(NFT_CT_MARK), Accept];
     let as_it_is = [SourceType, Is(Value::Word(RTN_LOCAL))];
     let either = [TcpFlags, MaskByte(SYN | RST), IsNot(Value::Byte(0))];
     [
+        (OUTPUT, [&unmarked[..], &tcp, &no_beginning, &[Accept]].concat()),
         (OUTPUT, [&tcp[..], &relay, &set_bits(!CONNECTION_BIT, CONNECTION_BIT), &[Accept]].concat()),
         (OUTPUT, [&tcp[..], &forward, &set_bits(!FORWARD_BIT, FORWARD_BIT), &[Accept]].concat()),
         (OUTPUT, [&tcp[..], &taken, &no_beginning, &stay].concat()),
+        (OUTPUT, [&tcp[..], &unmarked, &begins].concat()),
         (PREROUTING, [&loopback[..], &relay, &stay].concat()),
         (PREROUTING, [&loopback[..], &forward, &stay].concat()),
+        (PREROUTING, [&loopback[..], &begun].concat()),
         (PREROUTING, [&loopback[..], &[Accept]].concat()),
         (PREROUTING, [&tcp[..], &with(CONNECTION_BIT), &answered, &either, &clear(CONNECTION_BIT)].concat()),
         (PREROUTING, [&tcp[..], &with(FORWARD_BIT), &asked, &clear(FORWARD_BIT)].concat()),
@@ -425,6 +437,7 @@ const NFT_CMP_EQ: u32 = 0;
 const NFT_CMP_NEQ: u32 = 1;
 const NFT_META_MARK: u32 = 3;
 const NFT_META_IIF: u32 = 4;
+const NFT_META_OIF: u32 = 5;
 const NFT_META_NFPROTO: u32 = 15;
 const NFT_META_L4PROTO: u32 = 16;
 const NFT_CT_DIRECTION: u32 = 1;
@@ -506,7 +519,7 @@ mod tests {
         let of = |kind| NFNL_SUBSYS_NFTABLES << 8 | kind;
         let table = [NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWTABLE].map(of);
         let chains = [of(NFT_MSG_NEWCHAIN); 3];
-        let rules = [of(NFT_MSG_NEWRULE); 11];
+        let rules = [of(NFT_MSG_NEWRULE); 14];
         let expected = [&[NFNL_MSG_BATCH_BEGIN], &table[..], &chains, &rules, &[NFNL_MSG_BATCH_END]].concat();
         assert_eq!(kinds, expected);
         assert!((0..).zip(&messages).all(|(number, message)| message.0 == number));
@@ -542,7 +555,7 @@ mod tests {
         let messages = messages(&batch.bytes);
         // Behind the names of table and chain: `iif lo accept`.
         #[rustfmt::skip]
-        assert_eq!(messages[11].2[56..], [
+        assert_eq!(messages[14].2[56..], [
             132, 0, 4, 128,
             36, 0, 1, 128,
                 9, 0, 1, 0, b'm', b'e', b't', b'a', 0, 0, 0, 0,

@@ -15,9 +15,9 @@ use thiserror::Error;
 use crate::spec::{Family, Transport};
 
 /// Version of these messages.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 /// The longest message, in bytes.
-pub const MAX_MESSAGE: usize = 32;
+pub const MAX_MESSAGE: usize = 48;
 /// Sockets per [`Request::Sockets`]: what fits one message (`SCM_MAX_FD`).
 pub const MAX_SOCKETS: u8 = 253;
 
@@ -174,6 +174,25 @@ pub enum Request {
         /// Where; port 0 for any.
         address: SocketAddr,
     },
+    /// A route of its own, or none any more, for a TCP connection that is relayed: its packets are made for the loopback device. Both
+    /// addresses are of one family.
+    Route {
+        /// Whether it is to be.
+        change: Change,
+        /// The child's end.
+        child: SocketAddr,
+        /// Whereto the child has connected.
+        destination: SocketAddr,
+    },
+}
+
+/// What becomes of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is added.
+    Add,
+    /// It is removed.
+    Remove,
 }
 
 /// What the agent answers.
@@ -198,6 +217,11 @@ pub enum Reply {
     Listening {
         /// The driver's name for it.
         id: u64,
+        /// errno(3) or 0.
+        errno: i32,
+    },
+    /// The route is as it was to be, if `errno` is 0.
+    Routed {
         /// errno(3) or 0.
         errno: i32,
     },
@@ -266,11 +290,13 @@ impl Request {
             Request::Listen { id, transport, address } => {
                 let mut bytes = vec![VERSION, 3, transport as u8];
                 bytes.extend(id.to_be_bytes());
-                bytes.extend(address.port().to_be_bytes());
-                match address.ip() {
-                    IpAddr::V4(address) => bytes.extend(address.octets()),
-                    IpAddr::V6(address) => bytes.extend(address.octets()),
-                }
+                encode_address(address, &mut bytes);
+                bytes
+            }
+            Request::Route { change, child, destination } => {
+                let mut bytes = vec![VERSION, 4, change as u8];
+                encode_address(child, &mut bytes);
+                encode_address(destination, &mut bytes);
                 bytes
             }
         }
@@ -291,17 +317,15 @@ impl Request {
             }
             [3, transport, ref rest @ ..] => {
                 let (id, rest) = rest.split_first_chunk().ok_or(ProtocolError::Malformed)?;
-                let (port, address) = rest.split_first_chunk().ok_or(ProtocolError::Malformed)?;
-                let address = if let Ok(v4) = <[u8; 4]>::try_from(address) {
-                    Ipv4Addr::from(v4).into()
-                } else if let Ok(v6) = <[u8; 16]>::try_from(address) {
-                    Ipv6Addr::from(v6).into()
-                } else {
-                    return Err(ProtocolError::Malformed);
-                };
-                let address = SocketAddr::new(address, u16::from_be_bytes(*port));
+                let address = decode_address(rest)?;
                 let transport = decode_transport(transport)?;
                 Ok(Request::Listen { id: u64::from_be_bytes(*id), transport, address })
+            }
+            [4, change @ 0..=1, ref rest @ ..] => {
+                let (child, destination) = rest.split_at(rest.len() / 2);
+                let change = if change == 0 { Change::Add } else { Change::Remove };
+                let (child, destination) = (decode_address(child)?, decode_address(destination)?);
+                Ok(Request::Route { change, child, destination })
             }
             _ => Err(ProtocolError::Malformed),
         }
@@ -344,6 +368,11 @@ impl Reply {
                 bytes.extend(errno.to_be_bytes());
                 bytes
             }
+            Reply::Routed { errno } => {
+                let mut bytes = vec![VERSION, 4];
+                bytes.extend(errno.to_be_bytes());
+                bytes
+            }
         }
     }
 
@@ -379,6 +408,7 @@ impl Reply {
                 let (id, errno) = rest.split_first_chunk().ok_or(ProtocolError::Malformed)?;
                 Ok(Reply::Listening { id: u64::from_be_bytes(*id), errno: decode_errno(errno)? })
             }
+            [4, ref errno @ ..] => Ok(Reply::Routed { errno: decode_errno(errno)? }),
             _ => Err(ProtocolError::Malformed),
         }
     }
@@ -439,6 +469,27 @@ fn body(bytes: &[u8]) -> Result<&[u8], ProtocolError> {
     }
 }
 
+/// Port and address, whose length tells the family.
+fn encode_address(address: SocketAddr, bytes: &mut Vec<u8>) {
+    bytes.extend(address.port().to_be_bytes());
+    match address.ip() {
+        IpAddr::V4(address) => bytes.extend(address.octets()),
+        IpAddr::V6(address) => bytes.extend(address.octets()),
+    }
+}
+
+fn decode_address(bytes: &[u8]) -> Result<SocketAddr, ProtocolError> {
+    let (port, address) = bytes.split_first_chunk().ok_or(ProtocolError::Malformed)?;
+    let address = if let Ok(v4) = <[u8; 4]>::try_from(address) {
+        Ipv4Addr::from(v4).into()
+    } else if let Ok(v6) = <[u8; 16]>::try_from(address) {
+        Ipv6Addr::from(v6).into()
+    } else {
+        return Err(ProtocolError::Malformed);
+    };
+    Ok(SocketAddr::new(address, u16::from_be_bytes(*port)))
+}
+
 fn decode_transport(transport: u8) -> Result<Transport, ProtocolError> {
     match transport {
         0 => Ok(Transport::Tcp),
@@ -458,6 +509,11 @@ mod tests {
     const KIND: SocketKind =
         SocketKind { transport: Transport::Udp, family: Family::V6, reach: Reach::Plain };
 
+    fn route(child: &str, destination: &str) -> Request {
+        let (child, destination) = (child.parse().unwrap(), destination.parse().unwrap());
+        Request::Route { change: Change::Remove, child, destination }
+    }
+
     #[test]
     fn what_was_encoded_is_decoded() {
         for request in [
@@ -466,6 +522,8 @@ mod tests {
             Request::Sockets { kind: KIND, count: 253 },
             Request::Listen { id: 7, transport: Transport::Tcp, address: "127.0.0.1:80".parse().unwrap() },
             Request::Listen { id: u64::MAX, transport: Transport::Udp, address: "[::1]:0".parse().unwrap() },
+            route("10.0.2.100:40000", "198.51.100.1:80"),
+            route("[fd00::64]:40000", "[2001:db8::1]:443"),
         ] {
             let bytes = request.encode();
             assert!(bytes.len() <= MAX_MESSAGE);
@@ -487,6 +545,7 @@ mod tests {
             Reply::Hello { abilities },
             Reply::Sockets { kind: KIND, count: 0, errno: libc::EMFILE },
             Reply::Listening { id: 9, errno: 0 },
+            Reply::Routed { errno: libc::EPERM },
         ]
         .into_iter()
         .chain(unable)
@@ -505,6 +564,11 @@ mod tests {
         for len in 0..whole.len() {
             let cut = Request::decode(&whole[..len]);
             assert!(cut.is_err() || len == whole.len() - 12, "{len}: {cut:?}");
+        }
+        let ends = route("[fd00::64]:40000", "[2001:db8::1]:443").encode();
+        for len in 0..ends.len() {
+            let cut = Request::decode(&ends[..len]);
+            assert!(cut.is_err() || len == ends.len() - 24, "{len}: {cut:?}");
         }
         let mut long = whole.clone();
         long.push(0);

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::MsgFlags;
 
 use crate::protocol::{
-    Abilities, Egress, MAX_MESSAGE, MAX_SOCKETS, ProtocolError, Reply, Request, Rules, SocketKind,
+    Abilities, Change, Egress, MAX_MESSAGE, MAX_SOCKETS, ProtocolError, Reply, Request, Rules, SocketKind,
 };
 use crate::sock_diag::DiagSocket;
 use crate::sys::rtnetlink::LocalAddresses;
@@ -82,6 +83,8 @@ pub(super) enum News {
     Stocked(i32),
     /// A socket that listens in the child.
     Listening(u64, io::Result<OwnedFd>),
+    /// A route was changed, or could not be: errno(3).
+    Routed(i32),
 }
 
 /// The agent is gone, or it is another program.
@@ -158,6 +161,11 @@ impl Agent {
         self.ask(request);
     }
 
+    /// Asks for a route of a connection or for its end; [`News::Routed`] follows.
+    pub(super) fn route(&self, change: Change, child: SocketAddr, destination: SocketAddr) {
+        self.ask(Request::Route { change, child, destination });
+    }
+
     /// The next message, if there is one.
     pub(super) fn receive(&mut self) -> Result<Option<News>, Lost> {
         let mut buffer = [0; MAX_MESSAGE];
@@ -209,6 +217,7 @@ impl Agent {
                 let socket = fds.next().ok_or_else(|| io::Error::from_raw_os_error(libc::EMFILE));
                 News::Listening(id, socket)
             }
+            Reply::Routed { errno } => News::Routed(errno),
             Reply::Listening { id, errno } => News::Listening(id, Err(io::Error::from_raw_os_error(errno))),
         })
     }
@@ -218,7 +227,7 @@ impl Agent {
         self.stocks.entry(kind).or_insert_with(|| Stock { sockets: Vec::new(), asked: false, batch })
     }
 
-    /// Requests are few and short, at most one for each kind is under way: the socket's buffer takes them. If the agent is
+    /// Requests are few and short, at most one for each kind and two for each route are under way: the socket's buffer takes them. If the agent is
     /// gone the next receive says so.
     fn ask(&self, request: Request) {
         let _ = scm::send(self.line.as_fd(), &request.encode(), &[], MsgFlags::MSG_DONTWAIT);

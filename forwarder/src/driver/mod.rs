@@ -42,6 +42,7 @@ mod pair;
 mod placing;
 mod polling;
 mod publishing;
+mod shortcut;
 mod stats;
 mod target;
 mod token;
@@ -378,6 +379,8 @@ pub(super) struct Engine {
     /// Streams that gather, and what tells when to look at them.
     gathering: Vec<(usize, u32, Side)>,
     look: Timer,
+    /// Pairs with a route of their own.
+    shortcuts: Vec<usize>,
     placing: Placing,
     /// Relays that are connecting and may have gone astray, where there is a TAP to turn to, and since when.
     connecting: VecDeque<(usize, u32, Instant)>,
@@ -458,6 +461,7 @@ impl Engine {
             busy: VecDeque::new(),
             gathering: Vec::new(),
             look: timer,
+            shortcuts: Vec::new(),
             placing: Placing::default(),
             connecting: VecDeque::new(),
             accepting: Accepting::Yes,
@@ -536,6 +540,7 @@ impl Engine {
             looked != Looked::Over
         });
         self.gathering.append(&mut still);
+        self.look_at_shortcuts();
         if self.gathering.is_empty() {
             self.placing.end();
             return;
@@ -645,6 +650,11 @@ impl Engine {
                     self.resume_if_few_wait();
                 }
                 News::Listening(id, socket) => self.listening_in_child(id, socket),
+                News::Routed(0) => {}
+                News::Routed(errno) => {
+                    let error = io::Error::from_raw_os_error(errno);
+                    log::debug!("forwards: no route of its own for a connection: {error}");
+                }
             }
         }
     }
@@ -790,6 +800,7 @@ impl Engine {
     }
 
     fn close(&mut self, key: usize) {
+        self.end_shortcut(key);
         let Some(mut pair) = self.pairs.try_remove(key) else { return };
         pair.close_pipes(&mut self.mover.pipes);
         if let PairOrigin::Egress { id } = pair.origin {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::net::if_::if_nameindex;
@@ -10,15 +10,21 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
 };
 
+use crate::protocol::Change;
 use crate::spec::Family;
 
 const NLMSG_HDRLEN: usize = 16;
 const LOOPBACK: u32 = 1;
 const FR_ACT_TO_TBL: u8 = 1;
+const FRA_DST: u16 = 1;
+const FRA_SRC: u16 = 2;
 const FRA_PRIORITY: u16 = 6;
 const FRA_FWMARK: u16 = 10;
 const FRA_TABLE: u16 = 15;
 const FRA_FWMASK: u16 = 16;
+const FRA_IP_PROTO: u16 = 22;
+const FRA_SPORT_RANGE: u16 = 23;
+const FRA_DPORT_RANGE: u16 = 24;
 /// Metric of routes that come after those without one (1024 for IPv6).
 const LEAST: u32 = 2048;
 const RTMGRP_IPV4_IFADDR: u32 = 0x10;
@@ -53,22 +59,85 @@ pub(crate) fn deliver_marked_locally(family: Family, mark: u32, table: u32, prio
     Ok(())
 }
 
-fn perform(socket: &OwnedFd, request: &[u8]) -> io::Result<()> {
-    send(socket.as_raw_fd(), request, MsgFlags::empty())?;
-    let mut answer = [0; 1024];
-    let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    match acknowledgement(&answer[..len.min(answer.len())]) {
-        Some(0 | libc::EEXIST) => Ok(()),
-        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-        None => Err(io::Error::from_raw_os_error(libc::EPROTO)),
+/// Has unmarked TCP packets from one address and port to another looked up in `table`, or not any more. What is so already is fine.
+pub(crate) fn route_connection(
+    change: Change,
+    (from, to): (SocketAddr, SocketAddr),
+    table: u32,
+    priority: u32,
+) -> io::Result<()> {
+    let socket = open(0, SockFlag::empty())?;
+    perform(&socket, &connection_rule(change, (from, to), table, priority))
+}
+
+/// Removes the rules of [`route_connection`] that somebody has left.
+pub(crate) fn forget_connections(family: Family, priority: u32) -> io::Result<()> {
+    let socket = open(0, SockFlag::empty())?;
+    let mut request = begin(libc::RTM_DELRULE, 0);
+    request.extend([domain(family), 0, 0, 0, libc::RT_TABLE_UNSPEC, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0]);
+    attribute(&mut request, FRA_PRIORITY, priority);
+    let request = end(request);
+    loop {
+        match exchange(&socket, &request)? {
+            0 => {}
+            libc::ENOENT => return Ok(()),
+            errno => return Err(io::Error::from_raw_os_error(errno)),
+        }
     }
 }
 
+fn perform(socket: &OwnedFd, request: &[u8]) -> io::Result<()> {
+    match exchange(socket, request)? {
+        0 | libc::EEXIST | libc::ENOENT => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// What the kernel says to a request: errno(3), or 0.
+fn exchange(socket: &OwnedFd, request: &[u8]) -> io::Result<i32> {
+    send(socket.as_raw_fd(), request, MsgFlags::empty())?;
+    let mut answer = [0; 1024];
+    let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    let errno = acknowledgement(&answer[..len.min(answer.len())]);
+    errno.ok_or_else(|| io::Error::from_raw_os_error(libc::EPROTO))
+}
+
 fn rule(family: Family, mark: u32, table: u32, priority: u32) -> Vec<u8> {
-    let mut request = begin(libc::RTM_NEWRULE);
+    let mut request = begin(libc::RTM_NEWRULE, ADD);
     request.extend([domain(family), 0, 0, 0, libc::RT_TABLE_UNSPEC, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0]);
     attribute(&mut request, FRA_PRIORITY, priority);
     attribute(&mut request, FRA_FWMARK, mark);
+    attribute(&mut request, FRA_FWMASK, u32::MAX);
+    attribute(&mut request, FRA_TABLE, table);
+    end(request)
+}
+
+fn connection_rule(
+    change: Change,
+    (from, to): (SocketAddr, SocketAddr),
+    table: u32,
+    priority: u32,
+) -> Vec<u8> {
+    let octets = |address| match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let (source, destination) = (octets(from.ip()), octets(to.ip()));
+    let bits = |octets: &[u8]| octets.len() as u8 * 8;
+    let mut request = match change {
+        Change::Add => begin(libc::RTM_NEWRULE, ADD),
+        Change::Remove => begin(libc::RTM_DELRULE, 0),
+    };
+    request.extend([domain(Family::of(to.ip())), bits(&destination), bits(&source), 0]);
+    request.extend([libc::RT_TABLE_UNSPEC, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0]);
+    attribute_bytes(&mut request, FRA_DST, &destination);
+    attribute_bytes(&mut request, FRA_SRC, &source);
+    attribute_bytes(&mut request, FRA_IP_PROTO, &[libc::IPPROTO_TCP as u8]);
+    for (kind, port) in [(FRA_SPORT_RANGE, from.port()), (FRA_DPORT_RANGE, to.port())] {
+        attribute_bytes(&mut request, kind, &[port.to_ne_bytes(), port.to_ne_bytes()].concat());
+    }
+    attribute(&mut request, FRA_PRIORITY, priority);
+    attribute(&mut request, FRA_FWMARK, 0);
     attribute(&mut request, FRA_FWMASK, u32::MAX);
     attribute(&mut request, FRA_TABLE, table);
     end(request)
@@ -80,7 +149,7 @@ fn route(family: Family, table: u32, interface: u32) -> Vec<u8> {
         Family::V4 => libc::RT_SCOPE_HOST,
         Family::V6 => libc::RT_SCOPE_UNIVERSE,
     };
-    let mut request = begin(libc::RTM_NEWROUTE);
+    let mut request = begin(libc::RTM_NEWROUTE, ADD);
     request.extend([domain(family), 0, 0, 0, libc::RT_TABLE_UNSPEC, libc::RTPROT_STATIC, scope]);
     request.extend([libc::RTN_LOCAL, 0, 0, 0, 0]);
     attribute(&mut request, libc::RTA_OIF, interface);
@@ -98,8 +167,10 @@ fn domain(family: Family) -> u8 {
     }
 }
 
-fn begin(kind: u16) -> Vec<u8> {
-    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+const ADD: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+
+fn begin(kind: u16, flags: i32) -> Vec<u8> {
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags;
     let mut request = vec![0; 4];
     request.extend(kind.to_ne_bytes());
     request.extend((flags as u16).to_ne_bytes());
@@ -108,9 +179,14 @@ fn begin(kind: u16) -> Vec<u8> {
 }
 
 fn attribute(request: &mut Vec<u8>, kind: u16, value: u32) {
-    request.extend(8u16.to_ne_bytes());
+    attribute_bytes(request, kind, &value.to_ne_bytes());
+}
+
+fn attribute_bytes(request: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    request.extend((4 + value.len() as u16).to_ne_bytes());
     request.extend(kind.to_ne_bytes());
-    request.extend(value.to_ne_bytes());
+    request.extend(value);
+    request.resize(request.len().next_multiple_of(4), 0);
 }
 
 fn end(mut request: Vec<u8>) -> Vec<u8> {
@@ -248,6 +324,16 @@ mod tests {
             60, 0, 0, 0, 32, 0, 5, 6, 0, 0, 0, 0, 0, 0, 0, 0,
             2, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0,
             8, 0, 6, 0, 100, 0, 0, 0, 8, 0, 10, 0, 2, 1, 0, 0,
+            8, 0, 16, 0, 255, 255, 255, 255, 8, 0, 15, 0, 77, 0, 0, 0,
+        ]);
+        let ends = ("10.0.2.100:258".parse().unwrap(), "198.51.100.1:80".parse().unwrap());
+        #[rustfmt::skip]
+        assert_eq!(connection_rule(Change::Remove, ends, 77, 2), [
+            100, 0, 0, 0, 33, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            2, 32, 32, 0, 0, 0, 0, 1, 0, 0, 0, 0,
+            8, 0, 1, 0, 198, 51, 100, 1, 8, 0, 2, 0, 10, 0, 2, 100,
+            5, 0, 22, 0, 6, 0, 0, 0, 8, 0, 23, 0, 2, 1, 2, 1, 8, 0, 24, 0, 80, 0, 80, 0,
+            8, 0, 6, 0, 2, 0, 0, 0, 8, 0, 10, 0, 0, 0, 0, 0,
             8, 0, 16, 0, 255, 255, 255, 255, 8, 0, 15, 0, 77, 0, 0, 0,
         ]);
         #[rustfmt::skip]
