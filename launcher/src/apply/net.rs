@@ -17,6 +17,9 @@ use crate::plan::net::{EnginePlan, Ipv6Offer, TAP_NAME, TAP_QUEUE};
 pub const TUN_DEVICE: &str = "/dev/net/tun";
 /// The most that the loopback device takes (linux/netdevice.h, `GSO_MAX_SIZE`).
 const LOOPBACK_SEGMENT: u32 = 8 * 65_535;
+/// What the child says that it takes: the relay sends by the loopback device, and a peer there that sends large segments is acknowledged
+/// less often. The engine keeps to the MTU of the TAP anyway.
+const ADVERTISED_MSS: u32 = 65_495;
 /// How long the child waits for its IPv6 default route. The engine sends it at once; this bounds a fault.
 const IPV6_PATIENCE_MS: u16 = 1000;
 
@@ -61,7 +64,7 @@ pub fn tap_link(plan: &EnginePlan) -> Result<TapLink, Failure> {
     batch.link_up(LOOPBACK);
     batch.link_up_with(interface, plan.config.mtu().into(), TAP_QUEUE);
     batch.add_ipv4(interface, ipv4.child, ipv4.subnet.prefix(), ipv4.subnet.broadcast());
-    batch.add_default_route(interface, ipv4.gateway);
+    batch.add_default_route(interface, ipv4.gateway, ADVERTISED_MSS);
     if let Some((address, prefix)) = plan.ipv6_address().filter(|_| has_ipv6) {
         batch.add_ipv6(interface, address, prefix);
     }

@@ -14,6 +14,8 @@ const ERROR_CODE: Range<usize> = 16..20;
 /// linux/if_link.h
 const IFLA_GSO_IPV4_MAX_SIZE: u16 = 63;
 
+// linux/rtnetlink.h
+const RTAX_ADVMSS: u16 = 8;
 const RTM_FAMILY: usize = 16;
 const RTM_DST_LEN: usize = 17;
 const RTM_KIND: usize = 23;
@@ -202,13 +204,18 @@ impl Batch {
         self.end(start);
     }
 
-    /// Adds the IPv4 default route.
-    pub fn add_default_route(&mut self, interface: Interface, gateway: Ipv4Addr) {
-        self.add_route(interface, &Route::default_through(gateway.into()));
+    /// Adds the IPv4 default route. TCP connections by it tell their peers to send segments of up to `mss` bytes (RTAX_ADVMSS,
+    /// ip-route(8)), whatever the interface's MTU.
+    pub fn add_default_route(&mut self, interface: Interface, gateway: Ipv4Addr, mss: u32) {
+        self.add_route_with(interface, &Route::default_through(gateway.into()), Some(mss));
     }
 
     /// Adds a route.
     pub fn add_route(&mut self, interface: Interface, route: &Route) {
+        self.add_route_with(interface, route, None);
+    }
+
+    fn add_route_with(&mut self, interface: Interface, route: &Route, mss: Option<u32>) {
         let name = if route.prefix == 0 { "adding the default route" } else { "adding a route" };
         let start = self.begin(name, libc::RTM_NEWROUTE, self.create());
         let (family, scope) = match (route.network, route.gateway) {
@@ -226,6 +233,9 @@ impl Batch {
             self.address(libc::RTA_GATEWAY, gateway);
         }
         self.attribute(libc::RTA_OIF, &interface.0.to_ne_bytes());
+        if let Some(mss) = mss {
+            self.nested(libc::RTA_METRICS, |batch| batch.attribute(RTAX_ADVMSS, &mss.to_ne_bytes()));
+        }
         self.end(start);
     }
 
@@ -513,13 +523,14 @@ mod tests {
     fn default_route_is_what_iproute2_sends() {
         let mut batch = Batch::new();
         batch.link_up(Interface(2));
-        batch.add_default_route(Interface(2), Ipv4Addr::new(10, 0, 42, 2));
+        batch.add_default_route(Interface(2), Ipv4Addr::new(10, 0, 42, 2), 1460);
         #[rustfmt::skip]
         let expected = [
-            44, 0, 0, 0, 24, 0, 5, 6, 1, 0, 0, 0, 0, 0, 0, 0,
+            56, 0, 0, 0, 24, 0, 5, 6, 1, 0, 0, 0, 0, 0, 0, 0,
             2, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0,
             8, 0, 5, 0, 10, 0, 42, 2,
             8, 0, 4, 0, 2, 0, 0, 0,
+            12, 0, 8, 0, 8, 0, 8, 0, 0xb4, 5, 0, 0,
         ];
         assert_eq!(batch.bytes()[32..], expected);
         assert_eq!(batch.name(1), "adding the default route");
