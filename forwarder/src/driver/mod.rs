@@ -200,6 +200,8 @@ impl ForwardDriver {
 
     /// Runs until `stop` is readable or hung up; connections that are left are reset. Handles get [`PortError::Stopped`](crate::error::PortError::Stopped) afterwards.
     ///
+    /// While a stream in bulk is carried the calling thread may be bound to one processor of those that it may use.
+    ///
     /// What the child has sent on the egress relay is delivered before, as far as [`Timeouts::linger`] lets it: processes that
     /// have ended leave bytes with their kernel, which goes on sending them.
     ///

@@ -111,7 +111,7 @@ impl Placing {
         self.move_to(Place::Anywhere);
     }
 
-    /// Moves the calling thread, if that is allowed; else it stays where it is.
+    /// Moves the calling thread, or lets it run where it may, if it may not run there.
     fn move_to(&mut self, place: Place) {
         if place == self.place {
             return;
@@ -130,9 +130,18 @@ impl Placing {
             Some(before) => before,
             None => Affinity::get()?,
         };
-        let may = before.contains(processor);
+        let result = match before.contains(processor) {
+            true => Affinity::one(processor).and_then(|one| one.apply()),
+            false => before.apply(),
+        };
         self.before = Some(before);
-        if may { Affinity::one(processor)?.apply() } else { Ok(()) }
+        result
+    }
+}
+
+impl Drop for Placing {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -140,6 +149,9 @@ impl Placing {
 mod tests {
     use super::*;
     use crate::sys::processor;
+
+    /// More than there are.
+    const MANY: usize = 1023;
 
     fn sender(reads: &[(u64, usize, usize)]) -> Sender {
         let mut sender = Sender::default();
@@ -195,15 +207,18 @@ mod tests {
     #[test]
     fn a_thread_is_moved_and_gets_back_what_it_had() {
         let had = Affinity::get().unwrap();
-        let last = (0..1024).rev().find(|&processor| had.contains(processor)).unwrap();
+        let has_all = || {
+            let has = Affinity::get().unwrap();
+            (0..MANY).all(|processor| has.contains(processor) == had.contains(processor))
+        };
+        let last = (0..MANY).rev().find(|&processor| had.contains(processor)).unwrap();
         let mut placing = Placing::default();
         placing.move_to(Place::Beside(last));
         assert_eq!(processor::current(), Some(last));
-        placing.move_to(Place::Beside(1023));
-        placing.move_to(Place::Anywhere);
-        assert!(
-            (0..1024)
-                .all(|processor| Affinity::get().unwrap().contains(processor) == had.contains(processor))
-        );
+        placing.move_to(Place::Beside(MANY));
+        assert!(has_all(), "that one may not be had");
+        placing.move_to(Place::Beside(last));
+        drop(placing);
+        assert!(has_all());
     }
 }
