@@ -13,12 +13,11 @@
 //!     meta mark RELAY_MARK ct mark set ct mark | BIT accept                          # the relay's socket
 //!     meta mark FORWARD_MARK ct mark set ct mark | FORWARD_BIT accept                # a forward's
 //!     ct mark & BITS != 0 tcp flags & (syn | ack) != syn meta mark set MARK          # (1) the child's answers
-//!     oif lo meta mark 0 meta mark set BEGINNING_MARK                                # (7)
+//!     oif lo meta mark 0 fib daddr type != local meta mark set BEGINNING_MARK        # (7)
 //!   }
 //!   chain prerouting { type filter hook prerouting priority mangle; policy accept;
 //!     iif lo meta mark RELAY_MARK meta mark set MARK                                 # (2)
 //!     iif lo meta mark FORWARD_MARK meta mark set MARK                               # (5)
-//!     iif lo meta mark BEGINNING_MARK meta mark set 0                                # (7)
 //!     iif lo accept
 //!     ct mark & BIT == BIT ct direction reply tcp flags & (syn | rst) != 0 ct mark set ct mark & ~BIT accept   # (3)
 //!     ct mark & FORWARD_BIT == FORWARD_BIT ct direction original ct mark set ct mark & ~FORWARD_BIT accept  # (3)
@@ -38,8 +37,8 @@
 //!    there is no such rule, and the chain is left out.)
 //! 5. Servers inherit it (`tcp_fwmark_accept`): what they send is made for the loopback device, not for the TAP and its MTU.
 //! 6. It has a route of its own ([`crate::protocol::Request::Route`]) or goes to the child itself: nothing more is to be done for it.
-//! 7. Such a route may have outlived its connection: what begins is routed once more, by a mark that no such route is for. Nobody
-//!    else is to see the mark.
+//! 7. Such a route has outlived its connection: what begins is routed once more, by a mark that no such route is for. (Left out with the
+//!    chain of (4).)
 //!
 //! All rules are about TCP only. Other bits of the connection's mark are left alone.
 //!
@@ -116,7 +115,8 @@ impl Batch {
                 body.string(NFTA_CHAIN_TYPE, kind);
             });
         }
-        for (chain, rule) in rules().into_iter().filter(|rule| made(rule.0)) {
+        let possible = |rule: &[Term]| nat == Nat::Present || !rule.iter().any(|term| term.is_fib());
+        for (chain, rule) in rules().into_iter().filter(|(_, rule)| possible(rule)) {
             batch.message(EgressStep::Rule, NFT_MSG_NEWRULE, |body| {
                 body.string(NFTA_RULE_TABLE, TABLE_NAME);
                 body.string(NFTA_RULE_CHAIN, chain);
@@ -177,7 +177,7 @@ impl Batch {
 }
 
 /// The rules and their chains, in order.
-fn rules() -> [(&'static str, Vec<Term>); 14] {
+fn rules() -> [(&'static str, Vec<Term>); 13] {
     use Term::*;
     let tcp = [Meta(NFT_META_L4PROTO), Is(Value::Byte(libc::IPPROTO_TCP as u8))];
     let relay = [Meta(NFT_META_MARK), Is(Value::Word(RELAY_MARK))];
@@ -189,9 +189,8 @@ fn rules() -> [(&'static str, Vec<Term>); 14] {
     let direction = |direction| [Ct(NFT_CT_DIRECTION), Is(Value::Byte(direction))];
     let (asked, answered) = (direction(IP_CT_DIR_ORIGINAL), direction(IP_CT_DIR_REPLY));
     let unmarked = [Meta(NFT_META_OIF), Is(Value::Word(LOOPBACK)), Meta(NFT_META_MARK), Is(Value::Word(0))];
+    let elsewhere = [DestinationType, IsNot(Value::Word(RTN_LOCAL))];
     let begins = [Put(Value::Word(BEGINNING_MARK)), SetMeta(NFT_META_MARK)];
-    let begun =
-        [Meta(NFT_META_MARK), Is(Value::Word(BEGINNING_MARK)), Put(Value::Word(0)), SetMeta(NFT_META_MARK)];
     let stay = [Put(Value::Word(MARK)), SetMeta(NFT_META_MARK)];
     let set_bits = |keep, bits| [Ct(NFT_CT_MARK), Mask(keep, bits), SetCt(NFT_CT_MARK)];
     let clear = |bit: u32| [Ct(NFT_CT_MARK), Mask(!bit, 0), SetCt(NFT_CT_MARK), Accept];
@@ -202,10 +201,9 @@ fn rules() -> [(&'static str, Vec<Term>); 14] {
         (OUTPUT, [&tcp[..], &relay, &set_bits(!CONNECTION_BIT, CONNECTION_BIT), &[Accept]].concat()),
         (OUTPUT, [&tcp[..], &forward, &set_bits(!FORWARD_BIT, FORWARD_BIT), &[Accept]].concat()),
         (OUTPUT, [&tcp[..], &taken, &no_beginning, &stay].concat()),
-        (OUTPUT, [&tcp[..], &unmarked, &begins].concat()),
+        (OUTPUT, [&tcp[..], &unmarked, &elsewhere, &begins].concat()),
         (PREROUTING, [&loopback[..], &relay, &stay].concat()),
         (PREROUTING, [&loopback[..], &forward, &stay].concat()),
-        (PREROUTING, [&loopback[..], &begun].concat()),
         (PREROUTING, [&loopback[..], &[Accept]].concat()),
         (PREROUTING, [&tcp[..], &with(CONNECTION_BIT), &answered, &either, &clear(CONNECTION_BIT)].concat()),
         (PREROUTING, [&tcp[..], &with(FORWARD_BIT), &asked, &clear(FORWARD_BIT)].concat()),
@@ -226,6 +224,8 @@ enum Term {
     TcpFlags,
     /// Takes what kind of address the source is, as seen from the interface the packet leaves by.
     SourceType,
+    /// Takes what kind of address the destination is.
+    DestinationType,
     /// Takes the source's address; ends the rule if the packet is of the other family.
     Source(Family),
     /// Takes a value.
@@ -253,6 +253,11 @@ enum Value {
 }
 
 impl Term {
+    /// Whether it may be missing where NAT is.
+    fn is_fib(self) -> bool {
+        matches!(self, Term::SourceType | Term::DestinationType)
+    }
+
     /// The expressions in `list`.
     fn write(self, list: &mut Body<'_>) {
         if let Term::Source(family) = self {
@@ -267,7 +272,7 @@ impl Term {
             Term::Meta(_) | Term::SetMeta(_) => "meta",
             Term::Ct(_) | Term::SetCt(_) => "ct",
             Term::TcpFlags | Term::Source(_) => "payload",
-            Term::SourceType => "fib",
+            Term::SourceType | Term::DestinationType => "fib",
             Term::SourceNat(_) => "nat",
             Term::Put(_) | Term::Accept => "immediate",
             Term::Mask(..) | Term::MaskByte(_) => "bitwise",
@@ -294,11 +299,8 @@ impl Term {
             Term::TcpFlags => data.payload(NFT_PAYLOAD_TRANSPORT_HEADER, TCP_FLAGS_OFFSET, 1),
             Term::Source(Family::V4) => data.payload(NFT_PAYLOAD_NETWORK_HEADER, 12, 4),
             Term::Source(Family::V6) => data.payload(NFT_PAYLOAD_NETWORK_HEADER, 8, 16),
-            Term::SourceType => {
-                data.number(NFTA_FIB_DREG, NFT_REG_1);
-                data.number(NFTA_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE);
-                data.number(NFTA_FIB_FLAGS, NFTA_FIB_F_SADDR | NFTA_FIB_F_OIF);
-            }
+            Term::SourceType => data.address_type(NFTA_FIB_F_SADDR | NFTA_FIB_F_OIF),
+            Term::DestinationType => data.address_type(NFTA_FIB_F_DADDR),
             Term::SourceNat(family) => {
                 data.number(NFTA_NAT_TYPE, NFT_NAT_SNAT);
                 data.number(NFTA_NAT_FAMILY, protocol(family).into());
@@ -362,6 +364,12 @@ impl Body<'_> {
         self.number(NFTA_PAYLOAD_BASE, base);
         self.number(NFTA_PAYLOAD_OFFSET, offset);
         self.number(NFTA_PAYLOAD_LEN, len);
+    }
+
+    fn address_type(&mut self, flags: u32) {
+        self.number(NFTA_FIB_DREG, NFT_REG_1);
+        self.number(NFTA_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE);
+        self.number(NFTA_FIB_FLAGS, flags);
     }
 
     fn compare(&mut self, how: u32, value: Value) {
@@ -478,6 +486,7 @@ const NFTA_FIB_DREG: u16 = 1;
 const NFTA_FIB_RESULT: u16 = 2;
 const NFTA_FIB_FLAGS: u16 = 3;
 const NFTA_FIB_F_SADDR: u32 = 1;
+const NFTA_FIB_F_DADDR: u32 = 2;
 const NFTA_FIB_F_OIF: u32 = 16;
 const NFTA_NAT_TYPE: u16 = 1;
 const NFTA_NAT_FAMILY: u16 = 2;
@@ -519,7 +528,7 @@ mod tests {
         let of = |kind| NFNL_SUBSYS_NFTABLES << 8 | kind;
         let table = [NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE, NFT_MSG_NEWTABLE].map(of);
         let chains = [of(NFT_MSG_NEWCHAIN); 3];
-        let rules = [of(NFT_MSG_NEWRULE); 14];
+        let rules = [of(NFT_MSG_NEWRULE); 13];
         let expected = [&[NFNL_MSG_BATCH_BEGIN], &table[..], &chains, &rules, &[NFNL_MSG_BATCH_END]].concat();
         assert_eq!(kinds, expected);
         assert!((0..).zip(&messages).all(|(number, message)| message.0 == number));
@@ -555,7 +564,7 @@ mod tests {
         let messages = messages(&batch.bytes);
         // Behind the names of table and chain: `iif lo accept`.
         #[rustfmt::skip]
-        assert_eq!(messages[14].2[56..], [
+        assert_eq!(messages[12].2[56..], [
             132, 0, 4, 128,
             36, 0, 1, 128,
                 9, 0, 1, 0, b'm', b'e', b't', b'a', 0, 0, 0, 0,
