@@ -84,7 +84,7 @@ fn a_route_that_outlived_its_connection_leads_nobody_astray_and_goes_with_the_ne
         assert_eq!(lab.way_of(&stream), "relay", "{host}");
         lab.instance.kill(lab.instance.pid_of("rl-engine"));
         eventually("a successor's agent", || {
-            connect(&lab.child, &to.to_string());
+            let _relayed = connect(&lab.child, &to.to_string());
             routes(&lab.child).is_empty()
         });
     }

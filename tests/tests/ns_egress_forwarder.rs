@@ -203,9 +203,11 @@ table inet rootless-launch { # progname probe
 
 \tchain output {
 \t\ttype route hook output priority mangle; policy accept;
+\t\toif \"lo\" meta mark 0x00000000 tcp flags != syn / syn,ack accept
 \t\tmeta l4proto tcp meta mark 0x726c0002 ct mark set ct mark | 0x01000000 accept
 \t\tmeta l4proto tcp meta mark 0x726c0003 ct mark set ct mark | 0x02000000 accept
 \t\tct mark & 0x03000000 != 0x00000000 tcp flags != syn / syn,ack meta mark set 0x726c0001
+\t\tmeta l4proto tcp oif \"lo\" meta mark 0x00000000 fib daddr type != local meta mark set 0x726c0004
 \t}
 
 \tchain prerouting {
