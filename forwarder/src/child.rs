@@ -271,7 +271,7 @@ fn prepare_egress(table: &mut Option<Table>) -> (EgressAbility, EgressAbility) {
     }
     let family = |family| {
         make(world(family)).map_err(|error| (EgressStep::Socket, error))?;
-        rtnetlink::forget_connections(family, CONNECTION_PRIORITY)
+        rtnetlink::forget_connections(family, TABLE, CONNECTION_PRIORITY)
             .map_err(|error| (EgressStep::Route, error))?;
         rtnetlink::deliver_marked_locally(family, MARK, TABLE, RULE_PRIORITY)
             .map_err(|error| (EgressStep::Route, error))

@@ -67,15 +67,19 @@ pub(crate) fn route_connection(
     priority: u32,
 ) -> io::Result<()> {
     let socket = open(0, SockFlag::empty())?;
-    perform(&socket, &connection_rule(change, (from, to), table, priority))
+    match exchange(&socket, &connection_rule(change, (from, to), table, priority))? {
+        0 | libc::EEXIST | libc::ENOENT => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
 }
 
 /// Removes the rules of [`route_connection`] that somebody has left.
-pub(crate) fn forget_connections(family: Family, priority: u32) -> io::Result<()> {
+pub(crate) fn forget_connections(family: Family, table: u32, priority: u32) -> io::Result<()> {
     let socket = open(0, SockFlag::empty())?;
     let mut request = begin(libc::RTM_DELRULE, 0);
     request.extend([domain(family), 0, 0, 0, libc::RT_TABLE_UNSPEC, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0]);
     attribute(&mut request, FRA_PRIORITY, priority);
+    attribute(&mut request, FRA_TABLE, table);
     let request = end(request);
     loop {
         match exchange(&socket, &request)? {
@@ -88,7 +92,7 @@ pub(crate) fn forget_connections(family: Family, priority: u32) -> io::Result<()
 
 fn perform(socket: &OwnedFd, request: &[u8]) -> io::Result<()> {
     match exchange(socket, request)? {
-        0 | libc::EEXIST | libc::ENOENT => Ok(()),
+        0 | libc::EEXIST => Ok(()),
         errno => Err(io::Error::from_raw_os_error(errno)),
     }
 }
