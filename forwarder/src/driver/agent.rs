@@ -217,8 +217,8 @@ impl Agent {
                 let socket = fds.next().ok_or_else(|| io::Error::from_raw_os_error(libc::EMFILE));
                 News::Listening(id, socket)
             }
-            Reply::Routed { errno } => News::Routed(errno),
             Reply::Listening { id, errno } => News::Listening(id, Err(io::Error::from_raw_os_error(errno))),
+            Reply::Routed { errno } => News::Routed(errno),
         })
     }
 
@@ -227,8 +227,8 @@ impl Agent {
         self.stocks.entry(kind).or_insert_with(|| Stock { sockets: Vec::new(), asked: false, batch })
     }
 
-    /// Requests are few and short, at most one for each kind and two for each route are under way: the socket's buffer takes them. If the agent is
-    /// gone the next receive says so.
+    /// Requests are few and short, at most one for each kind and two for each route are under way: the socket's buffer takes
+    /// them. If the agent is gone the next receive says so.
     fn ask(&self, request: Request) {
         let _ = scm::send(self.line.as_fd(), &request.encode(), &[], MsgFlags::MSG_DONTWAIT);
     }

@@ -529,7 +529,8 @@ impl Engine {
         }
     }
 
-    /// Moves what lies in the sockets of streams that gather and is not going to wake anybody.
+    /// Moves what lies in the sockets of streams that gather and is not going to wake anybody; sees to their routes and to where this
+    /// thread runs.
     fn look_at_gathering(&mut self) {
         let mut still = std::mem::take(&mut self.gathering);
         let mut seen = Vec::new();

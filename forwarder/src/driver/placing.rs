@@ -14,6 +14,7 @@
 //! |---|---|
 //! | two thirds of their bytes come from one processor | beside that sender |
 //! | fewer, or none gathers | wherever it may |
+//! | messages came beside them in the last 0.1 s | wherever it may: they would wait for a processor that is always busy |
 
 use std::collections::BTreeMap;
 use std::io;
