@@ -316,9 +316,18 @@ impl Join {
 
     /// Whether headers of the same length differ from ours only where segments of one stream do.
     fn is_alike(&self, other: &[u8]) -> bool {
-        let ours = self.headers.iter().zip(&self.mask);
-        // Without a branch per byte.
-        ours.zip(other).fold(0, |differs, ((ours, mask), other)| differs | (ours ^ other) & mask) == 0
+        let (Some(ours), Some(mask)) = (self.headers.get(..other.len()), self.mask.get(..other.len())) else {
+            return false;
+        };
+        let ((ours, last), (masks, last_mask), (others, last_other)) =
+            (ours.as_chunks(), mask.as_chunks(), other.as_chunks());
+        // Words at once, and without a branch for each.
+        let words = ours.iter().zip(masks).zip(others).fold(0, |differs, ((ours, mask), other)| {
+            let word = |bytes: &[u8; 8]| u64::from_ne_bytes(*bytes);
+            differs | (word(ours) ^ word(other)) & word(mask)
+        });
+        let bytes = last.iter().zip(last_mask).zip(last_other);
+        words == 0 && bytes.fold(0, |differs, ((ours, mask), other)| differs | (ours ^ other) & mask) == 0
     }
 }
 
