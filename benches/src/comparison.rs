@@ -191,9 +191,10 @@ pub fn print_head(options: &Options, left_out: &[String]) {
         .trim_start_matches([':', '\t', ' ']);
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     println!(
-        "{}, Linux {}, {cpus} CPUs ({model})",
+        "{}, Linux {}, {cpus} CPUs ({model}){}",
         first_line_of("date", &["-u", "+%F %H:%M UTC"]),
-        first("/proc/sys/kernel/osrelease")
+        first("/proc/sys/kernel/osrelease"),
+        idle(&first("/sys/devices/system/cpu/cpuidle/current_driver"), &first(HALT_POLL))
     );
     println!(
         "{}, pasta {}, {}, {}",
@@ -207,6 +208,18 @@ pub fn print_head(options: &Options, left_out: &[String]) {
         println!("left out, not to be had here: {name}");
     }
     println!();
+}
+
+/// How long processors of a virtual machine look for work before they halt, in nanoseconds (haltpoll's parameter).
+const HALT_POLL: &str = "/sys/module/haltpoll/parameters/guest_halt_poll_ns";
+
+/// What idle processors do: to wake one that has halted costs a virtual machine more than most of what is measured here.
+fn idle(driver: &str, halt_poll: &str) -> String {
+    match (driver, halt_poll) {
+        ("haltpoll", polls) if !polls.is_empty() => format!(", idle ones poll for {polls} ns, then halt"),
+        ("" | "none", _) => String::new(),
+        (driver, _) => format!(", idle by {driver}"),
+    }
 }
 
 /// Longer than all deadlines inside one measurement.
