@@ -56,6 +56,23 @@ fn bulk_has_a_route_of_its_own_until_it_ends() {
     }
 }
 
+#[test]
+fn a_route_goes_although_the_child_has_lost_its_address() {
+    let lab = Lab::new("relay", &[]);
+    let server = Server::start(lab.world.host.listen(&format!("{SERVICE4}:0")), Serve::Sink);
+    let stream = connect(&lab.child, &format!("{SERVICE4}:{}", server.port()));
+    let carrying = thread::spawn({
+        let stream = stream.try_clone().unwrap();
+        move || carry(stream, true)
+    });
+    eventually("a route", || !routes(&lab.child).is_empty());
+    let address = stream.local_addr().unwrap().ip();
+    lab.child.ip(&format!("addr del {address}/24 dev tap0\n"));
+    stream.shutdown(Shutdown::Both).unwrap();
+    carrying.join().unwrap();
+    eventually("no route", || routes(&lab.child).is_empty());
+}
+
 /// A rule for what will be a connection between these addresses, as if one before it had left it.
 fn leave_route(child: &Netns, from: SocketAddr, to: SocketAddr) {
     let family = if from.is_ipv4() { "-4" } else { "-6" };

@@ -1,5 +1,6 @@
 //! The driver's end of the agent: a stock of sockets that live in the child's namespace.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
@@ -51,6 +52,8 @@ pub(super) struct Agent {
     greeted: bool,
     abilities: Option<Abilities>,
     stocks: BTreeMap<SocketKind, Stock>,
+    /// Routes asked for or given up without an answer so far.
+    routes_asked: Cell<usize>,
     /// The most sockets of one request.
     largest: u8,
     pub(super) local: Option<LocalAddresses>,
@@ -103,6 +106,7 @@ impl Agent {
             greeted: false,
             abilities: None,
             stocks: BTreeMap::new(),
+            routes_asked: Cell::new(0),
             largest: MAX_SOCKETS,
             local: None,
             diag: None,
@@ -163,7 +167,13 @@ impl Agent {
 
     /// Asks for a route of a connection or for its end; [`News::Routed`] follows.
     pub(super) fn route(&self, change: Change, child: SocketAddr, destination: SocketAddr) {
+        self.routes_asked.set(self.routes_asked.get() + 1);
         self.ask(Request::Route { change, child, destination });
+    }
+
+    /// Requests for routes that are not answered yet. An agent that answers none is not to be asked for more.
+    pub(super) fn routes_asked(&self) -> usize {
+        self.routes_asked.get()
     }
 
     /// The next message, if there is one.
@@ -218,7 +228,10 @@ impl Agent {
                 News::Listening(id, socket)
             }
             Reply::Listening { id, errno } => News::Listening(id, Err(io::Error::from_raw_os_error(errno))),
-            Reply::Routed { errno } => News::Routed(errno),
+            Reply::Routed { errno } => {
+                self.routes_asked.set(self.routes_asked.get().saturating_sub(1));
+                News::Routed(errno)
+            }
         })
     }
 
@@ -227,8 +240,8 @@ impl Agent {
         self.stocks.entry(kind).or_insert_with(|| Stock { sockets: Vec::new(), asked: false, batch })
     }
 
-    /// Requests are few and short, at most one for each kind and two for each route are under way: the socket's buffer takes
-    /// them. If the agent is gone the next receive says so.
+    /// Requests are few and short: at most one for each kind, and two for each of the routes that there may be, are under way. The
+    /// socket's buffer takes them. If the agent is gone the next receive says so.
     fn ask(&self, request: Request) {
         let _ = scm::send(self.line.as_fd(), &request.encode(), &[], MsgFlags::MSG_DONTWAIT);
     }

@@ -115,6 +115,9 @@ impl Gather {
             State::Off => (State::Off, Looked::Over),
         };
         self.state = state;
+        if looked == Looked::Over {
+            self.sender = None;
+        }
         looked
     }
 }

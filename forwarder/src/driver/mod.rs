@@ -533,10 +533,18 @@ impl Engine {
     /// thread runs.
     fn look_at_gathering(&mut self) {
         let mut still = std::mem::take(&mut self.gathering);
+        let now = self.now;
         let mut seen = Vec::new();
         still.retain(|&(key, generation, side)| {
             let pair = self.pairs.get_mut(key).filter(|pair| pair.generation == generation);
-            let looked = pair.map_or(Looked::Over, |pair| pair.look(side, &mut seen));
+            let looked = pair.map_or(Looked::Over, |pair| {
+                let looked = pair.look(side, &mut seen);
+                // What is moved by looks alone comes without an event.
+                if looked == Looked::Flows {
+                    pair.active = now;
+                }
+                looked
+            });
             if looked == Looked::Waits {
                 self.advance(key);
             }

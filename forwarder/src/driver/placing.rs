@@ -14,6 +14,7 @@
 //! |---|---|
 //! | two thirds of their bytes come from one processor | beside that sender |
 //! | fewer, or none gathers | wherever it may |
+//! | nothing has come from this machine for 0.1 s | wherever it may |
 //! | messages came beside them in the last 0.1 s | wherever it may: they would wait for a processor that is always busy |
 
 use std::collections::BTreeMap;
@@ -92,6 +93,8 @@ pub(super) struct Placing {
     place: Place,
     /// Looks until messages that came are forgotten, [`CALM`] at first.
     restless: u8,
+    /// Looks since anything was seen, up to [`CALM`].
+    blind: u8,
     /// What the thread may use otherwise.
     before: Option<Affinity>,
 }
@@ -100,7 +103,8 @@ impl Placing {
     /// A look at `streams`, and how many `messages` came beside them since the last one.
     pub(super) fn look(&mut self, streams: &[Seen], messages: u32) {
         self.restless = if messages < MESSAGES { self.restless.saturating_sub(1) } else { CALM };
-        if self.restless > 0 {
+        self.blind = if streams.is_empty() { self.blind.saturating_add(1).min(CALM) } else { 0 };
+        if self.restless > 0 || self.blind == CALM {
             self.move_to(Place::Anywhere);
         } else if let Some(place) = place(streams) {
             self.move_to(place);
@@ -109,7 +113,7 @@ impl Placing {
 
     /// No stream gathers any more.
     pub(super) fn end(&mut self) {
-        self.restless = 0;
+        (self.restless, self.blind) = (0, 0);
         self.move_to(Place::Anywhere);
     }
 
@@ -133,7 +137,8 @@ impl Placing {
             None => Affinity::get()?,
         };
         let result = match before.contains(processor) {
-            true => Affinity::one(processor).and_then(|one| one.apply()),
+            // Its cpuset may not have that one.
+            true => Affinity::one(processor).and_then(|one| one.apply()).or_else(|_| before.apply()),
             false => before.apply(),
         };
         self.before = Some(before);
@@ -204,12 +209,37 @@ mod tests {
     }
 
     #[test]
+    fn what_a_device_brings_does_not_keep_the_relay_where_a_sender_was() {
+        let here = processor::current().unwrap();
+        let mut placing = Placing::default();
+        placing.look(&[Seen { processor: here, bytes: 1 }], 0);
+        for _ in 1..CALM {
+            placing.look(&[], 0);
+            assert_eq!(placing.place, Place::Beside(here));
+        }
+        placing.look(&[], 0);
+        assert_eq!(placing.place, Place::Anywhere);
+    }
+
+    #[test]
+    fn a_limit_of_somebody_else_is_kept_and_none_is_made() {
+        Affinity::all().unwrap().apply().unwrap();
+        let usable = Affinity::usable().unwrap();
+        assert_eq!(Affinity::get().unwrap(), Affinity::all().unwrap(), "only the cpuset limits this thread");
+        assert_eq!(Affinity::usable().unwrap(), usable);
+        let last = (0..MANY).rev().find(|&processor| usable.contains(processor)).unwrap();
+        let one = Affinity::one(last).unwrap();
+        one.apply().unwrap();
+        if one != usable {
+            assert_eq!(Affinity::get().unwrap(), one);
+        }
+        assert_eq!(Affinity::usable().unwrap(), one);
+    }
+
+    #[test]
     fn a_thread_is_moved_and_gets_back_what_it_had() {
-        let had = Affinity::get().unwrap();
-        let has_all = || {
-            let has = Affinity::get().unwrap();
-            (0..MANY).all(|processor| has.contains(processor) == had.contains(processor))
-        };
+        let had = Affinity::usable().unwrap();
+        let has_all = || Affinity::usable().unwrap() == had;
         let last = (0..MANY).rev().find(|&processor| had.contains(processor)).unwrap();
         let mut placing = Placing::default();
         placing.move_to(Place::Beside(last));

@@ -57,11 +57,18 @@ impl Engine {
         }
     }
 
-    /// Whether the connection is one that can have a route; the agent was asked for it then.
+    /// Whether the connection is one that can have a route, or has one; the agent was asked then.
     fn route(&self, change: Change, pair: &Pair) -> bool {
         let Some(agent) = &self.agent else { return false };
-        let local = agent.local.as_ref().is_some_and(|local| local.contains(pair.client.ip()));
-        let possible = matches!(pair.origin, Origin::Egress { .. }) && local && !is_link_local(pair.to.ip());
+        let possible = match change {
+            Change::Add => {
+                let local = agent.local.as_ref().is_some_and(|local| local.contains(pair.client.ip()));
+                let is_egress = matches!(pair.origin, Origin::Egress { .. });
+                is_egress && local && !is_link_local(pair.to.ip()) && agent.routes_asked() < SHORTCUTS
+            }
+            // The child may have lost the address meanwhile.
+            Change::Remove => true,
+        };
         if possible {
             agent.route(change, pair.client, pair.to);
         }

@@ -8,15 +8,35 @@ use nix::unistd::Pid;
 
 use super::socket;
 
-/// The processors that the calling thread may use (sched_setaffinity(2)).
-#[derive(Debug)]
+/// Processors that the calling thread may use (sched_setaffinity(2)), within its cpuset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Affinity(CpuSet);
 
 const CALLER: Pid = Pid::from_raw(0);
 
 impl Affinity {
-    pub(crate) fn get() -> io::Result<Self> {
+    /// What it may use at the moment.
+    pub(crate) fn usable() -> io::Result<Self> {
         Ok(Affinity(sched_getaffinity(CALLER)?))
+    }
+
+    /// What it was limited to by affinity: all there may ever be, if by nothing but its cpuset. To set what it may use at
+    /// the moment would limit it to that for good, however its cpuset grows.
+    pub(crate) fn get() -> io::Result<Self> {
+        let (usable, all) = (Self::usable()?, Self::all()?);
+        all.apply()?;
+        if Self::usable()? == usable {
+            return Ok(all);
+        }
+        usable.apply()?;
+        Ok(usable)
+    }
+
+    /// All that a set has room for.
+    pub(crate) fn all() -> io::Result<Self> {
+        let mut all = CpuSet::new();
+        (0..CpuSet::count()).try_for_each(|processor| all.set(processor))?;
+        Ok(Affinity(all))
     }
 
     /// # Errors
