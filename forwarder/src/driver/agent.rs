@@ -52,7 +52,7 @@ pub(super) struct Agent {
     greeted: bool,
     abilities: Option<Abilities>,
     stocks: BTreeMap<SocketKind, Stock>,
-    /// Routes asked for or given up without an answer so far.
+    /// Requests for routes, or for their end, without an answer so far.
     routes_asked: Cell<usize>,
     /// The most sockets of one request.
     largest: u8,

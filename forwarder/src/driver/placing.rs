@@ -103,7 +103,7 @@ impl Placing {
     /// A look at `streams`, and how many `messages` came beside them since the last one.
     pub(super) fn look(&mut self, streams: &[Seen], messages: u32) {
         self.restless = if messages < MESSAGES { self.restless.saturating_sub(1) } else { CALM };
-        self.blind = if streams.is_empty() { self.blind.saturating_add(1).min(CALM) } else { 0 };
+        self.blind = if streams.is_empty() { (self.blind + 1).min(CALM) } else { 0 };
         if self.restless > 0 || self.blind == CALM {
             self.move_to(Place::Anywhere);
         } else if let Some(place) = place(streams) {
@@ -134,7 +134,7 @@ impl Placing {
         };
         let before = match self.before.take() {
             Some(before) => before,
-            None => Affinity::get()?,
+            None => Affinity::own_limit()?,
         };
         let result = match before.contains(processor) {
             // Its cpuset may not have that one.
@@ -225,13 +225,17 @@ mod tests {
     fn a_limit_of_somebody_else_is_kept_and_none_is_made() {
         Affinity::all().unwrap().apply().unwrap();
         let usable = Affinity::usable().unwrap();
-        assert_eq!(Affinity::get().unwrap(), Affinity::all().unwrap(), "only the cpuset limits this thread");
+        assert_eq!(
+            Affinity::own_limit().unwrap(),
+            Affinity::all().unwrap(),
+            "only the cpuset limits this thread"
+        );
         assert_eq!(Affinity::usable().unwrap(), usable);
         let last = (0..MANY).rev().find(|&processor| usable.contains(processor)).unwrap();
         let one = Affinity::one(last).unwrap();
         one.apply().unwrap();
         if one != usable {
-            assert_eq!(Affinity::get().unwrap(), one);
+            assert_eq!(Affinity::own_limit().unwrap(), one);
         }
         assert_eq!(Affinity::usable().unwrap(), one);
     }

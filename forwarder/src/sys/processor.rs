@@ -20,9 +20,9 @@ impl Affinity {
         Ok(Affinity(sched_getaffinity(CALLER)?))
     }
 
-    /// What it was limited to by affinity: all there may ever be, if by nothing but its cpuset. To set what it may use at
-    /// the moment would limit it to that for good, however its cpuset grows.
-    pub(crate) fn get() -> io::Result<Self> {
+    /// What affinity limits it to, found out by lifting the limit for a moment: all there may ever be, where only its cpuset
+    /// limits it. To set what it may use at the moment would limit it to that for good, however its cpuset grows.
+    pub(crate) fn own_limit() -> io::Result<Self> {
         let (usable, all) = (Self::usable()?, Self::all()?);
         all.apply()?;
         if Self::usable()? == usable {
